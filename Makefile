@@ -1,0 +1,60 @@
+# Two commands do all set-up on a fresh machine: `make run` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+export UV_PYTHON_DOWNLOADS = never
+export LITELLM_LOCAL_MODEL_COST_MAP = True
+ARGS ?=
+
+.PHONY: run demo test check lint types imports test-vllm lock clean
+
+run: $(VENV)/run.done  ## serve on http://127.0.0.1:4000
+	$(PY) -m proxy serve $(ARGS)
+
+demo: $(VENV)/run.done  ## simulated engines with sample traffic
+	$(PY) -m proxy demo $(ARGS)
+
+test: $(VENV)/dev.done check  ## everything: lint, types, import contracts, tests
+	$(PY) -m tests.prepare
+	$(PY) -m pytest $(ARGS)
+
+check: lint types imports
+
+lint: $(VENV)/dev.done
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+types: $(VENV)/dev.done
+	$(PY) -m mypy
+
+imports: $(VENV)/dev.done
+	$(VENV)/bin/lint-imports
+
+test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
+	$(PY) -m tests.prepare --vllm
+	$(PY) -m pytest -m vllm tests/test_vllm.py $(ARGS)
+
+lock:  ## pin what the project depends on, with hashes and without hosts
+	$(UV) pip compile pyproject.toml --no-header --no-annotate --generate-hashes -q -o requirements.lock
+	$(UV) pip compile pyproject.toml --group dev --no-header --no-annotate --generate-hashes -q -o requirements-dev.lock
+
+$(VENV)/bin/uv:
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] < (3, 14) else "Joulegate needs Python 3.11 to 3.13; this is " + sys.version.split()[0] + ". Name another with: make PYTHON=python3.12 run")'
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# The development environment holds everything that running needs, so that
+# `make run` after `make test` does not take it apart again.
+$(VENV)/run.done: requirements.lock | $(VENV)/bin/uv
+	test -f $(VENV)/dev.done || $(UV) pip install --quiet --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --no-deps --no-build-isolation-package joulegate -e . 2>/dev/null || $(UV) pip install --quiet --no-deps -e .
+	touch $@
+
+$(VENV)/dev.done: requirements-dev.lock | $(VENV)/bin/uv
+	$(UV) pip install --quiet --require-hashes -r requirements-dev.lock
+	$(UV) pip install --quiet --no-deps -e .
+	touch $@ $(VENV)/run.done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,87 @@
+"""The values that policies speak in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from estimators.types import Backend, Estimate, Features, Load
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """Hard limits. None means no limit; a caller can only tighten what its team may do."""
+
+    min_quality: float | None = None  # 0..1
+    min_relative_quality: float | None = None  # share of the asked-for model's quality
+    max_energy_j: float | None = None
+    max_carbon_g: float | None = None
+    max_money_usd: float | None = None
+    max_ttft_s: float | None = None
+    max_latency_s: float | None = None
+    regions: tuple[str, ...] | None = None  # data may only go there
+    providers: tuple[str, ...] | None = None  # allow-list; "local" is ours
+    backends: tuple[str, ...] | None = None  # allow-list by name or group
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One backend that could serve the request, with what it would cost and its present load."""
+
+    backend: Backend
+    estimate: Estimate
+    load: Load
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What a policy may look at besides the candidates; values only, no clock."""
+
+    features: Features
+    asked: str  # the model name the client sent
+    team: str = ""
+    tags: tuple[str, ...] = ()
+    session: str | None = None
+    session_backend: str | None = None  # where this session's prefix cache is
+    hour: int | None = None  # of the team's day, 0..23
+    budget_left: float | None = None  # 0..1 of the tightest budget
+    draw: float = 0.5  # uniform in [0, 1): all randomness a policy may use, so decisions replay
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """Why one backend was not chosen."""
+
+    backend: str
+    code: str  # "quality_below_limit", "context_too_long", "not_chosen", ...
+    message: str  # a sentence with the figures in it
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """The chosen backend, the order in which to try the others, and why."""
+
+    chosen: str
+    order: tuple[str, ...]  # chosen first, then fallbacks that also fit
+    policy: str
+    version: str = ""
+    reason: str  # a sentence
+    rejections: tuple[Rejection, ...] = ()  # every other candidate, each with its reason
+    counterfactual: str | None = None  # what would have served without us
+    explored: bool = False
+
+
+class NoBackendWithinLimits(Exception):
+    """Every candidate broke a limit. ``rejections`` says which, for each backend."""
+
+    def __init__(self, rejections: Sequence[Rejection]) -> None:
+        self.rejections = tuple(rejections)
+        each = "; ".join(f"{r.backend}: {r.message}" for r in self.rejections)
+        super().__init__(f"No backend fits the limits. {each or 'There are no candidates.'}")
+
+
+class Policy(Protocol):
+    """Chooses one candidate among those that fit, or raises NoBackendWithinLimits."""
+
+    name: str
+
+    def choose(
+        self, request: Request, candidates: Sequence[Candidate], limits: Limits
+    ) -> Decision: ...

@@ -1,0 +1,33 @@
+"""The commands of ``joulegate``, one file each.
+
+A command module has a docstring (its help), an ``EXAMPLE`` line, ``add_arguments(parser)`` and
+``run(args) -> int``. It raises CommandError for what the user can mend: the message goes to
+stderr and the exit status is 1; argparse itself exits with 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Protocol, cast
+
+# name -> module; imported only when used, since some pull in heavy libraries
+COMMANDS: dict[str, str] = {}
+
+
+class CommandError(Exception):
+    """Something the user can mend; the message is one sentence that says what to do."""
+
+
+class Command(Protocol):
+    __doc__: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, args: argparse.Namespace) -> int: ...
+
+
+def load(name: str) -> Command:
+    """The command module of that name. Raises KeyError when there is none."""
+    return cast(Command, importlib.import_module(COMMANDS[name]))
