@@ -147,6 +147,25 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     score: float | None = None  # 0..1
 
 
+class LengthPredictor(Protocol):
+    """Says how long answers will be. Injected into the energy estimator."""
+
+    def predict(self, features: Features, backends: Sequence[Backend]) -> list[Lengths]:
+        """Tokens of one answer, one figure per backend, in order.
+
+        Capped by ``features.max_tokens``; never raises for a backend unknown to it.
+        """
+        ...
+
+
+class QualityPredictor(Protocol):
+    """Says how good answers will be, 0..1. Injected into the energy estimator."""
+
+    def predict(self, features: Features, backends: Sequence[Backend]) -> list[Band | None]:
+        """One band per backend, in order; None where nothing at all is known of it."""
+        ...
+
+
 class Estimator(Protocol):
     """Answers for all candidates in one call; learns off the request path."""
 
