@@ -1,0 +1,136 @@
+"""Who is calling: keys from the config (and the store) become callers, by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from policies.types import Limits
+from proxy.errors import ApiError, invalid_api_key
+from proxy.settings import KeySettings, LimitSettings, Settings
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """The holder of a key: one team, one role, within its limits."""
+
+    team: str
+    key_id: str | None = None  # the first hex digits of the key's hash; safe to show
+    role: str = "member"  # admin | lead | member
+    project: str | None = None
+    organisation: str | None = None
+    policy: str | None = None
+    limits: Limits = Limits()
+    share_cache: bool = False
+    timezone: str = "UTC"
+    expires_s: float | None = None  # Unix time
+
+
+ANYONE = Caller(team="default", role="admin")
+
+
+def digest(key: str | bytes) -> str:
+    """A key's SHA-256 in hexadecimal: what is stored and compared."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+def limits_of(settings: LimitSettings) -> Limits:
+    """A team's configured limits as policies understand them."""
+    return Limits(
+        min_quality=settings.min_quality,
+        max_energy_j=settings.max_energy_j,
+        max_carbon_g=settings.max_carbon_g,
+        max_money_usd=settings.max_money_usd,
+        max_ttft_s=settings.max_ttft_s,
+        max_latency_s=settings.max_latency_s,
+        regions=None if settings.regions is None else tuple(settings.regions),
+        backends=None if settings.backends is None else tuple(settings.backends),
+    )
+
+
+class KeyRing:
+    """Looks a key up in O(1). With no keys at all, anyone may call (loopback only)."""
+
+    def __init__(self, callers: Mapping[str, Caller]) -> None:
+        self._callers = dict(callers)
+        self.open = not self._callers
+
+    def replace(self, callers: Mapping[str, Caller]) -> None:
+        """Use these keys from now on; an open ring stays open only while there are none."""
+        self._callers = dict(callers)
+        self.open = not self._callers
+
+    def lookup(self, key: str | bytes, now_s: float) -> Caller | None:
+        """The holder of that key at that Unix time, or None. Looks up by hash, so that the time
+        it takes says nothing about any key."""
+        hashed = digest(key)
+        caller = self._callers.get(hashed)
+        if caller is None:
+            return None
+        if caller.expires_s is not None and now_s >= caller.expires_s:
+            return None
+        return caller
+
+    def caller(self, headers: RawHeaders, now_s: float) -> Caller:
+        """The caller of a request. Raises ApiError 401."""
+        if self.open:
+            return ANYONE
+        key = key_in(headers)
+        if key is None:
+            raise missing_key()
+        caller = self.lookup(key, now_s)
+        if caller is None:
+            raise invalid_api_key(
+                "Incorrect API key provided. Ask whoever runs Joulegate for a key of your team."
+            )
+        return caller
+
+
+def missing_key() -> ApiError:
+    return invalid_api_key(
+        "You didn't provide an API key. Send it as 'Authorization: Bearer YOUR_KEY', "
+        "'x-api-key' or 'api-key'."
+    )
+
+
+def key_in(headers: RawHeaders) -> bytes | None:
+    """The key in a request's raw ASGI headers, from any of the three places clients use."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            if scheme.lower() == b"bearer" and key.strip():
+                return key.strip()
+        elif name in (b"x-api-key", b"api-key") and value:
+            return value
+    return None
+
+
+def from_settings(settings: Settings, expiry: Mapping[str, float] | None = None) -> KeyRing:
+    """The key ring of a config file; ``expiry`` maps ISO times of keys to Unix times."""
+    callers: dict[str, Caller] = {}
+    for name, team in settings.teams.items():
+        for entry in team.keys:
+            key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
+            hashed = key.sha256.lower() if key.sha256 else digest(key.key or "")
+            callers[hashed] = Caller(
+                team=name,
+                key_id=hashed[:12],
+                role=key.role,
+                project=key.project,
+                organisation=team.organisation,
+                policy=team.policy,
+                limits=limits_of(team.limits),
+                share_cache=team.share_cache,
+                timezone=team.timezone,
+                expires_s=(expiry or {}).get(key.expires) if key.expires else None,
+            )
+    return KeyRing(callers)
+
+
+def same_secret(given: str, expected: str) -> bool:
+    """Compare two secrets in constant time."""
+    return hmac.compare_digest(given.encode(), expected.encode())

@@ -1,0 +1,393 @@
+"""Everything that can be set, in one frozen tree: name, type, default and help together.
+
+`load` reads a config file (ours, or LiteLLM's) into `Settings`; nothing reads the environment
+later. docs/settings.md is generated from this file and tested to be up to date.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from proxy import config_file
+from proxy.config_file import ConfigError, Document, Problem
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+def help_(text: str) -> Meta:
+    return Meta(description=text)
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where Joulegate listens and what it accepts."""
+
+    host: Annotated[str, help_("Address to listen on; others than loopback need keys.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[Port, help_("Port to listen on; 0 takes a free one.")] = 4000
+    workers: Annotated[int, Meta(ge=1, le=256), help_("Processes, with one set of books.")] = 1
+    max_body_bytes: Annotated[
+        int, Meta(ge=1024), help_("Largest request body, decompressed; more is a 413.")
+    ] = 33_554_432
+    cors_origins: Annotated[
+        list[str], help_("Origins that browsers may call from; `*` for any.")
+    ] = []
+    stop_deadline_s: Annotated[
+        NotNegative, help_("How long streams in flight may go on after SIGTERM.")
+    ] = 30.0
+    max_in_flight: Annotated[int, Meta(ge=1), help_("Requests at once; more is a 503.")] = 10_000
+
+
+class Time(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long an upstream may take; each part has its own limit."""
+
+    connect_s: Annotated[Positive, help_("To open a connection.")] = 5.0
+    first_byte_s: Annotated[Positive, help_("From sending the request to the first byte.")] = 300.0
+    between_chunks_s: Annotated[Positive, help_("Longest gap inside an answer.")] = 120.0
+    total_s: Annotated[
+        Positive, help_("For a whole answer that is not streamed; never cuts a live stream.")
+    ] = 600.0
+
+
+class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What happens when a backend fails before its first byte."""
+
+    attempts: Annotated[
+        int, Meta(ge=1, le=10), help_("Tries at most, over all backends that fit.")
+    ] = 3
+    wait_s: Annotated[
+        NotNegative, help_("Longest wait before the second try of a backend; jittered.")
+    ] = 0.25
+    cooldown_s: Annotated[
+        NotNegative, help_("How long a failing backend is left alone before one probe.")
+    ] = 15.0
+    failures: Annotated[int, Meta(ge=1), help_("Failures in a row before the cooldown.")] = 3
+    health_check_s: Annotated[
+        NotNegative, help_("Time between health checks of a backend; 0 for none.")
+    ] = 10.0
+
+
+class Redis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """State shared by replicas. Without a URL it is kept in process."""
+
+    url: Annotated[str | None, help_("`redis://` or `rediss://` address.")] = None
+    timeout_s: Annotated[
+        Positive, help_("How long a request waits for Redis before it goes on without.")
+    ] = 0.25
+
+
+class Ledger(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the books are kept."""
+
+    url: Annotated[str | None, help_("SQLAlchemy address; none means SQLite in `state_dir`.")] = (
+        None
+    )
+    fsync: Annotated[
+        bool, help_("Whether a journal record is forced to the disk, not only written.")
+    ] = False
+
+
+class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Exact-match cache of answers, never shared between teams unless both opt in."""
+
+    enabled: Annotated[bool, help_("Whether answers are cached at all.")] = True
+    ttl_s: Annotated[Positive, help_("How long an answer stays.")] = 3600.0
+    max_bytes: Annotated[int, Meta(ge=0), help_("Memory for answers kept in process.")] = 67_108_864
+    max_answer_bytes: Annotated[int, Meta(ge=0), help_("Larger answers are not kept.")] = 1_048_576
+    sampled: Annotated[
+        bool, help_("Whether answers sampled at a temperature above 0 are cached too.")
+    ] = False
+
+
+class Carbon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Grid and data centre, for backends that do not say their own."""
+
+    zone: Annotated[str | None, help_("Grid zone such as `DE`; none means world average.")] = None
+    pue: Annotated[Annotated[float, Meta(ge=1)], help_("Facility energy by device energy.")] = 1.2
+    intensity_g_per_kwh: Annotated[
+        NotNegative | None, help_("Fixed intensity; none means the zone's.")
+    ] = None
+    intensity_file: Annotated[
+        str | None, help_("CSV of `zone,hour,intensity_g_per_kwh` to use first.")
+    ] = None
+    electricity_maps_token: Annotated[
+        str | None, help_("Token of the Electricity Maps API; none means not asked.")
+    ] = None
+    default_counterfactual: Annotated[
+        str | None, help_("Backend that `auto` would have been without Joulegate.")
+    ] = None
+
+
+class MeterSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a backend's energy is read when it runs on this machine."""
+
+    kind: Annotated[
+        typing.Literal["nvml", "dcgm", "replay", "simulated", "zeus", "none"],
+        help_("What is read."),
+    ] = "none"
+    devices: Annotated[list[str], help_("GPU indices or UUIDs; empty means all.")] = []
+    url: Annotated[str | None, help_("Exporter's address, for `dcgm` and `simulated`.")] = None
+    file: Annotated[str | None, help_("Recording, for `replay`.")] = None
+    window_s: Annotated[Positive, help_("Length of a window of energy.")] = 1.0
+
+
+class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One place that can serve requests."""
+
+    model: Annotated[str, help_("Group that clients ask for, such as `llama-3.1-8b`.")]
+    url: Annotated[
+        str | None, help_("Address of the API, with `/v1`; none for litellm's providers.")
+    ] = None
+    name: Annotated[str | None, help_("Unique name; default `model@precision`.")] = None
+    upstream_model: Annotated[
+        str | None, help_("Model name to send; default what the client asked for.")
+    ] = None
+    api_key: Annotated[str | None, help_("Key sent upstream; `os.environ/NAME` reads one.")] = None
+    api_key_file: Annotated[str | None, help_("File holding the key.")] = None
+    provider: Annotated[
+        str, help_("`openai` for any OpenAI-compatible API; others go through litellm.")
+    ] = "openai"
+    engine: Annotated[
+        typing.Literal["vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers", "api"],
+        help_("What serves it."),
+    ] = "vllm"
+    engine_version: Annotated[str | None, help_("Version; default what the engine says.")] = None
+    precision: Annotated[str, help_("bf16, fp16, fp8, int8, int4, ...")] = "bf16"
+    gpu: Annotated[str | None, help_("GPU name, such as `H100-SXM`.")] = None
+    gpu_facts: Annotated[
+        dict[str, Any], help_("Data sheet of a GPU that is not known by name.")
+    ] = {}
+    num_gpus: Annotated[int, Meta(ge=1, le=64), help_("GPUs the engine spans.")] = 1
+    params_b: Annotated[Positive | None, help_("Parameters, in billions.")] = None
+    active_params_b: Annotated[Positive | None, help_("Active ones per token, in billions.")] = None
+    layers: Annotated[int | None, help_("Number of layers.")] = None
+    hidden_size: Annotated[int | None, help_("Width of the model.")] = None
+    kv_heads: Annotated[int | None, help_("Key-value heads.")] = None
+    head_dim: Annotated[int | None, help_("Size of a head.")] = None
+    hf_config: Annotated[
+        str | None, help_("Hugging Face `config.json` that gives the architecture.")
+    ] = None
+    max_num_seqs: Annotated[int | None, help_("The engine's limit on its batch.")] = None
+    context_tokens: Annotated[int | None, help_("Prompt and answer together, at most.")] = None
+    node: Annotated[str | None, help_("Meter that sees its GPUs; default the name.")] = None
+    meter: Annotated[MeterSource | None, help_("How to read its energy from here.")] = None
+    metrics_url: Annotated[str | None, help_("Engine's metrics; default `/metrics`.")] = None
+    zone: Annotated[str | None, help_("Grid zone, if not the common one.")] = None
+    region: Annotated[str | None, help_("Where data goes, for policies.")] = None
+    pue: Annotated[Annotated[float, Meta(ge=1)] | None, help_("If not the common one.")] = None
+    intensity_g_per_kwh: Annotated[NotNegative | None, help_("If not the zone's.")] = None
+    input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of input.")] = None
+    output_usd_per_mtok: Annotated[NotNegative | None, help_("Price of output.")] = None
+    cached_input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of cached input.")] = None
+    quality: Annotated[Share | None, help_("How good its answers are, 0 to 1.")] = None
+    quality_by_task: Annotated[dict[str, Share], help_("Likewise, for kinds of task.")] = {}
+    supports_tools: Annotated[bool, help_("Whether it takes tools.")] = True
+    supports_schema: Annotated[bool, help_("Whether it takes a JSON schema.")] = True
+    supports_images: Annotated[bool, help_("Whether it takes images.")] = False
+    simulated: Annotated[bool, help_("Whether its energy is made up; shown everywhere.")] = False
+    extra_headers: Annotated[dict[str, str], help_("Headers to send upstream.")] = {}
+    litellm_params: Annotated[dict[str, Any], help_("Passed to the litellm SDK.")] = {}
+
+    @property
+    def full_name(self) -> str:
+        return self.name or f"{self.model}@{self.precision}"
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Hard limits of a team's or key's requests."""
+
+    min_quality: Annotated[Share | None, help_("Least quality, 0 to 1.")] = None
+    max_energy_j: Annotated[Positive | None, help_("Most energy of a request.")] = None
+    max_carbon_g: Annotated[Positive | None, help_("Most carbon of a request.")] = None
+    max_money_usd: Annotated[Positive | None, help_("Most money of a request.")] = None
+    max_ttft_s: Annotated[Positive | None, help_("Longest time to the first token.")] = None
+    max_latency_s: Annotated[Positive | None, help_("Longest time to the last token.")] = None
+    regions: Annotated[list[str] | None, help_("Regions data may go to.")] = None
+    backends: Annotated[list[str] | None, help_("Backends or groups that may be used.")] = None
+
+
+class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much may be used in a period."""
+
+    per: Annotated[typing.Literal["minute", "day", "month"], help_("Period.")]
+    requests: Annotated[int | None, help_("Requests.")] = None
+    tokens: Annotated[int | None, help_("Tokens, in and out.")] = None
+    energy_j: Annotated[Positive | None, help_("Joules.")] = None
+    carbon_g: Annotated[Positive | None, help_("Grams of CO2e.")] = None
+    money_usd: Annotated[Positive | None, help_("Dollars.")] = None
+    soft: Annotated[Share, help_("Share after which answers carry a warning.")] = 0.8
+
+
+class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One key of a team."""
+
+    key: Annotated[str | None, help_("The key itself; `os.environ/NAME` reads one.")] = None
+    sha256: Annotated[str | None, help_("Its SHA-256 in hexadecimal, instead of the key.")] = None
+    name: Annotated[str | None, help_("What it is for.")] = None
+    role: Annotated[typing.Literal["admin", "lead", "member"], help_("What it may see.")] = "member"
+    project: Annotated[str | None, help_("Project its requests belong to.")] = None
+    expires: Annotated[str | None, help_("ISO 8601 time after which it is refused.")] = None
+
+
+class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may call, and within which limits."""
+
+    keys: Annotated[list[str | KeySettings], help_("Its keys.")] = []
+    policy: Annotated[str | None, help_("Policy of its requests.")] = None
+    limits: Annotated[LimitSettings, help_("Hard limits of each request.")] = LimitSettings()
+    budgets: Annotated[list[Budget], help_("How much it may use in a period.")] = []
+    share_cache: Annotated[bool, help_("Whether it shares cached answers.")] = False
+    organisation: Annotated[str | None, help_("Organisation it belongs to.")] = None
+    timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
+
+
+class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Agents on other nodes that send windows here."""
+
+    tokens: Annotated[dict[str, str], help_("Node name to its agent's token.")] = {}
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written to standard error."""
+
+    level: Annotated[typing.Literal["debug", "info", "warning", "error"], help_("Least level.")] = (
+        "info"
+    )
+    requests: Annotated[bool, help_("A line for each request, without its content.")] = False
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole of a config file."""
+
+    backends: Annotated[list[BackendSettings], help_("What can serve requests.")] = []
+    teams: Annotated[dict[str, Team], help_("Who may call. None: any key, loopback only.")] = {}
+    policies: Annotated[dict[str, Any], help_("Policies by name; see docs/policies.md.")] = {}
+    default_policy: Annotated[str, help_("Policy of teams that name none.")] = "least_energy"
+    server: Annotated[Server, help_("Listening.")] = Server()
+    time: Annotated[Time, help_("Time limits.")] = Time()
+    retries: Annotated[Retries, help_("Retries and cooldown.")] = Retries()
+    fallbacks: Annotated[
+        dict[str, list[str]], help_("Groups to try when a group cannot serve.")
+    ] = {}
+    redis: Annotated[Redis, help_("Shared state.")] = Redis()
+    ledger: Annotated[Ledger, help_("The books.")] = Ledger()
+    cache: Annotated[Cache, help_("Cached answers.")] = Cache()
+    carbon: Annotated[Carbon, help_("Grid and data centre.")] = Carbon()
+    meters: Annotated[MetersSettings, help_("Agents on other nodes.")] = MetersSettings()
+    log: Annotated[Log, help_("Logging.")] = Log()
+    state_dir: Annotated[str, help_("Folder of journal, ledger and learnt estimators.")] = "state"
+
+    @property
+    def keys_configured(self) -> bool:
+        return any(team.keys for team in self.teams.values())
+
+
+def load(path: str, environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings in a config file, ours or LiteLLM's. Raises ConfigError with every mistake."""
+    document = config_file.read(path, environment)
+    return from_document(document)
+
+
+def from_document(document: Document) -> Settings:
+    """Likewise, from a document that was read already."""
+    if not isinstance(document.value, dict):
+        raise ConfigError(document.path, [Problem(1, "", "should be a mapping of settings.")])
+    settings = config_file.convert(document, Settings)
+    problems = list(contradictions(settings, document))
+    if problems:
+        raise ConfigError(document.path, problems)
+    return settings
+
+
+def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
+    """What is well-formed but cannot be meant."""
+    seen: dict[str, int] = {}
+    for index, backend in enumerate(settings.backends):
+        path = ("backends", index)
+        line = document.line(path)
+        if backend.full_name in seen:
+            first = document.line(("backends", seen[backend.full_name]))
+            message = f"the name {backend.full_name!r} is taken in line {first}. Give a `name`."
+            yield Problem(line, config_file.key_text(path), message)
+        seen[backend.full_name] = index
+        if backend.provider == "openai" and not backend.url:
+            yield Problem(line, config_file.key_text(path), "'url' is missing. Add it.")
+        if backend.url and not backend.url.startswith(("http://", "https://")):
+            message = f"should start with http:// or https://; it is {backend.url!r}."
+            yield Problem(
+                document.line((*path, "url")), config_file.key_text((*path, "url")), message
+            )
+        if backend.gpu and backend.num_gpus and backend.params_b is None and not backend.hf_config:
+            message = "has a gpu but no params_b or hf_config, so its energy cannot be predicted."
+            yield Problem(line, config_file.key_text(path), message)
+    groups = {backend.model for backend in settings.backends}
+    for group, others in settings.fallbacks.items():
+        for name in (group, *others):
+            if name not in groups:
+                path_ = ("fallbacks", group)
+                message = f"there is no backend of model {name!r}."
+                yield Problem(document.line(path_), config_file.key_text(path_), message)
+
+
+def table(
+    kind: type[msgspec.Struct] = Settings, prefix: str = ""
+) -> Iterator[tuple[str, str, str, str]]:
+    """Every setting as (name, type, default, help), for docs and `check`."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in msgspec.structs.fields(kind):
+        hint = hints[field.name]
+        described = getattr(hint, "__metadata__", ())
+        text = next((m.description for m in described if getattr(m, "description", None)), "")
+        inner = _struct_in(hint)
+        name = f"{prefix}{field.name}"
+        default = _default_text(field)
+        if inner is None:
+            yield name, _type_text(hint), default, text
+            continue
+        many = _many(hint)
+        yield name, many or "mapping", default if many else "", text
+        suffix = {"list": "[].", "mapping": ".NAME."}.get(many, ".")
+        yield from table(inner, f"{name}{suffix}")
+
+
+def _struct_in(hint: Any) -> type[msgspec.Struct] | None:
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return hint
+    for part in typing.get_args(hint):
+        found = _struct_in(part)
+        if found is not None:
+            return found
+    return None
+
+
+def _many(hint: Any) -> str:
+    bare = config_file._bare(hint)
+    return {list: "list", dict: "mapping"}.get(typing.get_origin(bare), "")
+
+
+def _type_text(hint: Any) -> str:
+    bare = config_file._bare(hint)
+    args = typing.get_args(bare)
+    if typing.get_origin(bare) is typing.Literal:
+        return " \\| ".join(f"`{a}`" for a in args)
+    if typing.get_origin(bare) in (list, dict):
+        return {list: "list", dict: "mapping"}[typing.get_origin(bare)]
+    if args:
+        return " or ".join(_type_text(a) for a in args if a is not type(None))
+    return {str: "text", int: "integer", float: "number", bool: "true/false"}.get(bare, "any")
+
+
+def _default_text(field: Any) -> str:
+    if field.default is not msgspec.NODEFAULT:
+        return "none" if field.default is None else str(field.default)
+    if field.default_factory is not msgspec.NODEFAULT:
+        return str(field.default_factory() or "none")
+    return "required"

@@ -1,0 +1,189 @@
+"""Watching a stream of server-sent events go by, however its bytes are cut. No I/O, no clock.
+
+`StreamWatcher` is fed the upstream's bytes and gives the bytes to pass on: the same ones, except
+that the usage event we asked for on the client's behalf is taken out again. It never re-frames or
+re-serialises; bytes of an event that is complete and wanted leave exactly as they came.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+MAX_LINE_BYTES = 1_048_576  # beyond this a line is passed on unread: memory stays bounded
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class TokenUsage(msgspec.Struct):
+    """An upstream's own count of tokens; None where it does not say."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+    @property
+    def cached_tokens(self) -> int | None:
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        details = self.completion_tokens_details
+        return details.reasoning_tokens if details else None
+
+
+class _UsageOnly(msgspec.Struct):
+    usage: TokenUsage | None = None
+    choices: list[msgspec.Raw] | None = None
+
+
+_usage = msgspec.json.Decoder(_UsageOnly)
+
+
+def usage_in(body: bytes) -> TokenUsage | None:
+    """The ``usage`` of an answer, or None."""
+    try:
+        return _usage.decode(body).usage
+    except msgspec.MsgspecError:
+        return None
+
+
+class StreamWatcher:
+    """Notes first token, usage and the end; gives back the bytes to pass on.
+
+    With ``hide_usage`` the one event whose ``choices`` is empty and that has a ``usage`` is
+    removed, since the client did not ask for it.
+    """
+
+    def __init__(self, *, hide_usage: bool = False) -> None:
+        self.hide_usage = hide_usage
+        self.events = 0  # data events with content for the client
+        self.usage: TokenUsage | None = None
+        self.done = False  # "[DONE]" was seen
+        self.failed = False  # an error event was seen
+        self.finished = False  # a finish_reason was seen
+        self._event = bytearray()  # the unfinished event's bytes
+        self._data: bytes | None = None  # its data so far
+        self._line_start = 0  # where in _event the unfinished line begins
+        self._passing = False  # inside a line too long to hold
+        self._last_was_cr = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next bytes; the bytes to pass on now."""
+        if not self._event and not self._passing and self._whole_events(chunk):
+            return self._feed_whole(chunk)
+        out = bytearray()
+        for line in chunk.splitlines(keepends=True):  # LF, CRLF or CR, for bytes
+            self._take(line, out)
+        # Only a hidden event makes it necessary to hold the unfinished one back.
+        return bytes(out) if self.hide_usage else chunk
+
+    def end(self) -> bytes:
+        """The stream ended: what was held of an unfinished event."""
+        rest = bytes(self._event) if self.hide_usage else b""
+        self._inspect_rest()
+        self._reset()
+        return rest
+
+    # -- the common case: a chunk of whole events, each "data: ...\n\n" ------------------------
+
+    @staticmethod
+    def _whole_events(chunk: bytes) -> bool:
+        return chunk.endswith(b"\n\n") and chunk.startswith(b"data:") and b"\r" not in chunk
+
+    def _feed_whole(self, chunk: bytes) -> bytes:
+        if chunk.find(b"\n\n") == len(chunk) - 2 and b"\n" not in chunk[:-2]:
+            return chunk if self._inspect(chunk[5:-2]) else b""
+        kept = []
+        for event in chunk[:-2].split(b"\n\n"):
+            data = event[5:] if event.startswith(b"data:") and b"\n" not in event else None
+            if data is None:
+                data = _data_of(event)
+            if data is None or self._inspect(data):
+                kept.append(event + b"\n\n")
+        return chunk if len(kept) == chunk.count(b"\n\n") else b"".join(kept)
+
+    # -- the general case ----------------------------------------------------------------------
+
+    def _take(self, line: bytes, out: bytearray) -> None:
+        self._event += line
+        if not line.endswith((b"\n", b"\r")):
+            if self._passing or len(self._event) > MAX_LINE_BYTES:
+                self._passing = True  # cannot be judged any more: let it through as it comes
+                out += self._event
+                self._event.clear()
+                self._line_start = 0
+            return
+        if line == b"\n" and self._last_was_cr and self._line_start == len(self._event) - 1:
+            # the second half of a CRLF that was cut between its two bytes
+            self._last_was_cr = False
+            self._line_start = len(self._event)
+            if len(self._event) == 1:
+                out += self._event
+                self._reset()
+            return
+        self._last_was_cr = line.endswith(b"\r")
+        text = bytes(self._event[self._line_start :]).rstrip(b"\r\n")
+        self._line_start = len(self._event)
+        if self._passing:
+            out += self._event
+            self._event.clear()
+            self._line_start = 0
+            if not text:
+                self._passing = False
+            return
+        if text.startswith(b"data:"):
+            part = text[5:]
+            self._data = part if self._data is None else self._data + b"\n" + part
+        elif not text:
+            if self._data is None or self._inspect(self._data):
+                out += self._event
+            self._reset(keep_cr=True)
+
+    def _inspect(self, data: bytes) -> bool:
+        """Note what an event says; whether to pass it on."""
+        data = data.strip()
+        if data == b"[DONE]":
+            self.done = True
+            return True
+        if b'"usage"' in data and not data.endswith(b'"usage":null}'):
+            try:
+                seen = _usage.decode(data)
+            except msgspec.MsgspecError:
+                seen = _UsageOnly()
+            if seen.usage is not None:
+                self.usage = seen.usage
+                if self.hide_usage and not seen.choices and seen.choices is not None:
+                    return False
+        if data.startswith(b'{"error"'):
+            self.failed = True
+        elif b'"finish_reason":"' in data or b'"finish_reason": "' in data:
+            self.finished = True
+        self.events += 1
+        return True
+
+    def _inspect_rest(self) -> None:
+        text = bytes(self._event[self._line_start :]).rstrip(b"\r\n")
+        if text.startswith(b"data:"):
+            self._data = text[5:] if self._data is None else self._data + b"\n" + text[5:]
+        if self._data is not None:
+            self._inspect(self._data)
+
+    def _reset(self, *, keep_cr: bool = False) -> None:
+        self._event.clear()
+        self._data = None
+        self._line_start = 0
+        if not keep_cr:
+            self._last_was_cr = False
+
+
+def _data_of(event: bytes) -> bytes | None:
+    parts = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
+    return b"\n".join(parts) if parts else None

@@ -1,0 +1,138 @@
+"""A stream passes unchanged and is understood, however its bytes are cut."""
+
+from __future__ import annotations
+
+import itertools
+
+import orjson
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import sse
+from proxy.sse import StreamWatcher
+
+
+def event(value: object, start: bytes = b"data: ", end: bytes = b"\n\n") -> bytes:
+    return start + orjson.dumps(value) + end
+
+
+def chunk(text: str, finish: str | None = None, **more: object) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": finish}], **more}
+
+
+USAGE = {
+    "choices": [],
+    "usage": {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "total_tokens": 10,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    },
+}
+
+
+def stream(end: bytes = b"\n\n", start: bytes = b"data: ") -> bytes:
+    return (
+        event(chunk("Grüße 🌍"), start, end)
+        + b": a comment"
+        + end
+        + event(chunk("", "stop"), start, end)
+        + event(USAGE, start, end)
+        + start
+        + b"[DONE]"
+        + end
+    )
+
+
+STREAMS = [
+    stream(),
+    stream(start=b"data:"),
+    stream(end=b"\r\n\r\n"),
+    stream(end=b"\r\r"),
+    b"event: x\nid: 1\n" + stream(),
+]
+
+
+def feed(watcher: StreamWatcher, data: bytes, cuts: list[int]) -> bytes:
+    edges = [0, *sorted(c % (len(data) + 1) for c in cuts), len(data)]
+    out = b"".join(watcher.feed(data[a:b]) for a, b in itertools.pairwise(edges))
+    return out + watcher.end()
+
+
+@given(st.sampled_from(STREAMS), st.lists(st.integers(0, 10_000), max_size=60))
+def test_bytes_pass_unchanged_however_they_are_cut(data: bytes, cuts: list[int]) -> None:
+    watcher = StreamWatcher()
+    assert feed(watcher, data, cuts) == data
+    assert watcher.done
+    assert watcher.finished
+    assert not watcher.failed
+    assert watcher.usage is not None
+    assert (watcher.usage.prompt_tokens, watcher.usage.completion_tokens) == (7, 3)
+    assert watcher.usage.cached_tokens == 4
+
+
+@given(st.sampled_from(STREAMS), st.lists(st.integers(0, 10_000), max_size=60))
+def test_usage_that_was_not_asked_for_is_taken_out_and_nothing_else(
+    data: bytes, cuts: list[int]
+) -> None:
+    watcher = StreamWatcher(hide_usage=True)
+    out = feed(watcher, data, cuts)
+    usage = orjson.dumps(USAGE)
+    assert usage not in out
+    kept = [line for line in data.splitlines() if line.strip() and usage not in line]
+    assert [line for line in out.splitlines() if line.strip()] == kept
+    assert watcher.usage is not None
+    assert watcher.usage.completion_tokens == 3
+
+
+def test_usage_on_every_chunk_is_cumulative_and_stays() -> None:
+    data = b"".join(
+        event(chunk(str(n), usage={"prompt_tokens": 5, "completion_tokens": n}))
+        for n in range(1, 4)
+    )
+    watcher = StreamWatcher(hide_usage=True)
+    assert watcher.feed(data) + watcher.end() == data
+    assert watcher.usage is not None
+    assert watcher.usage.completion_tokens == 3
+
+
+def test_an_error_event_is_noticed() -> None:
+    watcher = StreamWatcher()
+    watcher.feed(event({"error": {"message": "no", "code": 500}}))
+    assert watcher.failed
+    assert not watcher.done
+
+
+def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
+    watcher = StreamWatcher(hide_usage=True)
+    block = b"x" * 65536
+    sent = b"data: "
+    out = watcher.feed(sent)
+    for _ in range(64):
+        out += watcher.feed(block)
+        sent += block
+        assert len(watcher._event) <= sse.MAX_LINE_BYTES + len(block)
+    end = b"\n\ndata: [DONE]\n\n"
+    out += watcher.feed(end) + watcher.end()
+    assert out == sent + end
+    assert watcher.done
+
+
+@given(st.binary(max_size=400), st.lists(st.integers(0, 400), max_size=20))
+def test_garbage_passes_and_breaks_nothing(data: bytes, cuts: list[int]) -> None:
+    assert feed(StreamWatcher(), data, cuts) == data
+
+
+def test_null_usage_is_not_usage() -> None:
+    watcher = StreamWatcher()
+    watcher.feed(event(chunk("a", usage=None)))
+    assert watcher.usage is None
+
+
+def test_usage_of_a_whole_answer() -> None:
+    body = b'{"id":"x","choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2}}'
+    usage = sse.usage_in(body)
+    assert usage is not None
+    assert usage.completion_tokens == 2
+    assert usage.cached_tokens is None
+    assert sse.usage_in(b"not json") is None
