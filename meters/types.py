@@ -66,6 +66,8 @@ class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
     flops: float | None = None  # counter per GPU
     read_bytes: float | None = None  # counter per GPU
     version: str | None = None
+    started_s: float | None = None  # Unix time the engine's process started, where it says so
+    late: tuple[str, ...] = ()  # counters above that move only when a request ends
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True):
