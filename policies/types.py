@@ -15,6 +15,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
 
     min_quality: float | None = None  # 0..1
     min_relative_quality: float | None = None  # share of the asked-for model's quality
+    relative_to: str | None = None  # backend or group that counts as 100 %; None: the one asked for
     max_energy_j: float | None = None
     max_carbon_g: float | None = None
     max_money_usd: float | None = None
@@ -23,6 +24,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     regions: tuple[str, ...] | None = None  # data may only go there
     providers: tuple[str, ...] | None = None  # allow-list; "local" is ours
     backends: tuple[str, ...] | None = None  # allow-list by name or group
+    min_context_tokens: int | None = None  # the backend must accept at least this much
+    # Which end of the bands is held against the limits: True or None the cautious one, False the
+    # middle. A caller can turn caution on, never off.
+    cautious: bool | None = None
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -44,6 +49,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     session_backend: str | None = None  # where this session's prefix cache is
     hour: int | None = None  # of the team's day, 0..23
     budget_left: float | None = None  # 0..1 of the tightest budget
+    intensity_g_per_kwh: float | None = None  # of the team's own grid, now
+    previous_backend: str | None = None  # where the last request of this kind went
+    reference_quality: float | None = None  # of the asked-for model, when it is no candidate
+    quality_debt: float = 0.0  # quality promised on average and not yet given; see guarantee.py
     draw: float = 0.5  # uniform in [0, 1): all randomness a policy may use, so decisions replay
 
 
@@ -65,7 +74,10 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     reason: str  # a sentence
     rejections: tuple[Rejection, ...] = ()  # every other candidate, each with its reason
     counterfactual: str | None = None  # what would have served without us
-    explored: bool = False
+    explored: bool = False  # the policy would have chosen another; a draw said otherwise
+    arm: str | None = None  # of an experiment: "hold_out", "canary", ...
+    escalate_to: str | None = None  # who answers again when the chosen one's answer fails checks
+    moving_energy_j: float | None = None  # what leaving the session's prefix cache would add
 
 
 class NoBackendWithinLimits(Exception):
@@ -78,9 +90,14 @@ class NoBackendWithinLimits(Exception):
 
 
 class Policy(Protocol):
-    """Chooses one candidate among those that fit, or raises NoBackendWithinLimits."""
+    """Chooses one candidate among those that fit, or raises NoBackendWithinLimits.
+
+    What every policy keeps, and checks.py tests: the choice is one of the candidates, their order
+    does not matter, a tighter limit never raises what it limits, a dominated one is not chosen.
+    """
 
     name: str
+    version: str  # a short hash of what configures it; each decision carries it
 
     def choose(
         self, request: Request, candidates: Sequence[Candidate], limits: Limits
