@@ -1,0 +1,98 @@
+"""Connections to the ledger's database: SQLite in WAL mode, or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+
+from meters.migrations import lock
+
+BUSY_S = 30.0  # how long a SQLite writer waits for another process's
+CONNECT_S = 5  # how long to wait for PostgreSQL to answer
+
+
+class Database:
+    """``write()`` gives the one writing transaction, ``read()`` one of many reading ones."""
+
+    def __init__(self, url: str) -> None:
+        """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...``."""
+        parsed = make_url(url if "://" in url else f"sqlite:///{url}")
+        self.kind = parsed.get_backend_name()
+        if self.kind == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise ValueError("The ledger needs a file: sqlite:///ledger.db")
+            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+            self.writer = _sqlite(parsed, "BEGIN IMMEDIATE")
+            self.reader = _sqlite(parsed, "BEGIN")
+        elif self.kind == "postgresql":
+            engine = create_engine(
+                parsed.set(drivername="postgresql+psycopg"),
+                pool_pre_ping=True,
+                pool_size=4,
+                max_overflow=4,
+                connect_args={
+                    "connect_timeout": CONNECT_S,
+                    "keepalives_idle": 10,
+                    "tcp_user_timeout": 20_000,  # milliseconds
+                    "application_name": "joulegate",
+                },
+            )
+            self.writer = self.reader = engine
+        else:
+            raise ValueError(f"The ledger cannot be in {self.kind}: use sqlite or postgresql.")
+        self.name = parsed.render_as_string(hide_password=True)
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is the ledger's only writer until it ends."""
+        with self.writer.begin() as connection:
+            lock(connection)
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the ledger throughout."""
+        with self.reader.connect() as connection:
+            if self.kind == "postgresql":
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    def size_bytes(self) -> int:
+        """What the ledger takes on disk."""
+        with self.read() as connection:
+            if self.kind == "postgresql":
+                query = "SELECT pg_database_size(current_database())"
+            else:
+                query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+            return int(connection.scalar(text(query)) or 0)
+
+    def close(self) -> None:
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+def _sqlite(url: Any, begin: str) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves
+        for pragma in (
+            "journal_mode=WAL",
+            "synchronous=FULL",  # journal segments are deleted once they are committed here
+            "cache_size=-65536",  # 64 MiB
+            "temp_store=MEMORY",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Connection) -> None:
+        connection.exec_driver_sql(begin)
+
+    return engine

@@ -1,0 +1,68 @@
+"""Brings a ledger's tables to the version this program knows, at start, under a lock.
+
+A new ledger gets today's tables at once; an old one goes through the steps it has not seen, in
+one transaction. Two replicas that start together wait for each other; the second finds nothing
+left to do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from sqlalchemy import Connection, inspect, select, text
+
+from meters.schema import meta, metadata
+
+# version -> what leads to it from the one before. Never change a step that was released.
+STEPS: dict[int, Callable[[Connection], None]] = {}
+VERSION = 1 + len(STEPS)
+
+# Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.
+LOCK_KEY = 7_205_650_471
+
+
+class LedgerTooNew(Exception):
+    """The ledger was written by a newer program; the message says so."""
+
+
+def migrate(connection: Connection) -> list[int]:
+    """Run what is missing, inside the caller's transaction; returns the versions reached.
+
+    The caller's transaction must be the ledger's only writer (``Ledger`` sees to that). Raises
+    LedgerTooNew.
+    """
+    present = inspect(connection).has_table(meta.name)
+    current = (
+        connection.scalar(select(meta.c.version).order_by(meta.c.version.desc()).limit(1))
+        if present
+        else None
+    )
+    if current is None:
+        metadata.create_all(connection)
+        reached = [VERSION]
+    elif current > VERSION:
+        raise LedgerTooNew(
+            f"The ledger has version {current}; this program knows {VERSION}. "
+            "Install the newer one."
+        )
+    else:
+        reached = [v for v in sorted(STEPS) if v > current]
+        for version in reached:
+            STEPS[version](connection)
+    if reached:
+        connection.execute(
+            meta.insert(), [{"version": v, "applied_s": time.time()} for v in reached]
+        )
+    return reached
+
+
+def lock(connection: Connection) -> None:
+    """Make this transaction the ledger's only writer until it ends.
+
+    In SQLite ``BEGIN IMMEDIATE`` has done so already. With one writer at a time a share and its
+    request can never be written past each other by two replicas, which would lose the share from
+    the roll-ups.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK_KEY})

@@ -1,0 +1,147 @@
+"""What was used in a period, grouped, from the roll-ups: milliseconds over millions of requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, func, select
+
+from meters.exact import MICRO, NANO
+from meters.schema import (
+    DIMENSIONS,
+    NODE_SUMS,
+    REQUEST_SUMS,
+    dims,
+    energy_hours,
+    node_hours,
+    request_hours,
+)
+
+GROUPS = ("hour_s", *DIMENSIONS)
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """Sums over the requests of one group. ``sums`` holds whole micro-units, see REQUEST_SUMS.
+
+    ``energy_j`` is metered energy where there is some, the estimate for the other requests.
+    """
+
+    group: dict[str, Any]
+    sums: dict[str, int]
+
+    @property
+    def requests(self) -> int:
+        return self.sums["requests"]
+
+    @property
+    def metered_j(self) -> float:
+        """Shares of metered windows."""
+        return self.sums["metered_uj"] / MICRO
+
+    @property
+    def estimated_j(self) -> float:
+        """The estimates of those requests that have no share."""
+        return (self.sums["energy_uj"] - self.sums["metered_estimate_uj"]) / MICRO
+
+    @property
+    def energy_j(self) -> float:
+        return (
+            self.sums["metered_uj"] + self.sums["energy_uj"] - self.sums["metered_estimate_uj"]
+        ) / MICRO
+
+    @property
+    def carbon_g(self) -> float | None:
+        """As estimated when the requests were sent; None when known for none of them."""
+        return self.sums["carbon_ug"] / MICRO if self.sums["carbon_known"] else None
+
+    @property
+    def money_usd(self) -> float | None:
+        return self.sums["money_nusd"] / NANO if self.sums["money_known"] else None
+
+
+def usage(
+    connection: Connection,
+    team: str | None,
+    from_s: float,
+    to_s: float,
+    group_by: Sequence[str] = (),
+) -> list[Usage]:
+    """Requests that arrived in the whole UTC hours from ``from_s`` to before ``to_s``.
+
+    ``team`` None means all teams. ``group_by``: any of GROUPS. Raises ValueError for another.
+    """
+    bad = set(group_by) - set(GROUPS)
+    if bad:
+        raise ValueError(f"cannot group by {', '.join(sorted(bad))}; known: {', '.join(GROUPS)}")
+    h = request_hours.c
+    columns = [h[name] if name in ("hour_s", "team") else dims.c[name] for name in group_by]
+    query = select(*columns, *(func.sum(h[name]).label(name) for name in REQUEST_SUMS))
+    if set(group_by) - {"hour_s", "team"}:
+        query = query.select_from(request_hours.join(dims, dims.c.dim_id == h.dim_id))
+    query = query.where(h.hour_s >= from_s, h.hour_s < to_s)
+    if team is not None:
+        query = query.where(h.team == team)
+    if columns:
+        query = query.group_by(*columns).order_by(*columns)
+    found = []
+    for row in connection.execute(query).mappings():
+        if row["requests"] is not None:
+            sums = {name: int(row[name] or 0) for name in REQUEST_SUMS}
+            found.append(Usage(group={name: row[name] for name in group_by}, sums=sums))
+    return found
+
+
+def drawn(
+    connection: Connection,
+    team: str | None,
+    from_s: float,
+    to_s: float,
+    group_by: Sequence[str] = (),
+) -> list[tuple[dict[str, Any], int]]:
+    """Metered energy of requests by the hour it was drawn: groups with micro-joules.
+
+    For carbon, which depends on that hour, and for what reconciles with ``nodes``. ``group_by``:
+    any of GROUPS, ``metered_node``, ``metered_evidence``.
+    """
+    own = ("hour_s", "team", "metered_node", "metered_evidence")
+    bad = set(group_by) - set(GROUPS) - set(own)
+    if bad:
+        raise ValueError(f"cannot group by {', '.join(sorted(bad))}")
+    h = energy_hours.c
+    columns = [h[name] if name in own else dims.c[name] for name in group_by]
+    query = select(*columns, func.sum(h.energy_uj).label("energy_uj"))
+    if set(group_by) - set(own):
+        query = query.select_from(energy_hours.outerjoin(dims, dims.c.dim_id == h.dim_id))
+    query = query.where(h.hour_s >= from_s, h.hour_s < to_s)
+    if team is not None:
+        query = query.where(h.team == team)
+    if columns:
+        query = query.group_by(*columns).order_by(*columns)
+    return [
+        ({name: row[name] for name in group_by}, int(row["energy_uj"]))
+        for row in connection.execute(query).mappings()
+        if row["energy_uj"] is not None
+    ]
+
+
+def nodes(
+    connection: Connection, from_s: float, to_s: float, group_by: Sequence[str] = ("node",)
+) -> list[tuple[dict[str, Any], dict[str, int]]]:
+    """All metered energy by the hour it was drawn: groups with the sums of NODE_SUMS.
+
+    ``group_by``: any of node, hour_s, evidence, meter. In every group
+    ``attributed + idle + external + unattributed == metered``.
+    """
+    h = node_hours.c
+    columns = [h[name] for name in group_by]
+    query = select(*columns, *(func.sum(h[name]).label(name) for name in NODE_SUMS))
+    query = query.where(h.hour_s >= from_s, h.hour_s < to_s)
+    if columns:
+        query = query.group_by(*columns).order_by(*columns)
+    return [
+        ({name: row[name] for name in group_by}, {name: int(row[name] or 0) for name in NODE_SUMS})
+        for row in connection.execute(query).mappings()
+        if row["metered_uj"] is not None
+    ]

