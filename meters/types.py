@@ -94,6 +94,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     meter: str = ""  # "nvml", "replay", "simulated", ...
     resolution_j: float | None = None  # half-width of what the meter cannot know of energy_j
     host_energy_j: float | None = None  # CPU and DRAM, where readable; its own column
+    devices: tuple[str, ...] = ()  # what energy_j is the sum of; empty where not said
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):
