@@ -10,6 +10,12 @@ import pytest
 
 from tests.servers import Server, new_database, start_postgres, start_redis
 
+# Others live beside what they start.
+pytest_plugins = [
+    "tests.llama_cpp",
+    "tests.vllm_engine",
+]
+
 _numbers = itertools.count()
 
 
