@@ -57,6 +57,8 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int | None = None
     head_dim: int | None = None
     kv_bytes_per_token: float | None = None  # overrides what the four above give (MLA)
+    experts: int | None = None  # routed experts of a layer; None: unknown, or dense
+    experts_per_token: int | None = None  # of them, how many one token uses
 
 
 class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +73,7 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
     int8_tflops: float | None = None
     fp4_tflops: float | None = None
     idle_w: float | None = None
+    link_gbs: float | None = None  # to the other GPUs of its machine, both ways together
 
 
 class Load(msgspec.Struct, frozen=True):
