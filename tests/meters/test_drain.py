@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meters.drain import Drain
+from meters.journal import Journal, Position, frames, read_cursor, segment_path, segments
+from meters.ledger import Ledger
+from tests.meters.books import attribution, record, window
+from tests.meters.test_journal import wait_for
+from tests.servers import Server, new_database, start_postgres
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def own_postgres() -> Iterator[Server]:
+    """A PostgreSQL that these tests may kill."""
+    server = start_postgres()
+    yield server
+    server.close()
+
+
+def drained(folder: Path, ledger: Ledger) -> Drain:
+    """What the folder holds is in the ledger when this returns; the drain is stopped."""
+    journal = Journal(folder)
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    assert drain.wait()
+    drain.stop()
+    journal.close()
+    return drain
+
+
+def test_what_is_appended_is_in_the_ledger_within_a_second(ledger: Ledger, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal" / "a")
+    drain = Drain(journal, ledger).start()
+    journal.append(record(1))
+    journal.append(attribution(1, {"req-1": 3.0}))
+    journal.append(window(1, energy_j=64.0))
+    wait_for(lambda: ledger.receipt("req-1") is not None, timeout_s=1.0)
+    assert drain.wait()
+    drain.stop()
+    journal.close()
+    balance = ledger.check()
+    assert balance.balanced
+    assert (balance.requests, balance.windows) == (1, 1)
+
+
+def test_what_an_earlier_process_left_is_drained_at_start(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "journal" / "a"
+    earlier = Journal(folder, segment_bytes=500)
+    for n in range(30):
+        earlier.append(record(n))
+        earlier.flush()
+    earlier.close()
+    drain = drained(folder, ledger)
+    assert drain.drained == 30
+    assert ledger.check().requests == 30
+    assert len(segments(folder)) <= 2  # what is drained is deleted
+
+
+def test_losing_the_cursor_counts_nothing_twice(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "journal" / "a"
+    journal = Journal(folder)
+    for n in range(30):
+        journal.append(record(n))
+    journal.close()
+    segment = segment_path(folder, 1).read_bytes()
+    drained(folder, ledger)
+    # killed after the ledger had committed, before cursor and segment were changed
+    (folder / "cursor").unlink()
+    segment_path(folder, 1).write_bytes(segment)
+    again = drained(folder, ledger)
+    assert again.drained == 30
+    balance = ledger.check()
+    assert balance.balanced
+    assert balance.requests == 30
+
+
+def test_more_than_a_batch_is_drained_in_batches(ledger: Ledger, tmp_path: Path) -> None:
+    folder = tmp_path / "journal" / "a"
+    journal = Journal(folder, segment_bytes=200_000)
+    for n in range(2500):
+        journal.append(record(n))
+    journal.close()
+    assert drained(folder, ledger).drained == 2500
+    assert ledger.check().balanced
+    assert read_cursor(folder) > Position(1, 0)
+
+
+def test_the_journal_of_a_dead_sibling_is_taken_over(ledger: Ledger, tmp_path: Path) -> None:
+    dead = Journal(tmp_path / "journal" / "dead")
+    dead.append(record("left"))
+    dead.close()
+    living = Journal(tmp_path / "journal" / "living")
+    living.append(record("kept"))
+    living.flush()
+    drained(tmp_path / "journal" / "mine", ledger)
+    assert ledger.receipt("req-left") is not None
+    assert ledger.receipt("req-kept") is None
+    living.close()
+
+    # and when it comes back, what it writes then is not taken for drained
+    back = Journal(tmp_path / "journal" / "dead")
+    back.append(record("new"))
+    back.close()
+    drained(tmp_path / "journal" / "dead", ledger)
+    assert ledger.receipt("req-new") is not None
+
+
+def test_an_entry_that_no_ledger_takes_is_put_aside_and_the_others_are_kept(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "journal" / "a"
+    journal = Journal(folder)
+    for n in range(10):
+        journal.append(record(n, output_tokens=2**70 if n == 6 else 5))
+    journal.append(attribution(1, {"req-1": -4.0}))
+    journal.append(record("nan", start_s=math.nan))  # JSON has no NaN: unreadable, not unwritable
+    journal.close()
+    drain = drained(folder, ledger)
+    assert drain.quarantined == 2
+    assert ledger.check().requests == 9
+    assert len(list(frames((folder / "quarantine").read_bytes()))) == 2
+    assert "req-" not in caplog.text
+
+
+def test_the_journal_outlives_a_killed_postgresql(
+    own_postgres: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    ledger = Ledger(new_database(own_postgres.url, "outage"))
+    journal = Journal(tmp_path / "journal" / "a")
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    journal.append(record("before"))
+    assert drain.wait()
+    own_postgres.kill()
+    for n in range(500):
+        journal.append(record(n))
+    wait_for(lambda: drain.ledger_down)
+    assert drain.backlog_bytes > 0
+    own_postgres.start()
+    assert drain.wait(30)
+    assert not drain.ledger_down
+    drain.stop()
+    journal.close()
+    balance = ledger.check()
+    ledger.close()
+    assert balance.balanced
+    assert balance.requests == 501
+    assert len([r for r in caplog.records if "cannot be written" in r.message]) == 1
+    assert len([r for r in caplog.records if "written again" in r.message]) == 1
+
+
+def test_a_read_only_postgresql_is_waited_for(own_postgres: Server, tmp_path: Path) -> None:
+    url = new_database(own_postgres.url, "read_only")
+    ledger = Ledger(url)
+    journal = Journal(tmp_path / "journal" / "a")
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    _set_read_only(own_postgres.url, "on", ledger)
+    journal.append(record(1))
+    wait_for(lambda: drain.ledger_down)
+    _set_read_only(own_postgres.url, "off", ledger)
+    assert drain.wait(30)
+    drain.stop()
+    journal.close()
+    assert ledger.receipt("req-1") is not None
+    assert drain.quarantined == 0
+    ledger.close()
+
+
+def _set_read_only(url: str, value: str, ledger: Ledger) -> None:
+    import psycopg
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            f"ALTER DATABASE read_only SET default_transaction_read_only = {value}"  # type: ignore[arg-type]
+        )
+    ledger.database.writer.dispose()  # connections keep the setting they began with
