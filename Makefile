@@ -7,7 +7,7 @@ export UV_PYTHON_DOWNLOADS = never
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 ARGS ?=
 
-.PHONY: run demo test check lint types imports test-vllm lock clean
+.PHONY: run demo test check lint types imports test-vllm bench-gateway lock clean
 
 run: $(VENV)/run.done  ## serve on http://127.0.0.1:4000
 	$(PY) -m proxy serve $(ARGS)
@@ -34,6 +34,9 @@ imports: $(VENV)/dev.done
 test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
 	$(PY) -m tests.prepare --vllm
 	$(PY) -m pytest -m vllm tests/test_vllm.py $(ARGS)
+
+bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
+	$(PY) -m benchmarks.gateway $(ARGS)
 
 lock:  ## pin what the project depends on, with hashes and without hosts
 	$(UV) pip compile pyproject.toml --no-header --no-annotate --generate-hashes -q -o requirements.lock
