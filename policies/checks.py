@@ -104,10 +104,14 @@ def check_a_dominated_candidate_is_never_chosen(
     """Nobody who fits and is eligible is better in something and worse in nothing.
 
     Exploration and experiments may take a dominated one; then the decision says ``explored``.
-    Staying where a session's cache is may too; then the decision says what moving would cost.
+    Staying where a session's cache is, or where the last request went, may too; then it is
+    ``kept``. Moving a session has a cost that the bare figures do not show, so sessions are left
+    out here.
     """
     decision = _decide(policy, request, candidates, limits)
-    if not isinstance(decision, Decision) or decision.explored or decision.moving_energy_j:
+    if not isinstance(decision, Decision) or decision.explored or decision.kept:
+        return
+    if request.session_backend is not None:
         return
     by_name = {c.backend.name: figures(c) for c in candidates}
     chosen = by_name[decision.chosen]

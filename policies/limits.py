@@ -7,6 +7,9 @@ Two rules decide every doubtful case:
 - *A limit on an unknown is not satisfied.* A backend whose energy nobody can tell does not fit
   ``max_energy_j``. Only where no limit was set may a figure be unknown.
 
+A session's prefix that another backend has cached counts in full: the energy and the time of
+prefilling it again are held against the limits too.
+
 What a request needs (tools, a schema, images, context) is checked here too. There an unknown
 context length counts as long enough, since most engines never say; ``min_context_tokens`` insists.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from estimators.types import Backend, Band, Features
+from policies.session import STAYING, moving
 from policies.types import Candidate, Limits, Rejection, Request
 
 # Limits on figures where less is better: field of Limits, field of Estimate, what it is, unit.
@@ -26,6 +30,7 @@ UPPER = (
     ("max_ttft_s", "ttft_s", "ttft", "s to the first token"),
     ("max_latency_s", "latency_s", "latency", "s"),
 )
+MOVED = {"energy": 0, "ttft": 1, "latency": 1}  # which part of Moving adds to a figure
 LOCAL = "local"  # what the provider allow-list calls our own engines
 
 
@@ -70,6 +75,7 @@ def fitting(
         or limits.backends is not None
         or limits.min_context_tokens is not None
     )
+    in_session = request.session_backend is not None and features.cached_prompt_tokens > 0
     floor = limits.min_quality
     share = limits.min_relative_quality
     reference = None if share is None else _reference(request, candidates, limits)
@@ -92,6 +98,8 @@ def fitting(
                     why = _unknown(backend, word)
                     break
                 value = band.high if cautious else band.mid
+                if in_session and word in MOVED:
+                    value += (moving(request, candidate) or STAYING)[MOVED[word]]
                 if not value <= limit:  # also rejects a NaN
                     why = _over(backend, word, value, limit, unit, cautious)
                     break

@@ -4,7 +4,8 @@ A strategy says with one number how good a candidate is (``score``, less is bett
 candidates that fit are put in that order, ties broken by all their other figures and at last by
 name, so that the order in which candidates arrive never matters. Because a candidate's score
 depends on itself alone, taking others away never changes the order of those left: that is why a
-tighter limit can only lower what it limits.
+tighter limit can only lower what it limits. Hysteresis and sessions keep to that: they change the
+score of one candidate, the one that is held.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from policies.limits import fitting, is_open, names_variant, only_asked, serves
+from policies.session import FREE, HOLD, STAYING, WEIGH, moving, turns_to_come
 from policies.types import (
     Candidate,
     Decision,
@@ -45,6 +47,10 @@ class Figures(NamedTuple):
     minus_quality: float
 
 
+# Key to sort by, figures, name, score: the key is the score unless the backend is held.
+Place = tuple[float, Figures, str, float]
+
+
 class Words(NamedTuple):
     """How a strategy talks about its figure: "the least **marginal energy**", "40.3 **J**"."""
 
@@ -55,6 +61,7 @@ class Words(NamedTuple):
 
 def figures(candidate: Candidate) -> Figures:
     """The middle figures of one candidate; waking a sleeping engine is part of its energy."""
+    # Read straight through: this runs for each candidate of each request.
     estimate = candidate.estimate
     attributed = estimate.energy_j
     marginal = estimate.marginal_energy_j or attributed
@@ -103,8 +110,16 @@ class Ranked:
     words = Words("lowest score", "scores", "")
     asked_only = False  # True: never another model than the client's name means
 
-    def __init__(self, asked_only: bool = False) -> None:
+    def __init__(
+        self, asked_only: bool = False, session: str = WEIGH, hysteresis: float = 0.0
+    ) -> None:
         self.asked_only = asked_only or type(self).asked_only
+        self.session = session  # HOLD, WEIGH or FREE of session.py
+        self.hysteresis = hysteresis  # how much better another must be, as a share, to move there
+
+    def handicap(self, score: float, share: float) -> float:
+        """A score made better by a share of itself; what hysteresis gives the one that is held."""
+        return score - share * abs(score)
 
     def score(self, request: Request, of: Figures) -> float:
         """How bad a candidate is for this request; infinity when its figure is unknown."""
@@ -128,14 +143,24 @@ class Ranked:
         if not fits:
             raise NoBackendWithinLimits(sorted(rejections, key=_by_backend))
         score = self.score
-        ranked = []
+        session_at, last_at = request.session_backend, request.previous_backend
+        weigh = session_at is not None and self.session != FREE
+        ranked: list[Place] = []
         for candidate in fits:
+            name = candidate.backend.name
             of = figures(candidate)
-            ranked.append((score(request, of), of, candidate.backend.name))
+            if weigh:
+                of = _moved(request, candidate, of)
+            key = value = score(request, of)
+            if name == session_at and self.session == HOLD:
+                key = -INF
+            elif name == last_at and self.hysteresis and value != INF:
+                key = self.handicap(value, self.hysteresis)
+            ranked.append((key, of, name, value))
         ranked.sort()
-        best, best_of, chosen = ranked[0]
+        _, best_of, chosen, best = ranked[0]
         front = [(best_of, chosen)]
-        for value, of, name in ranked[1:]:
+        for _, of, name, value in ranked[1:]:
             # A dominating candidate always comes earlier: it sorts first by score or by figures.
             for better, by in front:
                 if (
@@ -150,14 +175,50 @@ class Ranked:
                 front.append((of, name))
                 rejections.append(self._not_chosen(name, value, chosen, best))
         rejections.sort(key=_by_backend)
+        if weigh or self.hysteresis:
+            return self._held(request, candidates, ranked, rejections)
         return Decision(
             chosen=chosen,
-            order=tuple(name for _, _, name in ranked),
+            order=tuple(name for _, _, name, _ in ranked),
             policy=self.name,
             version=self.version,
             reason=self._reason(chosen, best, len(ranked)),
             rejections=tuple(rejections),
             counterfactual=counterfactual(request, candidates),
+        )
+
+    def _held(
+        self,
+        request: Request,
+        candidates: Sequence[Candidate],
+        ranked: list[Place],
+        rejections: list[Rejection],
+    ) -> Decision:
+        """The decision where a session or the last choice had a say, and what say it was."""
+        chosen, value = ranked[0][2:]
+        kept = reason = None
+        if len(ranked) > 1:
+            other, of, name = min((score, o, n) for _, o, n, score in ranked[1:])
+            if (other, of, name) < (value, ranked[0][1], chosen):
+                kept = "session" if chosen == request.session_backend else "hysteresis"
+                why = "the session's prefix is cached there"
+                if kept == "hysteresis":
+                    why = (
+                        f"the last request went there and that is not {self.hysteresis:.0%} better"
+                    )
+                words = self.words
+                mine, others = f"{abs(value):.3g}{words.unit}", f"{abs(other):.3g}{words.unit}"
+                reason = f"{chosen} {words.verb} {mine}; {name} {words.verb} {others}, but {why}"
+        return Decision(
+            chosen=chosen,
+            order=tuple(name for _, _, name, _ in ranked),
+            policy=self.name,
+            version=self.version,
+            reason=reason or self._reason(chosen, value, len(ranked)),
+            rejections=tuple(rejections),
+            counterfactual=counterfactual(request, candidates),
+            moving_energy_j=_moving_energy_j(request, candidates, ranked),
+            kept=kept,
         )
 
     def _reason(self, chosen: str, best: float, fitted: int) -> str:
@@ -197,6 +258,39 @@ def counterfactual(request: Request, candidates: Sequence[Candidate]) -> str | N
             if found is None or key < found:
                 found = key
     return None if found is None else found[1]
+
+
+def _moved(request: Request, candidate: Candidate, of: Figures) -> Figures:
+    """The figures with what moving the session there adds, spread over the turns to come."""
+    cost = moving(request, candidate)
+    if cost is None or cost is STAYING:
+        return of
+    energy_j = of.energy_j + cost.energy_j / turns_to_come(request)
+    carbon_g = of.carbon_g
+    if carbon_g != INF and 0.0 < of.energy_j < INF:
+        carbon_g *= energy_j / of.energy_j
+    return Figures(
+        energy_j,
+        carbon_g,
+        of.money_usd,
+        of.latency_s + cost.time_s,
+        of.ttft_s + cost.time_s,
+        of.minus_quality,
+    )
+
+
+def _moving_energy_j(
+    request: Request, candidates: Sequence[Candidate], ranked: list[Place]
+) -> float | None:
+    """What the move adds, when there is one; else what one to the next in order would add."""
+    if request.session_backend is None:
+        return None
+    names = [name for _, _, name, _ in ranked if name != request.session_backend]
+    if not names:
+        return None
+    target = next(c for c in candidates if c.backend.name == names[0])
+    cost = moving(request, target)
+    return None if cost is None else cost.energy_j
 
 
 _FIGURE_WORDS = (

@@ -47,6 +47,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tags: tuple[str, ...] = ()
     session: str | None = None
     session_backend: str | None = None  # where this session's prefix cache is
+    stream: bool = False  # the client wants the answer as it is made
     hour: int | None = None  # of the team's day, 0..23
     budget_left: float | None = None  # 0..1 of the tightest budget
     intensity_g_per_kwh: float | None = None  # of the team's own grid, now
@@ -77,7 +78,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     explored: bool = False  # the policy would have chosen another; a draw said otherwise
     arm: str | None = None  # of an experiment: "hold_out", "canary", ...
     escalate_to: str | None = None  # who answers again when the chosen one's answer fails checks
-    moving_energy_j: float | None = None  # what leaving the session's prefix cache would add
+    moving_energy_j: float | None = None  # what leaving the session's prefix cache adds, or would
+    kept: str | None = None  # why a better-ranked one was passed over: "session", "hysteresis"
 
 
 class NoBackendWithinLimits(Exception):
@@ -93,7 +95,8 @@ class Policy(Protocol):
     """Chooses one candidate among those that fit, or raises NoBackendWithinLimits.
 
     What every policy keeps, and checks.py tests: the choice is one of the candidates, their order
-    does not matter, a tighter limit never raises what it limits, a dominated one is not chosen.
+    does not matter, a tighter limit never raises what it limits, a dominated one is not chosen
+    (unless the decision says that it was explored, or kept against flapping or for a session).
     """
 
     name: str

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from math import log
 
 from policies.ranking import INF, Figures, Ranked, Words
+from policies.session import WEIGH
 from policies.types import Request
 
 OBJECTIVES = ("energy", "carbon", "money", "latency", "ttft", "quality")
@@ -27,8 +28,14 @@ class Weighted(Ranked):
     name = "weighted"
     words = Words("best weighted score", "scores", "")
 
-    def __init__(self, weights: Mapping[str, float], asked_only: bool = False) -> None:
-        super().__init__(asked_only)
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        asked_only: bool = False,
+        session: str = WEIGH,
+        hysteresis: float = 0.0,
+    ) -> None:
+        super().__init__(asked_only, session, hysteresis)
         unknown = [word for word in weights if word not in _INDEX]
         if unknown:
             raise ValueError(f"no such objective: {unknown[0]}; known: {', '.join(OBJECTIVES)}")
@@ -36,6 +43,10 @@ class Weighted(Ranked):
             raise ValueError("weights must be 0 or more, and one of them more than 0")
         self.weights = dict(weights)
         self._terms = [(_INDEX[word], weight) for word, weight in weights.items() if weight > 0]
+
+    def handicap(self, score: float, share: float) -> float:
+        """Scores are logarithms already, so a share of every figure is a difference."""
+        return score - share * sum(weight for _, weight in self._terms)
 
     def score(self, request: Request, of: Figures) -> float:
         total = 0.0

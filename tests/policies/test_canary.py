@@ -1,0 +1,80 @@
+"""Canaries roll out in steps, and roll back by themselves when the new backend is worse."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from policies.canary import Canary, Canarying
+from policies.least_energy import LeastEnergy
+from policies.types import Limits
+from tests.policies.candidates import candidate, request
+
+FLEET = [candidate("old", energy_j=10), candidate("new", energy_j=5)]
+
+
+def test_a_new_backend_gets_its_share_and_no_more_however_good_it_looks() -> None:
+    policy, rng = Canarying(LeastEnergy(), "new", 0.1), random.Random(1)
+    seen = [policy.choose(request(draw=rng.random()), FLEET, Limits()) for _ in range(4000)]
+    given = [d for d in seen if d.chosen == "new"]
+    assert abs(len(given) / 4000 - 0.1) < 0.02
+    assert {d.arm for d in seen} == {"canary", "control"}
+    waits = next(d for d in seen if d.chosen == "old")
+    assert [(r.backend, r.code) for r in waits.rejections] == [("new", "canary")]
+
+
+def test_a_new_backend_serves_when_nothing_else_fits() -> None:
+    decision = Canarying(LeastEnergy(), "new", 0.0).choose(request(), FLEET, Limits(max_energy_j=8))
+    assert decision.chosen == "new"
+
+
+def rolled(seed: int, errors: float = 0.01, slower: float = 1.0, quality: float = 0.8) -> Canary:
+    """A roll-out to its end, or to 20,000 requests, with a canary of the given behaviour."""
+    rng, now = random.Random(seed), Canary(backend="new")
+    for _ in range(20_000):
+        if now.state != "rolling":
+            break
+        if rng.random() < now.share:
+            now = now.after(
+                "canary",
+                rng.random() >= errors,
+                rng.lognormvariate(0.5, 0.4) * slower,
+                rng.gauss(quality, 0.2),
+            )
+        else:
+            now = now.after(
+                "control",
+                rng.random() >= 0.01,
+                rng.lognormvariate(0.5, 0.4),
+                rng.gauss(0.8, 0.2),
+            )
+    return now
+
+
+def test_a_canary_as_good_as_the_others_is_promoted_in_steps() -> None:
+    outcomes = [rolled(seed) for seed in range(12)]
+    assert sum(o.state == "promoted" for o in outcomes) >= 11
+    assert outcomes[0].share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "why"),
+    [({"errors": 0.4}, "errors"), ({"slower": 2.5}, "latency"), ({"quality": 0.5}, "quality")],
+)
+def test_a_worse_canary_is_rolled_back_early_and_says_why(
+    behaviour: dict[str, float], why: str
+) -> None:
+    for seed in range(5):
+        now = rolled(seed, **behaviour)
+        assert now.state == "rolled_back"
+        assert now.why.startswith(why)
+        assert now.share == 0.0
+        assert now.canary.requests < 200
+
+
+def test_a_verdict_is_final_and_other_arms_do_not_count() -> None:
+    over = rolled(0, errors=0.5)
+    assert over.after("canary", True, 1.0) is over
+    fresh = Canary(backend="new")
+    assert fresh.after("treated", False) is fresh

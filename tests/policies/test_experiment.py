@@ -1,0 +1,73 @@
+"""Hold-outs and A/B tests: who is in which arm, and what the arms prove."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from policies.best_quality import BestQuality
+from policies.experiment import HeldOut, Split, saving
+from policies.least_energy import LeastEnergy
+from policies.types import Limits
+from tests.policies.candidates import candidate, request
+
+FLEET = [
+    candidate("m@int4", energy_j=10, quality=0.7),
+    candidate("m@bf16", energy_j=30, quality=0.8),
+]
+
+
+def test_a_hold_out_is_served_as_if_we_were_not_there() -> None:
+    policy, rng = HeldOut(LeastEnergy(), 0.1), random.Random(3)
+    decisions = [
+        policy.choose(request("m", draw=rng.random()), FLEET, Limits()) for _ in range(5000)
+    ]
+    held = [d for d in decisions if d.arm == "hold_out"]
+    assert {d.chosen for d in held} == {"m@bf16"}
+    assert {(d.chosen, d.arm) for d in decisions if d not in held} == {("m@int4", "treated")}
+    assert abs(len(held) / 5000 - 0.1) < 0.015
+    assert held[0].explored
+
+
+def test_a_counterfactual_that_breaks_a_limit_puts_the_request_in_no_arm() -> None:
+    policy = HeldOut(LeastEnergy(), 0.5)
+    arms = {
+        policy.choose(request("m", draw=n / 100), FLEET, Limits(max_energy_j=20)).arm
+        for n in range(100)
+    }
+    assert arms == {None}
+
+
+def test_the_saving_is_found_with_an_interval_that_holds_the_truth() -> None:
+    rng = random.Random(11)
+    inside = 0
+    for _ in range(200):
+        treated = [rng.gauss(60, 20) for _ in range(400)]
+        held = [rng.gauss(100, 30) for _ in range(60)]
+        found = saving(treated, held)
+        assert found is not None
+        inside += found.low <= 0.4 <= found.high
+    assert 0.72 <= inside / 200 <= 0.88  # an 80 % interval
+
+
+def test_a_saving_that_cannot_be_told_is_none() -> None:
+    assert saving([1.0, 2.0], [3.0]) is None
+    assert saving([], []) is None
+    assert saving([1.0, 2.0], [0.0, 0.0]) is None
+
+
+def test_a_split_gives_each_arm_its_share_and_keeps_a_session_in_one() -> None:
+    policy = Split("ab", {"old": (BestQuality(), 0.7), "new": (LeastEnergy(), 0.3)})
+    rng = random.Random(7)
+    arms = [policy.choose(request(draw=rng.random()), FLEET, Limits()).arm for _ in range(3000)]
+    assert abs(arms.count("new") / 3000 - 0.3) < 0.03
+    in_session = {
+        policy.choose(request(draw=rng.random(), session="s7"), FLEET, Limits()).arm
+        for _ in range(50)
+    }
+    assert len(in_session) == 1
+    decision = policy.choose(request(draw=0.1), FLEET, Limits())
+    assert decision.policy == "ab"
+    with pytest.raises(ValueError, match="add up to 1"):
+        Split("ab", {"a": (LeastEnergy(), 0.5)})
