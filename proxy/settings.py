@@ -290,10 +290,24 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return any(team.keys for team in self.teams.values())
 
 
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings with where they came from."""
+
+    settings: Settings
+    document: Document
+    format: str  # "Joulegate" | "LiteLLM"
+    honoured: list[str]
+    not_honoured: list[str]
+
+
+def interpret(document: Document) -> Loaded:
+    """The settings in a document, ours or LiteLLM's. Raises ConfigError with every mistake."""
+    return Loaded(from_document(document), document, "Joulegate", [], [])
+
+
 def load(path: str, environment: Mapping[str, str] | None = None) -> Settings:
     """The settings in a config file, ours or LiteLLM's. Raises ConfigError with every mistake."""
-    document = config_file.read(path, environment)
-    return from_document(document)
+    return interpret(config_file.read(path, environment)).settings
 
 
 def from_document(document: Document) -> Settings:

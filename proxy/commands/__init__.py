@@ -12,7 +12,13 @@ import importlib
 from typing import Protocol, cast
 
 # name -> module; imported only when used, since some pull in heavy libraries
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {
+    "serve": "proxy.commands.serve",
+    "init": "proxy.commands.init",
+    "check": "proxy.commands.check",
+    "explain": "proxy.commands.explain",
+    "demo": "proxy.commands.demo",
+}
 
 
 class CommandError(Exception):

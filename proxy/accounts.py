@@ -1,0 +1,369 @@
+"""The books behind the request path: finished requests to the journal, windows of energy divided
+among requests, what was measured back to the estimators.
+
+`Accounts.finished` is awaited at the end of each request and returns once its record is in the
+journal's file. Everything else happens in one background task, seconds later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from estimators.types import Backend, Estimator, Features, Load, Outcome
+from meters.types import (
+    Activity,
+    Attribution,
+    Evidence,
+    StepPhysics,
+    UsageRecord,
+    Window,
+)
+from proxy.flight import Flight
+
+log = logging.getLogger("joulegate.accounts")
+
+LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
+KEEP_S = 900.0  # how long a finished request can still be charged by a late window
+RECENT = 20_000  # records that receipts find before the ledger has them
+
+Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
+
+
+class Journal(Protocol):
+    def durable(self, entry: UsageRecord) -> asyncio.Future[bool]: ...
+
+    def append(self, entry: Window | Attribution) -> None: ...
+
+
+class Learner(Protocol):
+    """Learns an engine's physics from windows, off the request path."""
+
+    def physics(self, node: str) -> StepPhysics | None: ...
+
+    def observe(self, window: Window, activities: Sequence[Activity]) -> None: ...
+
+
+class Observer(Protocol):
+    """Counts for /metrics."""
+
+    def request(self, flight: Flight, record: UsageRecord) -> None: ...
+
+    def divided(self, attribution: Attribution) -> None: ...
+
+
+class _Settled(msgspec.Struct):
+    """A finished request that windows may still charge."""
+
+    activity: Activity
+    backend: str
+    features: Features | None
+    load: Load
+    ttft_s: float | None
+    latency_s: float | None
+    output_tokens: int | None
+    energy_j: float = 0.0
+    evidence: Evidence | None = None
+    taught: bool = False
+
+
+class Accounts:
+    """Keeps the books of one replica."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        estimator: Estimator,
+        live: dict[str, Flight],
+        divide: Divide,
+        learner: Learner,
+        observer: Observer,
+        replica: str,
+        others: Callable[[str, float, float], Iterable[Activity]] | None = None,
+        on_record: Callable[[Flight, UsageRecord], None] | None = None,
+    ) -> None:
+        self.journal = journal
+        self.estimator = estimator
+        self.live = live
+        self.divide = divide
+        self.learner = learner
+        self.observer = observer
+        self.replica = replica
+        self.others = others
+        self.on_record = on_record
+        self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
+        self.windows: deque[Window] = deque()
+        self._settled: dict[str, deque[_Settled]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.imbalance_j = 0.0  # what the books are off by; reads zero
+
+    # -- requests ------------------------------------------------------------------------------
+
+    async def finished(self, flight: Flight) -> None:
+        """Put a finished request on the books. Never raises into serving."""
+        try:
+            record = record_of(flight, self.replica)
+            self.recent[record.request_id] = record
+            if len(self.recent) > RECENT:
+                self.recent.popitem(last=False)
+            written = self.journal.durable(record)
+            self._await_windows(flight, record)
+            self.observer.request(flight, record)
+            if self.on_record is not None:
+                self.on_record(flight, record)
+            await written
+        except Exception:
+            log.exception("%s could not be put on the books", flight.request_id)
+
+    def _await_windows(self, flight: Flight, record: UsageRecord) -> None:
+        activity = flight.activity()
+        if activity is None or flight.engine is None:
+            return
+        load = next(
+            (c.load for c in flight.candidates if c.backend.name == flight.engine.name), Load()
+        )
+        settled = _Settled(
+            activity=activity,
+            backend=flight.engine.name,
+            features=flight.features,
+            load=load,
+            ttft_s=record.ttft_s,
+            latency_s=record.latency_s if record.outcome == "ok" else None,
+            output_tokens=record.output_tokens if record.outcome == "ok" else None,
+        )
+        self._settled.setdefault(activity.node, deque(maxlen=200_000)).append(settled)
+
+    # -- windows -------------------------------------------------------------------------------
+
+    def window(self, window: Window) -> None:
+        """Take a closed window in; from any thread."""
+        self.windows.append(window)
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """Divide what is there and end."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        try:
+            await self._task
+        except asyncio.CancelledError:
+            pass
+        self.divide_due(time.time() + LAG_S + 1.0)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(0.25)
+            try:
+                self.divide_due(time.time())
+            except Exception:
+                log.exception("a window could not be divided; its figures stay estimated")
+
+    def divide_due(self, now_s: float) -> None:
+        """Divide the windows that ended at least LAG_S before this Unix time."""
+        waiting: list[Window] = []
+        while self.windows:
+            window = self.windows.popleft()
+            if window.end_s > now_s - LAG_S:
+                waiting.append(window)
+                continue
+            try:
+                self._divide(window)
+            except Exception:
+                log.exception("window %s could not be divided", window.window_id)
+                self._enter(window, undivided(window))
+        self.windows.extendleft(reversed(waiting))
+
+    def _divide(self, window: Window) -> None:
+        activities = self.activities(window.node, window.start_s, window.end_s)
+        physics = self.learner.physics(window.node)
+        attribution = self.divide(window, activities, physics)
+        self._enter(window, attribution)
+        self.learner.observe(window, activities)
+        shares = {share.request_id: share.energy_j for share in attribution.shares}
+        self._charge(window, shares, attribution.evidence)
+
+    def _enter(self, window: Window, attribution: Attribution) -> None:
+        self.journal.append(window)
+        self.journal.append(attribution)
+        self.observer.divided(attribution)
+        self.imbalance_j += attribution.metered_j - (
+            sum(share.energy_j for share in attribution.shares)
+            + attribution.idle_j
+            + attribution.external_j
+            + attribution.unattributed_j
+        )
+
+    def activities(self, node: str, start_s: float, end_s: float) -> list[Activity]:
+        """What this node did for anyone between two Unix times."""
+        found = [
+            settled.activity
+            for settled in self._settled.get(node, ())
+            if settled.activity.start_s < end_s and (settled.activity.end_s or end_s) >= start_s
+        ]
+        known = {activity.request_id for activity in found}
+        for flight in list(self.live.values()):
+            if flight.engine is not None and flight.engine.node == node:
+                activity = flight.activity()
+                if activity is not None and activity.request_id not in known:
+                    found.append(activity)
+                    known.add(activity.request_id)
+        if self.others is not None:
+            found += [a for a in self.others(node, start_s, end_s) if a.request_id not in known]
+        return found
+
+    def _charge(self, window: Window, shares: dict[str, float], evidence: Evidence) -> None:
+        """Note the shares of finished requests; teach from those that are complete."""
+        kept = self._settled.get(window.node)
+        if kept is None:
+            return
+        for settled in kept:
+            if settled.taught:
+                continue
+            energy_j = shares.get(settled.activity.request_id)
+            if energy_j is not None:
+                settled.energy_j += energy_j
+                settled.evidence = evidence
+            if (settled.activity.end_s or 0.0) <= window.end_s:
+                settled.taught = True
+                self._teach(settled)
+        while kept and (kept[0].activity.end_s or 0.0) < window.end_s - KEEP_S:
+            kept.popleft()
+
+    def _teach(self, settled: _Settled) -> None:
+        if settled.features is None:
+            return
+        self.estimator.learn(
+            Outcome(
+                backend=settled.backend,
+                features=settled.features,
+                load=settled.load,
+                energy_j=settled.energy_j if settled.evidence is not None else None,
+                evidence=settled.evidence or Evidence.UNKNOWN,
+                ttft_s=settled.ttft_s,
+                latency_s=settled.latency_s,
+                output_tokens=settled.output_tokens,
+            )
+        )
+
+
+def undivided(window: Window) -> Attribution:
+    """A window nobody is charged for: all of it unattributed."""
+    return Attribution(
+        window_id=window.window_id,
+        node=window.node,
+        start_s=window.start_s,
+        end_s=window.end_s,
+        metered_j=window.energy_j,
+        idle_j=0.0,
+        external_j=0.0,
+        unattributed_j=window.energy_j,
+        shares=(),
+        evidence=window.evidence,
+        meter=window.meter,
+    )
+
+
+def record_of(flight: Flight, replica: str) -> UsageRecord:
+    """The usage record of a finished request. Carries no prompt, answer or key."""
+    usage, told, estimate = flight.usage, flight.features, flight.estimate
+    engine, decision, caller = flight.engine, flight.decision, flight.caller
+    facts: Backend | None = engine.facts if engine else None
+    end_s = flight.end_s if flight.end_s is not None else flight.start_s
+    ran = flight.sent_s is not None
+    prompt = usage.prompt_tokens if usage else None
+    output = usage.completion_tokens if usage else None
+    source = "upstream" if usage is not None else "unknown"
+    if output is None and ran and flight.events:
+        output, source = flight.events, "counted"
+    counted = prompt is not None or bool(told and told.prompt_tokens_counted)
+    if prompt is None and told is not None:
+        prompt = told.prompt_tokens
+    energy = estimate.energy_j if estimate else None
+    other = _counterfactual(flight)
+    served = flight.sent_s is not None or flight.cache == "hit"
+    return UsageRecord(
+        request_id=flight.request_id,
+        start_s=flight.start_wall_s,
+        end_s=flight.wall(end_s),
+        team=caller.team if caller else "",
+        key_id=caller.key_id if caller else None,
+        project=caller.project if caller else None,
+        tags=flight.tags,
+        endpoint=flight.endpoint,
+        model_asked=flight.asked,
+        backend=engine.name if engine else None,
+        group=engine.group if engine else None,
+        node=engine.node if engine else None,
+        policy=flight.policy,
+        policy_version=decision.version if decision else "",
+        status=flight.status,
+        error_code=flight.error.code if flight.error else None,
+        outcome=flight.outcome,
+        stream=flight.stream,
+        cache=flight.cache,
+        attempts=flight.attempts,
+        task=told.task if told else None,
+        prompt_tokens=prompt,
+        prompt_tokens_counted=counted,
+        cached_prompt_tokens=usage.cached_tokens if usage else None,
+        output_tokens=output,
+        reasoning_tokens=usage.reasoning_tokens if usage else None,
+        usage_source=source,
+        sent_s=flight.wall(flight.sent_s) if flight.sent_s is not None else None,
+        first_token_s=(
+            flight.wall(flight.first_token_s) if flight.first_token_s is not None else None
+        ),
+        ttft_s=(
+            flight.first_token_s - flight.start_s if flight.first_token_s is not None else None
+        ),
+        latency_s=end_s - flight.start_s if served else None,
+        energy_j=energy.mid if energy and ran else 0.0 if flight.cache == "hit" else None,
+        energy_low_j=energy.low if energy and ran else None,
+        energy_high_j=energy.high if energy and ran else None,
+        marginal_energy_j=(
+            estimate.marginal_energy_j.mid if estimate and estimate.marginal_energy_j else None
+        ),
+        carbon_g=estimate.carbon_g.mid if estimate and estimate.carbon_g and ran else None,
+        money_usd=estimate.money_usd.mid if estimate and estimate.money_usd and ran else None,
+        quality=estimate.quality.mid if estimate and estimate.quality else None,
+        evidence=estimate.evidence if estimate and ran else Evidence.UNKNOWN,
+        estimator_version=estimate.version if estimate else "",
+        zone=facts.zone if facts else None,
+        pue=facts.pue if facts else None,
+        intensity_g_per_kwh=facts.intensity_g_per_kwh if facts else None,
+        counterfactual_backend=other[0],
+        counterfactual_energy_j=other[1],
+        counterfactual_carbon_g=other[2],
+        simulated=facts.simulated if facts else False,
+        replica=replica,
+        session=None,
+        decision=(
+            msgspec.json.encode(decision).decode()
+            if decision and len(flight.candidates) > 1
+            else None
+        ),
+    )
+
+
+def _counterfactual(flight: Flight) -> tuple[str | None, float | None, float | None]:
+    """What the model asked for would have used, by the same estimator."""
+    name = flight.decision.counterfactual if flight.decision else None
+    for candidate in flight.candidates:
+        if candidate.backend.name == name:
+            estimate = candidate.estimate
+            return (
+                name,
+                estimate.energy_j.mid if estimate.energy_j else None,
+                estimate.carbon_g.mid if estimate.carbon_g else None,
+            )
+    return None, None, None

@@ -1,0 +1,238 @@
+"""Builds the proxy and wires everything: the one place that knows all the parts.
+
+`build(settings)` gives an ASGI application. Its lifespan starts the upstream client, the journal,
+the ledger's drain, meters and the books; stopping goes the other way round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from estimators.energy import EnergyEstimator
+from estimators.text import coarse_task
+from estimators.types import Backend
+from meters.drain import Drain
+from meters.journal import Journal
+from meters.ledger import Ledger
+from meters.receipts import Receipt
+from policies.presets import STRATEGIES, presets
+from policies.types import Policy
+from proxy import auth, backends
+from proxy.accounts import Accounts
+from proxy.auth import Caller
+from proxy.cache import AnswerStore, MemoryStore
+from proxy.features import Prompt
+from proxy.flight import TimeWatch
+from proxy.front import Front
+from proxy.measuring import Learning, Measuring, divide
+from proxy.receipts import of_record
+from proxy.routes import Routes, handle_errors
+from proxy.routing import Router
+from proxy.settings import Settings
+from proxy.steps import Receive, Scope, Send, Steps
+from proxy.telemetry import Telemetry
+from proxy.tokens import TokenCounter
+from proxy.upstream import Upstream
+
+log = logging.getLogger("joulegate")
+
+
+class InProcess:
+    """Answers kept in this process, as an AnswerStore."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+
+    async def get(self, key: str) -> bytes | None:
+        return self.store.get_at(key, time.monotonic())
+
+    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
+        self.store.put_at(key, value, ttl_s, time.monotonic())
+
+
+def policies_of(settings: Settings) -> dict[str, Policy]:
+    """Every policy by name: strategies, presets, then the config's own."""
+    known: dict[str, Policy] = {name: make(False) for name, make in STRATEGIES.items()}
+    known.update(presets())
+    return known
+
+
+def replica_name() -> str:
+    """Unique among the replicas that share a ledger."""
+    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+
+def ledger_url(settings: Settings) -> str:
+    """The configured ledger, or SQLite in the state folder."""
+    return settings.ledger.url or f"sqlite:///{Path(settings.state_dir) / 'ledger.db'}"
+
+
+def describe(prompt: Prompt) -> tuple[str | None, str]:
+    """The coarse kind of task of a prompt, and the text that predictors read."""
+    return coarse_task(prompt.last), prompt.last
+
+
+class Proxy:
+    """The running proxy: an ASGI application with its parts as attributes."""
+
+    def __init__(self, settings: Settings, facts: dict[str, Backend], worker: int = 0) -> None:
+        self.settings = settings
+        self.worker = worker  # number 0 reads the meters for all
+        self.on_ready: Callable[[], None] = lambda: None
+        self.replica = replica_name()
+        self.keys = auth.from_settings(settings)
+        self.pool = backends.of_settings(settings, facts)
+        self.telemetry = Telemetry()
+        self.learning = Learning(self.pool)
+        self.estimator = EnergyEstimator(learnt=self.learning.learnt)
+        self.learning.prior = self.estimator.physics
+        self.router = Router(
+            self.pool, self.estimator, policies_of(settings), settings.default_policy
+        )
+        self.watch = TimeWatch()
+        self.client = Upstream(settings.time)
+        state = Path(settings.state_dir)
+        self.journal = Journal(
+            state / "journal" / self.replica,
+            sync="always" if settings.ledger.fsync else "interval",
+        )
+        self.ledger: Ledger | None = None
+        self.drain: Drain | None = None
+        self.accounts = Accounts(
+            journal=self.journal,
+            estimator=self.estimator,
+            live=self.watch.flights,
+            divide=divide,
+            learner=self.learning,
+            observer=self.telemetry,
+            replica=self.replica,
+        )
+        self.answers: AnswerStore = InProcess(MemoryStore(settings.cache.max_bytes))
+        self.steps = Steps(
+            settings=settings,
+            keys=self.keys,
+            router=self.router,
+            client=self.client,
+            counter=TokenCounter(),
+            watch=self.watch,
+            accounts=self.accounts,
+            answers=self.answers,
+            describe=describe,
+        )
+        self.measuring = Measuring(settings, self.pool, self.accounts.window)
+        self.api = FastAPI(
+            title="Joulegate",
+            lifespan=self._lifespan,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url=None,
+        )
+        self.routes = Routes(
+            keys=self.keys,
+            steps=self.steps,
+            routing=self.router,
+            find_receipt=self.find_receipt,
+            registry=self.telemetry.registry,
+            refresh=self.refresh_metrics,
+            ready=self.degraded,
+            feedback=self.feedback,
+        )
+        self.api.include_router(self.routes.router)
+        handle_errors(self.api)
+        self.front = Front(self.steps, self.api, settings.server.cors_origins)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.front(scope, receive, send)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        await self.client.start()
+        try:
+            self.ledger = await asyncio.to_thread(Ledger, ledger_url(self.settings))
+            self.drain = Drain(self.journal, self.ledger).start()
+        except (SQLAlchemyError, OSError) as error:
+            log.warning(
+                "The ledger cannot be opened (%s): serving goes on, the journal keeps what is "
+                "finished. Mend ledger.url and restart.",
+                type(error).__name__,
+            )
+        self.watch.start()
+        self.accounts.start()
+        if self.worker == 0:
+            await asyncio.to_thread(self.measuring.start)
+        self.on_ready()
+        try:
+            yield
+        finally:
+            self.steps.stopping = True
+            await asyncio.to_thread(self.measuring.stop)
+            await self.accounts.stop()
+            await self.watch.stop()
+            await self.client.stop()
+            self.steps.close()
+            if self.drain is not None:
+                await asyncio.to_thread(self.drain.stop)
+            await asyncio.to_thread(self.journal.close)
+            if self.ledger is not None:
+                self.ledger.close()
+
+    # -- what the routes ask for ------------------------------------------------------------------
+
+    def find_receipt(self, request_id: str) -> Receipt | None:
+        """A request's receipt from the ledger, else from what this replica just served."""
+        if self.ledger is not None:
+            try:
+                found = self.ledger.receipt(request_id)
+            except SQLAlchemyError as error:
+                log.warning("the ledger cannot be read (%s)", type(error).__name__)
+                found = None
+            if found is not None:
+                return found
+        record = self.accounts.recent.get(request_id)
+        return of_record(record) if record is not None else None
+
+    def refresh_metrics(self) -> None:
+        """Set the gauges, just before they are read."""
+        metrics = self.telemetry
+        metrics.in_flight.set(self.steps.in_flight)
+        metrics.imbalance.set(self.accounts.imbalance_j)
+        metrics.simulated.set(sum(e.facts.simulated for e in self.pool.engines))
+        for engine in self.pool.engines:
+            metrics.healthy.labels(engine.name).set(engine.healthy)
+        if self.drain is not None:
+            metrics.backlog.set(self.drain.backlog_bytes)
+        degraded = self.degraded()
+        for part in ("ledger", "journal", "redis", "backends"):
+            metrics.degraded.labels(part).set(part in degraded)
+
+    def degraded(self) -> dict[str, str]:
+        """What does not work now, and what that means."""
+        gone: dict[str, str] = {}
+        if self.ledger is None or (self.drain is not None and self.drain.ledger_down):
+            gone["ledger"] = "the journal keeps what is finished"
+        if self.journal.failing is not None:
+            gone["journal"] = self.journal.failing
+        if self.pool.engines and not any(e.healthy for e in self.pool.engines):
+            gone["backends"] = "no backend answers"
+        return gone
+
+    def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
+        """Take a score of an answer in."""
+        raise NotImplementedError
+
+
+def build(settings: Settings, facts: dict[str, Backend], worker: int = 0) -> Proxy:
+    """The proxy of a config. Raises OSError when the state folder cannot be written."""
+    Path(settings.state_dir).mkdir(parents=True, exist_ok=True)
+    return Proxy(settings, facts, worker)

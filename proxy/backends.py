@@ -1,0 +1,233 @@
+"""The backends at run time: which serve a model name, how busy they are, whether they answer.
+
+Load is what this process has in flight, raised to what the engine itself reports where a meter
+reads it. A backend that fails several times in a row is left alone for a while; then one request
+probes it (half-open) before traffic returns.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from estimators.types import Backend, Load
+from proxy.settings import BackendSettings, Retries, Settings
+
+log = logging.getLogger("joulegate.backends")
+
+
+class Engine:
+    """One backend with its live state."""
+
+    __slots__ = (
+        "asleep",
+        "calls",
+        "context_in_flight",
+        "cooldown_until_s",
+        "facts",
+        "failures_in_a_row",
+        "group",
+        "headers",
+        "healthy",
+        "in_flight",
+        "name",
+        "node",
+        "probing",
+        "reported",
+        "reported_at_s",
+        "settings",
+        "url",
+        "wildcard",
+    )
+
+    def __init__(self, settings: BackendSettings, facts: Backend) -> None:
+        self.settings = settings
+        self.facts = facts
+        self.name = settings.full_name
+        self.group = settings.model
+        self.node = facts.node or self.name
+        self.url = (settings.url or "").rstrip("/")
+        self.wildcard = "*" in settings.model
+        self.headers = _headers(settings)
+        self.in_flight = 0
+        self.context_in_flight = 0
+        self.calls = 0
+        self.failures_in_a_row = 0
+        self.cooldown_until_s = 0.0
+        self.probing = False
+        self.healthy = True
+        self.asleep = False
+        self.reported: Load | None = None
+        self.reported_at_s = 0.0
+
+    def load(self) -> Load:
+        """The engine's present load."""
+        reported = self.reported
+        if reported is None:
+            return Load(
+                running=float(self.in_flight),
+                context_tokens=float(self.context_in_flight),
+                asleep=self.asleep,
+                known=True,
+            )
+        return Load(
+            running=max(reported.running, float(self.in_flight) - reported.waiting),
+            waiting=reported.waiting,
+            context_tokens=max(reported.context_tokens, float(self.context_in_flight)),
+            kv_usage=reported.kv_usage,
+            asleep=reported.asleep,
+            known=True,
+        )
+
+    def started(self, context_tokens: int) -> None:
+        self.in_flight += 1
+        self.calls += 1
+        self.context_in_flight += context_tokens
+
+    def ended(self, context_tokens: int) -> None:
+        self.in_flight -= 1
+        self.context_in_flight -= context_tokens
+
+    def available(self, now_s: float) -> bool:
+        """Whether a request may be sent to it now; in half-open state only one at a time."""
+        if now_s < self.cooldown_until_s:
+            return False
+        return not (self.cooldown_until_s and self.probing)
+
+    def succeeded(self) -> None:
+        if self.cooldown_until_s:
+            log.info("backend %s answers again", self.name)
+        self.failures_in_a_row = 0
+        self.cooldown_until_s = 0.0
+        self.probing = False
+        self.healthy = True
+
+    def failed(self, now_s: float, rules: Retries) -> None:
+        """Count a failure that is the backend's own (not the client's, not a 4xx)."""
+        self.failures_in_a_row += 1
+        self.probing = False
+        if self.cooldown_until_s or self.failures_in_a_row >= rules.failures:
+            if self.healthy:
+                log.warning(
+                    "backend %s failed %d times; left alone for %g s",
+                    self.name,
+                    self.failures_in_a_row,
+                    rules.cooldown_s,
+                )
+            self.healthy = False
+            self.cooldown_until_s = now_s + rules.cooldown_s
+
+
+def _headers(settings: BackendSettings) -> dict[str, str]:
+    key = settings.api_key
+    if settings.api_key_file:
+        key = Path(settings.api_key_file).read_text(encoding="utf-8").strip()
+    headers = {"accept-encoding": "identity"}
+    if key:
+        headers["authorization"] = f"Bearer {key}"
+    headers.update({name.lower(): value for name, value in settings.extra_headers.items()})
+    return headers
+
+
+class Pool:
+    """All engines, by the names clients ask for."""
+
+    def __init__(
+        self, engines: Iterable[Engine], fallbacks: Mapping[str, list[str]] | None = None
+    ) -> None:
+        self.engines = list(engines)
+        self.by_name = {engine.name: engine for engine in self.engines}
+        self.groups: dict[str, list[Engine]] = {}
+        for engine in self.engines:
+            self.groups.setdefault(engine.group, []).append(engine)
+        self.fallbacks = dict(fallbacks or {})
+        self._wild = [engine for engine in self.engines if engine.wildcard]
+        self.everything = [engine for engine in self.engines if not engine.wildcard]
+
+    def serving(self, model: str) -> list[Engine]:
+        """The engines that a model name stands for: a group's, one pinned, or everything for
+        ``auto`` and ``auto:POLICY``. Empty when there is no such model."""
+        found = self.groups.get(model)
+        if found is not None:
+            return found
+        engine = self.by_name.get(model)
+        if engine is not None:
+            return [engine]
+        if model == "auto" or model.startswith("auto:"):
+            return self.everything
+        return [e for e in self._wild if fnmatch.fnmatchcase(model, e.group)]
+
+    def fallback_for(self, model: str) -> list[Engine]:
+        """Engines of the groups to try when ``model``'s own cannot serve."""
+        group = self.by_name[model].group if model in self.by_name else model
+        return [e for name in self.fallbacks.get(group, ()) for e in self.groups.get(name, ())]
+
+    def names(self) -> list[str]:
+        """What clients may ask for: groups, then pinned variants where there are several."""
+        names = list(self.groups)
+        for group in self.groups.values():
+            names += [e.name for e in group if e.name != e.group]
+        return names
+
+
+def of_settings(settings: Settings, facts: Mapping[str, Backend]) -> Pool:
+    """The pool of a config; ``facts`` by backend name."""
+    return Pool(
+        (Engine(backend, facts[backend.full_name]) for backend in settings.backends),
+        settings.fallbacks,
+    )
+
+
+def upstream_model(engine: Engine, asked: str) -> str:
+    """The model name to send to an engine for a request that asked for ``asked``."""
+    name = engine.settings.upstream_model
+    if name is None:
+        return asked if engine.wildcard else engine.group
+    if "*" in name and engine.wildcard:  # "openai/*" -> "*": what the star matched
+        star = asked[len(engine.group.split("*")[0]) :] if "*" in engine.group else asked
+        return name.replace("*", star)
+    return name
+
+
+def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backend:
+    """What a config says of a backend, before GPU and architecture tables are consulted."""
+    s, carbon = settings, common.carbon
+    return Backend(
+        name=s.full_name,
+        group=s.model,
+        precision=s.precision,
+        engine="api" if s.provider != "openai" else s.engine,
+        engine_version=s.engine_version,
+        num_gpus=s.num_gpus,
+        max_num_seqs=s.max_num_seqs,
+        context_tokens=s.context_tokens,
+        provider=None if s.provider == "openai" and s.engine != "api" else s.provider,
+        provider_model=s.upstream_model,
+        node=s.node or s.full_name,
+        zone=s.zone or carbon.zone,
+        region=s.region,
+        intensity_g_per_kwh=(
+            s.intensity_g_per_kwh
+            if s.intensity_g_per_kwh is not None
+            else carbon.intensity_g_per_kwh
+        ),
+        pue=s.pue or carbon.pue,
+        input_usd_per_mtok=s.input_usd_per_mtok,
+        output_usd_per_mtok=s.output_usd_per_mtok,
+        cached_input_usd_per_mtok=s.cached_input_usd_per_mtok,
+        quality=s.quality,
+        quality_by_task=s.quality_by_task,
+        supports_tools=s.supports_tools,
+        supports_schema=s.supports_schema,
+        supports_images=s.supports_images,
+        simulated=s.simulated,
+    )
+
+
+def with_hardware(facts: Backend, **known: object) -> Backend:
+    """The same backend with GPU and model facts filled in."""
+    return msgspec.structs.replace(facts, **known)

@@ -1,0 +1,84 @@
+"""What a config file would mean, value by value, and where each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from proxy import config_file, facts
+from proxy import settings as settings_file
+from proxy.config_file import ConfigError, Document, key_text
+from proxy.settings import Settings
+
+SECRET = "***"
+_SECRETS = frozenset({"key", "api_key", "electricity_maps_token", "tokens", "keys", "password"})
+
+
+def check(path: str) -> dict[str, Any]:
+    """A report on a config file. Raises ConfigError with every mistake."""
+    document = config_file.read(path)
+    loaded = settings_file.interpret(document)
+    settings = loaded.settings
+    facts.all_facts(settings, loaded.document)
+    return {
+        "ok": True,
+        "file": path,
+        "format": loaded.format,
+        "honoured": loaded.honoured,
+        "not_honoured": loaded.not_honoured,
+        "warnings": list(warnings(settings)),
+        "settings": list(values(settings, loaded.document)),
+    }
+
+
+def warnings(settings: Settings) -> Iterator[str]:
+    """What is allowed and probably not wanted."""
+    if not settings.backends:
+        yield "no backends: `joulegate serve` would refuse to start"
+    if not settings.keys_configured:
+        yield "no keys: anyone on this machine may call, and nobody else"
+    for backend in settings.backends:
+        if backend.provider == "openai" and backend.engine != "api" and backend.gpu is None:
+            yield f"{backend.full_name}: no gpu, so its energy is unknown"
+        if backend.quality is None and not backend.quality_by_task:
+            yield f"{backend.full_name}: no quality, so limits on quality rule it out"
+
+
+def values(settings: Settings, document: Document) -> Iterator[dict[str, str]]:
+    """Every setting that is used, with its source; secrets as stars."""
+    yield from _values(settings, (), document)
+
+
+def _values(value: Any, path: config_file.KeyPath, document: Document) -> Iterator[dict[str, str]]:
+    if isinstance(value, msgspec.Struct):
+        for field in msgspec.structs.fields(type(value)):
+            inner = (*path, field.encode_name)
+            item = getattr(value, field.name)
+            given = inner in document.lines
+            if not given and not isinstance(item, msgspec.Struct):
+                if len(path) > 1 or path[:1] in (("backends",), ("teams",)):
+                    continue  # defaults of list items would drown what was given
+                if item in (None, [], {}):
+                    continue
+            yield from _values(item, inner, document)
+        return
+    if isinstance(value, dict) and value and path[-1] not in _SECRETS:
+        for key, item in value.items():
+            yield from _values(item, (*path, key), document)
+        return
+    if isinstance(value, list) and value and path[-1] not in _SECRETS:
+        for index, item in enumerate(value):
+            yield from _values(item, (*path, index), document)
+        return
+    line = document.lines.get(path)
+    secret = any(step in _SECRETS for step in path) and value
+    yield {
+        "name": key_text(path),
+        "value": SECRET if secret else str(value),
+        "source": f"line {line}" if line else "default",
+    }
+
+
+__all__ = ["ConfigError", "check", "values", "warnings"]

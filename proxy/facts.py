@@ -1,0 +1,89 @@
+"""From what a config says of a backend to everything estimators know of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from estimators.hardware import gpu_named
+from estimators.models import facts_from_config
+from estimators.types import Backend, GpuFacts, ModelFacts
+from proxy.backends import facts_without_hardware
+from proxy.config_file import ConfigError, Document, Problem, key_text
+from proxy.settings import BackendSettings, Settings
+
+
+class UnknownHardware(ValueError):
+    """A GPU or architecture that cannot be understood; the message says what to give."""
+
+
+def facts_of(backend: BackendSettings, settings: Settings) -> Backend:
+    """All that is known of a backend. Raises UnknownHardware."""
+    return msgspec.structs.replace(
+        facts_without_hardware(backend, settings),
+        gpu=_gpu(backend),
+        model=_model(backend),
+    )
+
+
+def all_facts(settings: Settings, document: Document | None = None) -> dict[str, Backend]:
+    """The facts of every backend by name. Raises ConfigError with every mistake."""
+    facts: dict[str, Backend] = {}
+    problems: list[Problem] = []
+    for index, backend in enumerate(settings.backends):
+        try:
+            facts[backend.full_name] = facts_of(backend, settings)
+        except UnknownHardware as error:
+            path = ("backends", index)
+            line = document.line(path) if document else 0
+            problems.append(Problem(line, key_text(path), str(error)))
+    if problems:
+        raise ConfigError(document.path if document else "config", problems)
+    return facts
+
+
+def _gpu(backend: BackendSettings) -> GpuFacts | None:
+    if backend.gpu is None:
+        return None
+    if backend.gpu_facts:
+        try:
+            return msgspec.convert({"name": backend.gpu, **backend.gpu_facts}, GpuFacts)
+        except msgspec.ValidationError as error:
+            needed = ", ".join(_required(GpuFacts))
+            raise UnknownHardware(f"gpu_facts: {error}. It needs {needed}.") from None
+    known = gpu_named(backend.gpu)
+    if known is None:
+        raise UnknownHardware(
+            f"the GPU {backend.gpu!r} is not known by name. Give its data sheet as gpu_facts "
+            f"({', '.join(n for n in _required(GpuFacts) if n != 'name')})."
+        )
+    return known
+
+
+def _model(backend: BackendSettings) -> ModelFacts | None:
+    if backend.hf_config is not None:
+        try:
+            config = json.loads(Path(backend.hf_config).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UnknownHardware(f"hf_config cannot be read: {error}") from None
+        try:
+            return facts_from_config(config)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UnknownHardware(f"hf_config is not understood: {error}") from None
+    if backend.params_b is None:
+        return None
+    return ModelFacts(
+        params_b=backend.params_b,
+        active_params_b=backend.active_params_b,
+        layers=backend.layers,
+        hidden_size=backend.hidden_size,
+        kv_heads=backend.kv_heads,
+        head_dim=backend.head_dim,
+    )
+
+
+def _required(kind: type[msgspec.Struct]) -> Iterator[str]:
+    return (field.name for field in msgspec.structs.fields(kind) if field.required)

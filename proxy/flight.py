@@ -1,0 +1,155 @@
+"""One request on its way: what the steps note about it, and the watch over its time limits."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+
+from estimators.types import Estimate, Features
+from meters.types import Activity
+from policies.types import Candidate, Decision
+from proxy.auth import Caller
+from proxy.backends import Engine
+from proxy.errors import ApiError
+from proxy.sse import TokenUsage
+
+
+class Flight:
+    """Everything known of one request while it is served; becomes its usage record."""
+
+    __slots__ = (
+        "asked",
+        "attempts",
+        "body_sent",
+        "cache",
+        "caller",
+        "candidates",
+        "context_tokens",
+        "deadline_s",
+        "decision",
+        "decision_hour",
+        "draw",
+        "end_s",
+        "endpoint",
+        "engine",
+        "error",
+        "estimate",
+        "events",
+        "features",
+        "first_token_s",
+        "gone",
+        "headers_sent",
+        "late",
+        "outcome",
+        "policy",
+        "progress",
+        "request_id",
+        "sent_s",
+        "session",
+        "start_s",
+        "start_wall_s",
+        "status",
+        "stream",
+        "tags",
+        "task",
+        "usage",
+        "wait_s",
+    )
+
+    def __init__(self, endpoint: str) -> None:
+        self.request_id = "req_" + os.urandom(12).hex()
+        self.endpoint = endpoint
+        self.start_s = time.monotonic()
+        self.start_wall_s = time.time()
+        self.caller: Caller | None = None
+        self.asked = ""
+        self.policy = ""
+        self.tags: tuple[str, ...] = ()
+        self.session: str | None = None
+        self.features: Features | None = None
+        self.candidates: tuple[Candidate, ...] = ()
+        self.decision: Decision | None = None
+        self.decision_hour: int | None = None
+        self.draw = 0.5
+        self.engine: Engine | None = None
+        self.estimate: Estimate | None = None
+        self.stream = False
+        self.cache = "off"
+        self.attempts = 0
+        self.status = 0
+        self.error: ApiError | None = None
+        self.outcome = "ok"
+        self.headers_sent = False
+        self.body_sent = False
+        self.usage: TokenUsage | None = None
+        self.events = 0  # events with content so far
+        self.progress: list[tuple[float, float]] = []
+        self.sent_s: float | None = None
+        self.first_token_s: float | None = None
+        self.end_s: float | None = None
+        self.wait_s = 0.0  # spent waiting for upstreams, not ours
+        self.context_tokens = 0  # what the engine's load was raised by
+        self.gone = False  # the client went away
+        self.late: str | None = None  # which time limit was broken
+        self.deadline_s: float | None = None
+        self.task: asyncio.Task[object] | None = None
+
+    def wall(self, monotonic_s: float) -> float:
+        """Unix time of a monotonic time of this process."""
+        return self.start_wall_s + (monotonic_s - self.start_s)
+
+    def activity(self) -> Activity | None:
+        """What it did on its node so far, for attribution; None while nothing was sent."""
+        if self.engine is None or self.sent_s is None:
+            return None
+        usage, features = self.usage, self.features
+        prompt = usage.prompt_tokens if usage and usage.prompt_tokens is not None else None
+        output = usage.completion_tokens if usage and usage.completion_tokens is not None else None
+        guessed = features.prompt_tokens if features else 0
+        return Activity(
+            request_id=self.request_id,
+            node=self.engine.node,
+            start_s=self.wall(self.sent_s),
+            first_token_s=None if self.first_token_s is None else self.wall(self.first_token_s),
+            end_s=None if self.end_s is None else self.wall(self.end_s),
+            prompt_tokens=float(guessed if prompt is None else prompt),
+            cached_prompt_tokens=float((usage.cached_tokens if usage else None) or 0),
+            output_tokens=float(self.events if output is None else output),
+            progress=tuple((self.wall(at), tokens) for at, tokens in self.progress),
+        )
+
+
+class TimeWatch:
+    """Cancels requests that are late. One look at all of them a few times a second costs less
+    than a timer for each chunk of each stream."""
+
+    def __init__(self, interval_s: float = 0.05) -> None:
+        self.interval_s = interval_s
+        self.flights: dict[str, Flight] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self, on_tick: Callable[[float], None] | None = None) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run(on_tick))
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                pass
+
+    async def _run(self, on_tick: Callable[[float], None] | None) -> None:
+        while True:
+            await asyncio.sleep(self.interval_s)
+            now_s = time.monotonic()
+            for flight in list(self.flights.values()):
+                if flight.deadline_s is not None and now_s >= flight.deadline_s:
+                    flight.deadline_s = None
+                    if flight.task is not None:
+                        flight.late = flight.late or "time"
+                        flight.task.cancel()
+            if on_tick is not None:
+                on_tick(now_s)

@@ -1,0 +1,83 @@
+"""Deciding without serving: what `joulegate explain` does, and what replays start from."""
+
+from __future__ import annotations
+
+import time
+
+from estimators.energy import EnergyEstimator
+from estimators.types import Features
+from policies.types import NoBackendWithinLimits
+from proxy import app, backends, explanation, features, serving
+from proxy.auth import ANYONE, Caller, limits_of
+from proxy.commands import CommandError
+from proxy.routing import Router
+from proxy.tokens import TokenCounter
+from proxy.wishes import Wishes
+
+
+class Explainer:
+    """The routing part of a proxy, with nothing behind it."""
+
+    def __init__(
+        self, config: str | None, *, team: str | None = None, policy: str | None = None
+    ) -> None:
+        self.prepared = serving.prepare(config)
+        settings = self.prepared.settings
+        self.counter = TokenCounter()
+        self.router = Router(
+            backends.of_settings(settings, self.prepared.facts),
+            EnergyEstimator(),
+            app.policies_of(settings),
+            settings.default_policy,
+        )
+        self.wishes = Wishes(policy=policy)
+        self.caller = ANYONE
+        if team is not None:
+            known = settings.teams.get(team)
+            if known is None:
+                raise CommandError(
+                    f"There is no team {team!r}. Known: {', '.join(settings.teams) or 'none'}."
+                )
+            self.caller = Caller(
+                team=team,
+                policy=known.policy,
+                limits=limits_of(known.limits),
+                timezone=known.timezone,
+            )
+
+    def close(self) -> None:
+        self.prepared.close()
+
+    def explain(self, body: bytes) -> dict[str, object]:
+        """The decision on a chat request's body. Raises ApiError for what no client could send."""
+        request = features.peek(body)
+        if not request.model:
+            raise features.missing("model")
+        told = self.features_of(request)
+        try:
+            routed = self.router.decide(
+                told,
+                self.caller,
+                request.model,
+                self.wishes,
+                now_s=time.monotonic(),
+                unix_s=time.time(),
+                draw=0.5,
+            )
+        except NoBackendWithinLimits as error:
+            engines = self.router.candidates_for(request.model, time.monotonic())
+            return explanation.refused(told, self.router.candidates(told, engines), error)
+        return explanation.routed(routed)
+
+    def features_of(self, request: features.Peek) -> Features:
+        prompt = features.prompt_of(request)
+        task, text = app.describe(prompt)
+        return features.features_from(
+            request,
+            prompt,
+            tokens=self.counter.count(prompt.text) + prompt.overhead_tokens,
+            counted=self.counter.exact,
+            task=task,
+            text=text,
+            team=self.caller.team,
+        )

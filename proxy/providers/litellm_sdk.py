@@ -1,0 +1,116 @@
+"""Calling providers through the litellm SDK, which is imported only when a config names one.
+
+An answer looks like an aiohttp response to the request path: status, headers, bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import logging
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+from multidict import CIMultiDict
+
+from proxy.backends import Engine
+
+log = logging.getLogger("joulegate.litellm")
+
+_sdk: Any = None
+
+
+def sdk() -> Any:
+    """The litellm package, kept from the network and from retries of its own."""
+    global _sdk
+    if _sdk is None:
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        _sdk = importlib.import_module("litellm")
+        _sdk.telemetry = False
+        _sdk.suppress_debug_info = True
+        _sdk.drop_params = True
+    return _sdk
+
+
+class Bridged:
+    """One answer of the SDK, with what the request path uses of an aiohttp response."""
+
+    def __init__(self, status: int, content_type: str, chunks: AsyncIterator[bytes]) -> None:
+        self.status = status
+        self.headers: CIMultiDict[str] = CIMultiDict({"content-type": content_type})
+        self.raw_headers = ((b"content-type", content_type.encode()),)
+        self.closed = False
+        self._chunks = chunks
+        self.content = self
+
+    async def readany(self) -> bytes:
+        return await anext(self._chunks, b"")
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        async for chunk in self._chunks:
+            yield chunk
+
+    async def read(self) -> bytes:
+        return b"".join([chunk async for chunk in self._chunks])
+
+    def close(self) -> None:
+        self.closed = True
+        closing = getattr(self._chunks, "aclose", None)
+        if closing is not None:
+            task = asyncio.ensure_future(closing())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+
+async def post(engine: Engine, path: str, body: bytes) -> Bridged:
+    """Call the provider; its errors come back as answers in OpenAI's shape."""
+    litellm = sdk()
+    fields = json.loads(body)
+    settings = engine.settings
+    model = fields.pop("model")
+    # Nothing of these may come from a request: they would choose where it goes, and with which key.
+    for name in ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider"):
+        fields.pop(name, None)
+    fields.update(settings.litellm_params)
+    fields["model"] = model if "/" in model else f"{settings.provider}/{model}"
+    fields["num_retries"] = 0
+    if settings.api_key:
+        fields["api_key"] = settings.api_key
+    if settings.url:
+        fields["api_base"] = settings.url
+    call = {
+        "/chat/completions": litellm.acompletion,
+        "/completions": litellm.atext_completion,
+        "/embeddings": litellm.aembedding,
+    }.get(path)
+    if call is None:
+        return _refused(404, f"{settings.provider} is not served at {path}.")
+    try:
+        answer = await call(**fields)
+    except asyncio.CancelledError:
+        raise
+    except Exception as error:
+        status = int(getattr(error, "status_code", None) or 502)
+        log.info("%s refused: %s", engine.name, type(error).__name__)
+        return _refused(status, str(getattr(error, "message", error)))
+    if fields.get("stream"):
+        return Bridged(200, "text/event-stream", _events(answer))
+    return Bridged(200, "application/json", _once(answer.model_dump_json().encode()))
+
+
+async def _events(answer: Any) -> AsyncIterator[bytes]:
+    async for chunk in answer:
+        yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+def _refused(status: int, message: str) -> Bridged:
+    kinds = {401: "authentication_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    error = {"message": message, "type": kind, "param": None, "code": str(status)}
+    return Bridged(status, "application/json", _once(json.dumps({"error": error}).encode()))

@@ -1,0 +1,218 @@
+"""Everything that is not on the request path: models, receipts, decisions, health, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.exceptions import HTTPException
+
+from meters.receipts import Receipt
+from policies.types import NoBackendWithinLimits
+from proxy import errors, explanation, features, receipts
+from proxy.auth import Caller, KeyRing
+from proxy.backends import Engine
+from proxy.errors import ApiError
+from proxy.flight import Flight
+from proxy.routing import Router
+from proxy.steps import Steps
+from proxy.wishes import wishes_in
+
+log = logging.getLogger("joulegate.routes")
+
+
+def answer(value: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def refused(error: ApiError) -> Response:
+    """An ApiError as a response."""
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return Response(error.body(), error.status, headers=headers)
+
+
+class Routes:
+    """The routes with what they need; `router` has them all."""
+
+    def __init__(
+        self,
+        *,
+        keys: KeyRing,
+        steps: Steps,
+        routing: Router,
+        find_receipt: Callable[[str], Receipt | None],
+        registry: CollectorRegistry,
+        refresh: Callable[[], None],
+        ready: Callable[[], dict[str, str]],
+        feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        self.keys = keys
+        self.steps = steps
+        self.routing = routing
+        self.find_receipt = find_receipt
+        self.registry = registry
+        self.refresh = refresh
+        self.ready = ready
+        self.feedback = feedback
+        self.started_s = int(time.time())
+        self.router = APIRouter()
+        add = self.router.add_api_route
+        add("/v1/models", self.models, methods=["GET"])
+        add("/v1/models/{model:path}", self.model, methods=["GET"])
+        add("/v1/route", self.route, methods=["POST"])
+        add("/v1/usage/{request_id}", self.usage, methods=["GET"])
+        add("/v1/feedback", self.give_feedback, methods=["POST"])
+        add("/health/live", self.live, methods=["GET"])
+        add("/health/ready", self.is_ready, methods=["GET"])
+        add("/health", self.live, methods=["GET"])
+        add("/metrics", self.metrics, methods=["GET"])
+
+    def caller(self, request: Request) -> Caller:
+        """Who is calling. Raises ApiError 401."""
+        return self.keys.caller(request.scope["headers"], time.time())
+
+    # -- models ----------------------------------------------------------------------------------
+
+    def _entry(self, name: str, engines: list[Engine]) -> dict[str, Any]:
+        simulated = all(engine.facts.simulated for engine in engines)
+        contexts = [e.facts.context_tokens for e in engines if e.facts.context_tokens]
+        entry: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self.started_s,
+            "owned_by": "joulegate-simulated" if simulated else "joulegate",
+            "joulegate": {
+                "backends": [
+                    {
+                        "name": engine.name,
+                        "precision": engine.facts.precision,
+                        "engine": engine.facts.engine,
+                        "simulated": engine.facts.simulated,
+                        "healthy": engine.healthy,
+                    }
+                    for engine in engines
+                ],
+                "simulated": simulated,
+            },
+        }
+        if contexts:
+            entry["max_model_len"] = max(contexts)
+        return entry
+
+    async def models(self, request: Request) -> Response:
+        """The models a client may ask for."""
+        self.caller(request)
+        pool = self.routing.pool
+        entries = [self._entry(name, pool.serving(name)) for name in pool.names()]
+        if len(pool.everything) > 1:
+            entries.append(self._entry("auto", pool.everything))
+        return answer({"object": "list", "data": entries})
+
+    async def model(self, request: Request, model: str) -> Response:
+        """One model."""
+        self.caller(request)
+        engines = self.routing.pool.serving(model)
+        if not engines:
+            raise errors.model_not_found(model, self.routing.pool.names())
+        return answer(self._entry(model, engines))
+
+    # -- decisions and receipts ------------------------------------------------------------------
+
+    async def route(self, request: Request) -> Response:
+        """A chat request in, the decision out; nothing is sent."""
+        caller = self.caller(request)
+        body = await request.body()
+        if len(body) > self.steps.max_body_bytes:
+            raise errors.body_too_large(self.steps.max_body_bytes)
+        skeleton, _ = features.elided(body)
+        peeked = features.peek(skeleton)
+        if not peeked.model:
+            raise features.missing("model")
+        headers = dict(request.scope["headers"])
+        flight = Flight("route")
+        told = await self.steps.features_of(flight, peeked, skeleton, caller)
+        now_s = time.monotonic()
+        wishes = wishes_in(headers)
+        try:
+            routed = self.routing.decide(
+                told, caller, peeked.model, wishes, now_s=now_s, unix_s=time.time()
+            )
+        except NoBackendWithinLimits as error:
+            engines = self.routing.candidates_for(peeked.model, now_s)
+            candidates = self.routing.candidates(told, engines)
+            return answer(explanation.refused(told, candidates, error), 422)
+        return answer(explanation.routed(routed))
+
+    async def usage(self, request: Request, request_id: str) -> Response:
+        """One request's receipt; only for its own team, and for administrators."""
+        caller = self.caller(request)
+        receipt = await asyncio.to_thread(self.find_receipt, request_id)
+        if receipt is None or (receipt.record.team != caller.team and caller.role != "admin"):
+            raise errors.not_found(
+                f"There is no request {request_id!r} of your team. Its id is in the "
+                "x-request-id header of the answer."
+            )
+        return answer(receipts.as_json(receipt))
+
+    async def give_feedback(self, request: Request) -> Response:
+        """A score of one answer, for the quality estimates."""
+        caller = self.caller(request)
+        try:
+            given = msgspec.json.decode(await request.body(), type=dict[str, Any])
+        except msgspec.MsgspecError as error:
+            raise errors.invalid_body(f"The body should be a JSON object: {error}.") from None
+        return answer(self.feedback(caller, given))
+
+    # -- operation -------------------------------------------------------------------------------
+
+    async def live(self) -> Response:
+        """The process answers."""
+        return answer({"status": "ok"})
+
+    async def is_ready(self) -> Response:
+        """It can serve; says what is degraded."""
+        degraded = self.ready()
+        ready = "backends" not in degraded
+        return answer(
+            {"status": "ready" if ready else "not ready", "degraded": degraded},
+            200 if ready else 503,
+        )
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' page; needs a key of a lead or an administrator where keys are configured."""
+        if self.caller(request).role == "member":
+            raise errors.forbidden("Metrics need the key of a lead or an administrator.")
+        self.refresh()
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Make every error of FastAPI's routes look like OpenAI's."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return refused(error)
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 405:
+            return refused(errors.method_not_allowed(request.method))
+        if error.status_code == 404:
+            path = request.url.path
+            return refused(errors.not_found(f"There is nothing at {request.method} {path}."))
+        return refused(ApiError(error.status_code, "http_error", str(error.detail)))
+
+    async def failed(request: Request, error: Exception) -> Response:
+        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        return refused(errors.internal())
+
+    app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, failed)

@@ -1,0 +1,162 @@
+"""From a request's features to a decision: candidates, their estimates, the policy's choice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
+
+import msgspec
+
+from estimators.types import Estimate, Estimator, Features
+from policies.limits import tighten
+from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
+from proxy.auth import Caller
+from proxy.backends import Engine, Pool
+from proxy.errors import (
+    ApiError,
+    invalid_header,
+    model_not_found,
+    no_backend_within_limits,
+)
+from proxy.wishes import Wishes
+
+
+class Routed(msgspec.Struct, frozen=True):
+    """A decision with all that it was made from."""
+
+    decision: Decision
+    candidates: tuple[Candidate, ...]
+    engines: tuple[Engine, ...]  # in the order in which to try them
+    request: Request
+    limits: Limits
+
+    def estimate(self, name: str) -> Estimate:
+        """The estimate of one candidate. Raises KeyError for what was none."""
+        for candidate in self.candidates:
+            if candidate.backend.name == name:
+                return candidate.estimate
+        raise KeyError(name)
+
+
+class Router:
+    """Chooses backends. Holds no request's state but where sessions went."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        estimator: Estimator,
+        policies: Mapping[str, Policy],
+        default_policy: str,
+    ) -> None:
+        self.pool = pool
+        self.estimator = estimator
+        self.policies = dict(policies)
+        self.default_policy = default_policy
+        self.sessions: dict[tuple[str, str], str] = {}  # (team, session) -> backend
+        self._random = random.Random()
+        self._hours: dict[str, tuple[int, int]] = {}  # zone -> (hour since 1970, hour of its day)
+
+    def policy_for(self, caller: Caller, asked: str, wishes: Wishes) -> Policy:
+        """The policy of a request: the header's, the model name's, the team's, the default."""
+        name = wishes.policy
+        where = "x-joulegate-policy"
+        if name is None and asked.startswith("auto:"):
+            name, where = asked.removeprefix("auto:"), "model"
+        name = name or caller.policy or self.default_policy
+        policy = self.policies.get(name)
+        if policy is None:
+            known = ", ".join(sorted(self.policies))
+            raise invalid_header(where, f"there is no policy {name!r}. Known: {known}.")
+        return policy
+
+    def candidates_for(self, asked: str, now_s: float) -> list[Engine]:
+        """The engines that could serve a model name. Raises ApiError 404 when there are none."""
+        engines = self.pool.serving(asked)
+        if not engines:
+            raise model_not_found(asked, self.pool.names())
+        available = [engine for engine in engines if engine.available(now_s)]
+        if not available:
+            available = [e for e in self.pool.fallback_for(asked) if e.available(now_s)]
+        # Everything is cooling down: trying is better than refusing.
+        return available or engines
+
+    def _meant(self, asked: str, engines: Sequence[Engine]) -> str:
+        """The model name as policies understand it: of the fallback's group when that serves,
+        of the wildcard's group when one matched."""
+        first = engines[0]
+        if asked in self.pool.groups or asked in self.pool.by_name:
+            return asked if first in self.pool.serving(asked) else first.group
+        return first.group if first.wildcard else asked
+
+    def decide(
+        self,
+        features: Features,
+        caller: Caller,
+        asked: str,
+        wishes: Wishes,
+        *,
+        now_s: float,
+        unix_s: float,
+        draw: float | None = None,
+    ) -> Routed:
+        """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
+
+        ``now_s`` is monotonic, for cooldowns; ``unix_s`` gives the hour of the team's day;
+        ``draw`` is all the randomness there is.
+        """
+        engines = self.candidates_for(asked, now_s)
+        policy = self.policy_for(caller, asked, wishes)
+        candidates = self.candidates(features, engines)
+        limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
+        session = wishes.session
+        request = Request(
+            features=features,
+            asked=self._meant(asked, engines),
+            team=caller.team,
+            tags=wishes.tags,
+            session=session,
+            session_backend=self.sessions.get((caller.team, session)) if session else None,
+            hour=self._hour(caller.timezone, unix_s),
+            draw=self._random.random() if draw is None else draw,
+        )
+        decision = policy.choose(request, candidates, limits)
+        by_name = {engine.name: engine for engine in engines}
+        return Routed(
+            decision=decision,
+            candidates=candidates,
+            engines=tuple(by_name[name] for name in decision.order if name in by_name),
+            request=request,
+            limits=limits,
+        )
+
+    def candidates(self, features: Features, engines: Sequence[Engine]) -> tuple[Candidate, ...]:
+        """Every engine with its estimate and load, in one call to the estimator."""
+        facts = [engine.facts for engine in engines]
+        loads = [engine.load() for engine in engines]
+        estimates = self.estimator.estimate(features, facts, loads)
+        return tuple(map(Candidate, facts, estimates, loads))
+
+    def went(self, team: str, session: str | None, backend: str) -> None:
+        """Remember where a session's prefix cache is."""
+        if session is None:
+            return
+        if len(self.sessions) > 100_000:
+            for key in list(self.sessions)[:10_000]:
+                del self.sessions[key]
+        self.sessions.pop((team, session), None)
+        self.sessions[(team, session)] = backend
+
+    def _hour(self, zone: str, unix_s: float) -> int:
+        since_1970 = int(unix_s // 900)  # zones differ by quarters of an hour
+        known = self._hours.get(zone)
+        if known is None or known[0] != since_1970:
+            local = datetime.fromtimestamp(unix_s, UTC).astimezone(ZoneInfo(zone))
+            known = self._hours[zone] = (since_1970, local.hour)
+        return known[1]
+
+
+def refusal(error: NoBackendWithinLimits) -> ApiError:
+    """The 422 of a request that no backend may serve."""
+    return no_backend_within_limits(str(error), error.rejections)

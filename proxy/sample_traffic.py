@@ -1,0 +1,78 @@
+"""Sample traffic for the demonstration: three teams asking different things, at a steady rate."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import threading
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Callable
+
+from proxy.settings import KeySettings, Team
+
+log = logging.getLogger("joulegate.demo")
+
+TEAMS = {
+    "search": ("classify", "Which category is this product in: {n}? Answer with one word.", 16),
+    "support": ("answer", "A customer asks about order {n}. Write a short, polite answer.", 160),
+    "research": ("write", "Explain in detail how experiment {n} could be repeated.", 500),
+}
+
+
+def teams() -> dict[str, Team]:
+    """The demonstration's teams, each with the key its traffic uses, and one to look at it all."""
+    demo = {name: Team(keys=[f"demo-{name}"], policy="balanced") for name in TEAMS}
+    return {**demo, "platform": Team(keys=[KeySettings(key="demo-admin", role="admin")])}
+
+
+def of_rate(rate_per_s: float, *, open_dashboard: bool) -> Callable[[str], Callable[[], None]]:
+    """What `serving.serve` runs beside the server: called with its URL, gives a way to stop."""
+
+    def start(url: str) -> Callable[[], None]:
+        stopping = threading.Event()
+        thread = threading.Thread(
+            target=_run, args=(url, rate_per_s, stopping), name="sample-traffic", daemon=True
+        )
+        thread.start()
+        if open_dashboard:
+            try:
+                webbrowser.open(f"{url}/dashboard")
+            except webbrowser.Error:
+                log.info("open %s/dashboard in a browser", url)
+        return stopping.set
+
+    return start
+
+
+def _run(url: str, rate_per_s: float, stopping: threading.Event) -> None:
+    chance = random.Random(7)
+    while not stopping.wait(chance.expovariate(max(rate_per_s, 0.01))):
+        team = chance.choice(list(TEAMS))
+        threading.Thread(target=_ask, args=(url, team, chance.randrange(10_000))).start()
+
+
+def _ask(url: str, team: str, number: int) -> None:
+    tag, text, limit = TEAMS[team]
+    body = {
+        "model": "llama-3.1-8b",
+        "messages": [{"role": "user", "content": text.format(n=number)}],
+        "max_tokens": limit,
+        "stream": number % 2 == 0,
+    }
+    request = urllib.request.Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(body).encode(),
+        {
+            "content-type": "application/json",
+            "authorization": f"Bearer demo-{team}",
+            "x-joulegate-tags": tag,
+        },
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            answer.read()
+    except (urllib.error.URLError, OSError) as error:
+        log.debug("a sample request failed: %s", error)

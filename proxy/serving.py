@@ -1,0 +1,289 @@
+"""From a config, or none, to a listening server."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+import uvloop
+
+from estimators.types import Backend
+from meters import simulated_engine
+from proxy import app, config_file, discovery, facts, sample_traffic
+from proxy import settings as settings_file
+from proxy.commands import CommandError
+from proxy.config_file import ConfigError
+from proxy.settings import BackendSettings, MeterSource, Settings
+
+log = logging.getLogger("joulegate")
+
+SIMULATED_WARNING = """
+  ==================================================================================
+   No engine, no provider key and no config.yaml was found.
+   Serving two SIMULATED engines: their answers, timings and joules are made up.
+   Write a config with `joulegate init`, or name one with `--config`.
+  ==================================================================================
+"""
+
+SIMULATED_DEMO = """
+  ==================================================================================
+   Demonstration: two SIMULATED engines and sample traffic. Nothing here is measured.
+  ==================================================================================
+"""
+
+Beside = Callable[[str], Callable[[], None]]
+
+
+class Prepared(msgspec.Struct):
+    """Settings ready to be served, and what was started for them."""
+
+    settings: Settings
+    facts: dict[str, Backend]
+    started: list[Any]  # simulated engines, to be closed at the end
+
+    def close(self) -> None:
+        for engine in self.started:
+            engine.close()
+
+
+def prepare(
+    config: str | None,
+    *,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    simulated: bool = False,
+) -> Prepared:
+    """The settings to serve. Raises ConfigError or CommandError."""
+    environment = os.environ if environment is None else environment
+    path = config
+    if path is None and not simulated and Path("config.yaml").exists():
+        path = "config.yaml"
+    document = None
+    started: list[Any] = []
+    if path is not None:
+        document = config_file.read(path, environment)
+        loaded = settings_file.interpret(document)
+        settings, document = loaded.settings, loaded.document
+    elif simulated:
+        settings = Settings(teams=sample_traffic.teams(), state_dir="state/demo")
+    else:
+        settings = Settings(backends=discovery.discovered(environment))
+    server = settings.server
+    server = msgspec.structs.replace(
+        server,
+        host=host or server.host,
+        port=server.port if port is None else port,
+        workers=workers or server.workers,
+    )
+    settings = msgspec.structs.replace(settings, server=server)
+    refuse_open_network(settings)
+    if not settings.backends:
+        if path is not None:
+            raise CommandError(f"{path} has no backends. Add one, or run `joulegate init`.")
+        print(SIMULATED_DEMO if simulated else SIMULATED_WARNING, file=sys.stderr, flush=True)
+        backends, started = simulated_pair()
+        settings = msgspec.structs.replace(settings, backends=backends)
+    return Prepared(settings, facts.all_facts(settings, document), started)
+
+
+def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:
+    """Two simulated engines of one model, started, and their settings."""
+    started, backends = [], []
+    for name, config in simulated_engine.demonstration_pair(seed).items():
+        engine = simulated_engine.start(config)
+        started.append(engine)
+        group, _, precision = name.partition("@")
+        backends.append(
+            BackendSettings(
+                model=group,
+                name=name,
+                url=f"{engine.url}/v1",
+                upstream_model=config.model,
+                engine="vllm",
+                precision=precision,
+                gpu="H100-SXM",
+                params_b=8.03,
+                layers=32,
+                hidden_size=4096,
+                kv_heads=8,
+                head_dim=128,
+                context_tokens=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                quality={"bf16": 0.62, "int4": 0.58}.get(precision),
+                meter=MeterSource(kind="simulated", url=engine.url),
+                simulated=True,
+            )
+        )
+    return backends, started
+
+
+def refuse_open_network(settings: Settings) -> None:
+    """Without keys only this machine may call. Raises CommandError."""
+    host = settings.server.host
+    if settings.keys_configured or is_loopback(host):
+        return
+    raise CommandError(
+        f"No keys are configured, so Joulegate does not listen on {host}: anyone who reaches it "
+        "could use your backends. Add keys under 'teams', or listen on 127.0.0.1."
+    )
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve(
+    *,
+    config: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    workers: int | None = None,
+    simulated: bool = False,
+    beside: Beside | None = None,
+) -> int:
+    """Serve until told to stop; the exit status. ``beside`` is started with the server's URL."""
+    try:
+        prepared = prepare(config, host=host, port=port, workers=workers, simulated=simulated)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+    settings = prepared.settings
+    log_to_stderr(settings)
+    listening = listen(settings.server.host, settings.server.port)
+    host_, port_ = listening.getsockname()[:2]
+    end = beside(f"http://{host_}:{port_}") if beside is not None else lambda: None
+    try:
+        if settings.server.workers == 1:
+            run_worker(settings, prepared.facts, listening, 0)
+            return 0
+        return run_workers(prepared, listening)
+    finally:
+        end()
+        prepared.close()
+        listening.close()
+
+
+def run_worker(
+    settings: Settings, known: dict[str, Backend], listening: socket.socket, number: int
+) -> None:
+    """Serve in this process until told to stop. Worker 0 reads the meters for all."""
+    proxy = app.build(settings, known, worker=number)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            proxy,
+            http="httptools",
+            loop="none",
+            lifespan="on",
+            access_log=False,
+            server_header=False,
+            log_config=None,
+            timeout_graceful_shutdown=round(settings.server.stop_deadline_s),
+            timeout_keep_alive=75,
+        )
+    )
+    proxy.on_ready = lambda: say_ready(settings, listening) if number == 0 else None
+    # Threads that hold the interpreter for 5 ms at a time would stall streams.
+    sys.setswitchinterval(0.001)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server.serve(sockets=[listening]))
+
+
+def run_workers(prepared: Prepared, listening: socket.socket) -> int:
+    """Serve in several processes that share one listening socket and one set of books."""
+    context = multiprocessing.get_context("spawn")
+
+    def start(number: int) -> multiprocessing.process.BaseProcess:
+        process = context.Process(
+            target=_worker,
+            args=(prepared.settings, prepared.facts, listening, number),
+            name=f"joulegate-worker-{number}",
+        )
+        process.start()
+        return process
+
+    running = {number: start(number) for number in range(prepared.settings.server.workers)}
+    stopping = threading.Event()
+
+    def stop(*_: object) -> None:
+        stopping.set()
+        for process in running.values():
+            process.terminate()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    while not stopping.wait(0.5):
+        for number, process in list(running.items()):
+            if not process.is_alive() and not stopping.is_set():
+                log.warning("worker %d ended (%s); starting another", number, process.exitcode)
+                running[number] = start(number)
+    for process in running.values():
+        process.join(prepared.settings.server.stop_deadline_s + 10)
+    return 0
+
+
+def _worker(
+    settings: Settings, known: dict[str, Backend], listening: socket.socket, number: int
+) -> None:
+    log_to_stderr(settings)
+    run_worker(settings, known, listening, number)
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Log as the settings say; libraries only from warnings on."""
+    logging.basicConfig(
+        level=settings.log.level.upper(),
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    for name in ("uvicorn", "asyncio", "aiohttp", "LiteLLM"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def say_ready(settings: Settings, listening: socket.socket) -> None:
+    """Say where to point a client."""
+    host, port = listening.getsockname()[:2]
+    names = ", ".join(b.full_name for b in settings.backends)
+    made_up = " SIMULATED" if any(b.simulated for b in settings.backends) else ""
+    print(
+        f"Joulegate serves http://{host}:{port}/v1 ({names}){made_up}; "
+        f"dashboard at http://{host}:{port}/dashboard",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises CommandError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise CommandError(
+            f"Cannot listen on {host}:{port} ({error.strerror}). Give another --port, or stop "
+            "what is listening there."
+        ) from None
+    listening.listen(4096)
+    listening.setblocking(False)
+    return listening

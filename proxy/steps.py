@@ -1,0 +1,705 @@
+"""One request, in order: authenticate, read and count, look in the cache, find candidates,
+estimate, decide, forward, record. The map of these steps is in ARCHITECTURE.md.
+
+No disk, no database and no lock across an await on this path; what is learnt and kept happens
+behind it (accounts.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Protocol
+
+import aiohttp
+import msgspec
+
+from estimators.types import Estimate, Features
+from policies.types import NoBackendWithinLimits
+from proxy import cache, errors, features, rewrite, upstream
+from proxy.auth import Caller, KeyRing
+from proxy.backends import Engine, upstream_model
+from proxy.cache import Answer
+from proxy.errors import ApiError
+from proxy.features import Peek, Prompt
+from proxy.flight import Flight, TimeWatch
+from proxy.routing import Routed, Router, refusal
+from proxy.settings import Settings
+from proxy.sse import StreamWatcher, usage_in
+from proxy.tokens import PATIENCE_S, TokenCounter, Worker, guess
+from proxy.upstream import Upstream
+from proxy.wishes import Wishes, wishes_in
+
+log = logging.getLogger("joulegate.steps")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+RawHeaders = list[tuple[bytes, bytes]]
+
+LARGE_TEXT = 65_536  # characters beyond which counting has a thread of its own
+
+
+class Accounts(Protocol):
+    """Who is told of finished requests."""
+
+    async def finished(self, flight: Flight) -> None: ...
+
+
+class Admissions(Protocol):
+    """Limits and budgets, answered before anything is sent."""
+
+    async def admit(self, flight: Flight) -> RawHeaders:
+        """Headers that warn. Raises ApiError 429."""
+        ...
+
+
+class Endpoint:
+    """One of OpenAI's POST routes."""
+
+    def __init__(self, name: str, path: str, *, chat: bool = False, streams: bool = True) -> None:
+        self.name = name
+        self.path = path
+        self.chat = chat
+        self.streams = streams
+
+
+class Steps:
+    """The request path. Built once by app.py with everything it needs."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        keys: KeyRing,
+        router: Router,
+        client: Upstream,
+        counter: TokenCounter,
+        watch: TimeWatch,
+        accounts: Accounts,
+        answers: cache.AnswerStore,
+        admissions: Admissions | None = None,
+        describe: Callable[[Prompt], tuple[str | None, str]] | None = None,
+        bridge: Callable[..., Awaitable[Any]] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.router = router
+        self.client = client
+        self.counter = counter
+        self.watch = watch
+        self.accounts = accounts
+        self.answers = answers
+        self.admissions = admissions
+        self.describe = describe
+        self.bridge = bridge
+        self.small = Worker("joulegate-tokens")
+        self.large = Worker("joulegate-tokens-large")
+        self.in_flight = 0
+        self.stopping = False
+        self.max_body_bytes = settings.server.max_body_bytes
+        self.cors = cors_headers(settings.server.cors_origins)
+
+    def close(self) -> None:
+        self.small.close()
+        self.large.close()
+
+    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one POST, whatever happens, and put it on the books."""
+        flight = Flight(endpoint.name)
+        self.in_flight += 1
+        try:
+            await self._serve(flight, endpoint, scope, receive, send)
+        except ApiError as error:
+            await self._refuse(flight, error, send)
+        except NoBackendWithinLimits as error:
+            await self._refuse(flight, refusal(error), send)
+        except asyncio.CancelledError:
+            if not flight.gone:
+                flight.outcome = "cancelled"
+                raise
+            flight.outcome = "cancelled"
+            current = asyncio.current_task()
+            if current is not None:
+                current.uncancel()
+        except Exception:
+            log.exception("%s failed", flight.request_id)
+            await self._refuse(flight, errors.internal(), send)
+        finally:
+            self.in_flight -= 1
+            self.watch.flights.pop(flight.request_id, None)
+            if flight.end_s is None:
+                flight.end_s = time.monotonic()
+            await asyncio.shield(self.accounts.finished(flight))
+
+    # -- the steps -----------------------------------------------------------------------------
+
+    async def _serve(
+        self, flight: Flight, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers = dict(scope["headers"])
+        caller = flight.caller = self.keys.caller(scope["headers"], flight.start_wall_s)
+        if self.stopping:
+            raise errors.overloaded("Joulegate is stopping. Try again.")
+        if self.in_flight > self.settings.server.max_in_flight:
+            raise errors.overloaded("Too many requests are in flight. Try again.")
+        wishes = wishes_in(headers)
+        flight.tags = wishes.tags
+        flight.session = wishes.session
+
+        body = await self._body(headers, receive)
+        skeleton, kept = features.elided(body)
+        request = features.peek(skeleton)
+        if not request.model:
+            raise features.missing("model")
+        flight.asked = request.model
+        flight.stream = bool(request.stream) and endpoint.streams
+        if endpoint.chat:
+            features.require_chat(request)
+        told = await self.features_of(flight, request, skeleton, caller)
+
+        key = None
+        if cache.cacheable(request, body, self.settings.cache):
+            flight.cache = "miss"
+            key = cache.key_of(body, endpoint.name, caller)
+            if key is not None and not wishes.no_cache:
+                stored = await self.answers.get(key)
+                answer = cache.unpack(stored) if stored is not None else None
+                if answer is not None:
+                    await self._answer_from_cache(flight, answer, send)
+                    return
+            if wishes.no_store:
+                key = None
+
+        routed = self._decide(flight, told, caller, wishes)
+        warnings = await self.admissions.admit(flight) if self.admissions is not None else []
+
+        flight.task = asyncio.current_task()
+        self.watch.flights[flight.request_id] = flight
+        watching = asyncio.ensure_future(self._watch_client(flight, receive))
+        try:
+            await self._forward(
+                flight, endpoint, routed, headers, body, kept, request, send, key, warnings
+            )
+        finally:
+            watching.cancel()
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise asyncio.CancelledError
+        if message.get("more_body", False):
+            parts, size = [body], len(body)
+            while message.get("more_body", False):
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise asyncio.CancelledError
+                part = message.get("body", b"")
+                parts.append(part)
+                size += len(part)
+                if size > self.max_body_bytes:
+                    raise errors.body_too_large(self.max_body_bytes)
+            body = b"".join(parts)
+        if len(body) > self.max_body_bytes:
+            raise errors.body_too_large(self.max_body_bytes)
+        encoding = headers.get(b"content-encoding")
+        if encoding is not None and encoding.strip().lower() != b"identity":
+            body = await self._decoded(body, encoding.strip().lower())
+        return body
+
+    async def _decoded(self, body: bytes, encoding: bytes) -> bytes:
+        if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+            raise ApiError(
+                415,
+                "unsupported_encoding",
+                f"The content-encoding {encoding.decode('latin-1')!r} is not supported. "
+                "Send gzip, deflate or nothing.",
+            )
+        return await self.large.submit(lambda: inflate(body, encoding, self.max_body_bytes))
+
+    async def features_of(
+        self, flight: Flight, request: Peek, body: bytes, caller: Caller
+    ) -> Features:
+        """What estimators look at; the prompt is counted in a thread, or guessed from bytes."""
+        worker = self.large if len(body) > LARGE_TEXT else self.small
+        counting = worker.submit(lambda: self._read(request))
+        try:
+            tokens, prompt, task, text = (
+                counting.result()
+                if counting.done()
+                else await asyncio.wait_for(asyncio.shield(counting), PATIENCE_S)
+            )
+            counted = self.counter.exact
+        except TimeoutError:
+            tokens, counted, task, text = guess(len(body)), False, None, ""
+            prompt = None
+            counting.add_done_callback(lambda done: _count_later(flight, done))
+        flight.features = features.features_from(
+            request,
+            prompt,
+            tokens=tokens,
+            counted=counted,
+            task=task,
+            text=text,
+            team=caller.team,
+        )
+        return flight.features
+
+    def _read(self, request: Peek) -> tuple[int, Prompt, str | None, str]:
+        prompt = features.prompt_of(request)
+        tokens = self.counter.count(prompt.text) + prompt.overhead_tokens
+        task, text = self.describe(prompt) if self.describe is not None else (None, prompt.last)
+        return tokens, prompt, task, text
+
+    def _decide(self, flight: Flight, told: Features, caller: Caller, wishes: Wishes) -> Routed:
+        flight.policy = wishes.policy or caller.policy or self.router.default_policy
+        routed = self.router.decide(
+            told,
+            caller,
+            flight.asked,
+            wishes,
+            now_s=time.monotonic(),
+            unix_s=flight.start_wall_s,
+        )
+        flight.decision = routed.decision
+        flight.policy = routed.decision.policy
+        flight.candidates = routed.candidates
+        flight.decision_hour = routed.request.hour
+        flight.draw = routed.request.draw
+        flight.estimate = routed.estimate(routed.decision.chosen)
+        return routed
+
+    async def _watch_client(self, flight: Flight, receive: Receive) -> None:
+        """Cancel the request when its client goes away."""
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                if not flight.body_sent and flight.task is not None:
+                    flight.gone = True
+                    flight.task.cancel()
+                return
+
+    # -- forwarding ----------------------------------------------------------------------------
+
+    async def _forward(
+        self,
+        flight: Flight,
+        endpoint: Endpoint,
+        routed: Routed,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        kept: list[tuple[int, int]],
+        request: Peek,
+        send: Send,
+        key: str | None,
+        warnings: RawHeaders,
+    ) -> None:
+        hide_usage = flight.stream and endpoint.name in USAGE_ON_REQUEST and not request.wants_usage
+        if hide_usage:
+            body = rewrite.with_usage_asked(body, request)
+            kept = [(0, len(body))] if len(kept) == 1 else features.elided(body)[1]
+        response = await self._open(flight, endpoint, routed, headers, body, kept)
+        engine = flight.engine
+        assert engine is not None  # _open set it or raised
+        try:
+            flight.status = response.status
+            ours = self._headers(flight, engine, warnings)
+            theirs = upstream.response_headers(response)
+            content_type = response.headers.get("content-type", "")
+            if content_type.startswith("text/event-stream"):
+                await self._stream(flight, response, theirs + ours, send, hide_usage, key, engine)
+            else:
+                await self._whole(flight, response, theirs + ours, send, key, engine)
+        finally:
+            if not response.closed:
+                response.close()  # closes the connection unless all of the answer was read
+            engine.ended(flight.context_tokens)
+            flight.context_tokens = 0
+
+    async def _open(
+        self,
+        flight: Flight,
+        endpoint: Endpoint,
+        routed: Routed,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        kept: list[tuple[int, int]],
+    ) -> aiohttp.ClientResponse:
+        """The first response worth passing on, from the chosen engine or the next that fits."""
+        rules, limits = self.settings.retries, self.settings.time
+        failure: ApiError | None = None
+        order = list(routed.engines)
+        attempt = 0
+        while attempt < rules.attempts:
+            engine = order[min(attempt, len(order) - 1)]
+            if attempt >= len(order) and rules.wait_s:
+                await asyncio.sleep(random.uniform(0, rules.wait_s))
+            attempt += 1
+            more = attempt < rules.attempts and attempt < len(order)
+            self._took(flight, engine, routed, attempt)
+            model = upstream_model(engine, flight.asked)
+            sent = body if model == flight.asked else rewrite.with_model(body, model, kept)
+            flight.sent_s = time.monotonic()
+            flight.deadline_s = flight.sent_s + limits.first_byte_s
+            try:
+                response = await self.client.post(
+                    engine,
+                    endpoint.path,
+                    sent,
+                    upstream.request_headers(headers, engine, flight.request_id),
+                )
+            except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+                flight.wait_s += time.monotonic() - flight.sent_s
+                self._left(flight, engine)
+                flight.sent_s = None  # nothing ran there
+                engine.failed(time.monotonic(), rules)
+                failure = upstream.as_error(engine, error)
+                log.info("%s: %s failed: %s", flight.request_id, engine.name, type(error).__name__)
+                continue
+            except asyncio.CancelledError:
+                self._left(flight, engine)
+                if flight.late is None:
+                    raise
+                asyncio.current_task().uncancel()  # type: ignore[union-attr]
+                flight.late = None
+                flight.wait_s += time.monotonic() - flight.sent_s
+                engine.failed(time.monotonic(), rules)
+                failure = errors.upstream_timeout(
+                    f"The backend {engine.name} sent nothing within {limits.first_byte_s:g} s."
+                )
+                if attempt >= len(order):
+                    break  # waiting as long again for the same one helps nobody
+                continue
+            flight.wait_s += time.monotonic() - flight.sent_s
+            if response.status >= 500:
+                engine.failed(time.monotonic(), rules)
+            else:
+                engine.succeeded()
+            if more and response.status in upstream.WORTH_ANOTHER:
+                self._left(flight, engine)
+                response.close()
+                continue
+            if flight.session is not None and flight.caller is not None:
+                self.router.went(flight.caller.team, flight.session, engine.name)
+            return response
+        flight.engine = None if flight.attempts == 0 else flight.engine
+        raise failure or errors.no_backend_available("No backend could be tried. Try again.", 1.0)
+
+    def _took(self, flight: Flight, engine: Engine, routed: Routed, attempt: int) -> None:
+        flight.engine = engine
+        flight.attempts = attempt
+        flight.estimate = routed.estimate(engine.name)
+        lengths = flight.estimate.output_tokens
+        told = flight.features
+        flight.context_tokens = (told.prompt_tokens if told else 0) + round(
+            lengths.mean / 2 if lengths else 0
+        )
+        engine.started(flight.context_tokens)
+        if engine.cooldown_until_s:
+            engine.probing = True
+
+    def _left(self, flight: Flight, engine: Engine) -> None:
+        engine.ended(flight.context_tokens)
+        flight.context_tokens = 0
+
+    async def _whole(
+        self,
+        flight: Flight,
+        response: aiohttp.ClientResponse,
+        headers: RawHeaders,
+        send: Send,
+        key: str | None,
+        engine: Engine,
+    ) -> None:
+        """Pass on an answer that is not a stream of events."""
+        limits = self.settings.time
+        begun_s = time.monotonic()
+        flight.deadline_s = begun_s + min(limits.total_s, limits.between_chunks_s)
+        length = response.headers.get("content-length")
+        try:
+            if length is not None and int(length) > MAX_HELD_BYTES:
+                await self._relay(flight, response, [*headers, _length(length)], send)
+                return
+            body = await response.read()
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            raise self._broken(flight, engine, error) from error
+        now_s = time.monotonic()
+        flight.wait_s += now_s - begun_s
+        flight.deadline_s = None
+        flight.first_token_s = None  # a whole answer does not say when its first token came
+        flight.end_s = now_s
+        if response.status < 400:
+            flight.usage = usage_in(body)
+            if flight.usage is None and body.lstrip()[:1] != b"{":
+                engine.failed(now_s, self.settings.retries)
+                raise errors.upstream_failed(
+                    f"The backend {engine.name} answered with something that is not JSON."
+                )
+        else:
+            flight.outcome = "failed"
+        headers.append(_length(str(len(body))))
+        headers.append(overhead(flight, now_s))
+        await self._send(flight, send, response.status, headers, body)
+        if key is not None and response.status == 200 and flight.usage is not None:
+            await self._keep(flight, key, response, body)
+
+    async def _relay(
+        self,
+        flight: Flight,
+        response: aiohttp.ClientResponse,
+        headers: RawHeaders,
+        send: Send,
+    ) -> None:
+        """Pass on an answer too large to be held, such as audio, as it comes."""
+        headers.append(overhead(flight, time.monotonic()))
+        flight.headers_sent = True
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        async for chunk in response.content.iter_any():
+            flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        flight.body_sent = True
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _stream(
+        self,
+        flight: Flight,
+        response: aiohttp.ClientResponse,
+        headers: RawHeaders,
+        send: Send,
+        hide_usage: bool,
+        key: str | None,
+        engine: Engine,
+    ) -> None:
+        """Pass events on as they come; note first token, usage and end."""
+        gap_s = self.settings.time.between_chunks_s
+        watcher = StreamWatcher(hide_usage=hide_usage)
+        readany = response.content.readany
+        clock = time.monotonic
+        held: list[bytes] | None = [] if key is not None else None
+        now_s = clock()
+        flight.deadline_s = now_s + gap_s
+        noted_s = 0.0  # when progress was last noted
+        broken: ApiError | None = None
+        headers.append(overhead(flight, now_s))
+        try:
+            while chunk := await readany():
+                now_s = clock()
+                flight.deadline_s = now_s + gap_s
+                out = watcher.feed(chunk)
+                if watcher.events != flight.events:
+                    flight.events = watcher.events
+                    if flight.first_token_s is None:
+                        flight.first_token_s = now_s
+                        noted_s = now_s
+                    elif now_s - noted_s > PROGRESS_S and len(flight.progress) < MAX_PROGRESS:
+                        noted_s = now_s
+                        flight.progress.append((now_s, float(watcher.events)))
+                if not flight.headers_sent:
+                    flight.headers_sent = True
+                    await send(
+                        {
+                            "type": "http.response.start",
+                            "status": response.status,
+                            "headers": headers,
+                        }
+                    )
+                if out:
+                    if held is not None:
+                        held.append(out)
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
+            rest = watcher.end()
+            if not (watcher.done or watcher.finished or watcher.failed) and response.status < 400:
+                broken = errors.upstream_failed(
+                    f"The backend {engine.name} ended the stream before the answer was complete."
+                )
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            rest = b""
+            broken = self._broken(flight, engine, error)
+        finally:
+            flight.usage = watcher.usage
+            flight.deadline_s = None
+            flight.end_s = clock()
+        if broken is not None:
+            if not flight.headers_sent:
+                raise broken
+            flight.error = broken
+            flight.outcome = "failed"
+            rest = rest + b"data: " + broken.body() + b"\n\n"
+        elif watcher.failed:
+            flight.outcome = "failed"
+        if not flight.headers_sent:
+            flight.headers_sent = True
+            await send(
+                {"type": "http.response.start", "status": response.status, "headers": headers}
+            )
+        flight.body_sent = True
+        await send({"type": "http.response.body", "body": rest})
+        if held is not None and watcher.done and not watcher.failed and broken is None:
+            assert key is not None
+            await self._keep(flight, key, response, b"".join(held) + rest)
+
+    def _broken(self, flight: Flight, engine: Engine, error: BaseException) -> ApiError:
+        """What a failure in the middle of an answer means. Re-raises when the client left."""
+        if isinstance(error, asyncio.CancelledError):
+            if flight.late is None:
+                raise error
+            asyncio.current_task().uncancel()  # type: ignore[union-attr]
+            flight.late = None
+            engine.failed(time.monotonic(), self.settings.retries)
+            return errors.upstream_timeout(f"The backend {engine.name} stopped sending.")
+        engine.failed(time.monotonic(), self.settings.retries)
+        return errors.upstream_failed(
+            f"The backend {engine.name} broke off before the answer was complete."
+        )
+
+    # -- answering -----------------------------------------------------------------------------
+
+    def _headers(self, flight: Flight, engine: Engine, warnings: RawHeaders) -> RawHeaders:
+        """Our own response headers."""
+        headers = [
+            (b"x-request-id", flight.request_id.encode()),
+            (b"x-joulegate-backend", engine.name.encode()),
+            (b"x-joulegate-policy", flight.policy.encode()),
+            (b"x-joulegate-cache", flight.cache.encode()),
+        ]
+        if flight.estimate is not None:
+            headers += estimate_headers(flight.estimate)
+        return headers + warnings + self.cors
+
+    async def _send(
+        self, flight: Flight, send: Send, status: int, headers: RawHeaders, body: bytes
+    ) -> None:
+        flight.headers_sent = True
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        flight.body_sent = True
+        await send({"type": "http.response.body", "body": body})
+
+    async def _answer_from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:
+        flight.cache = "hit"
+        flight.status = 200
+        now_s = flight.end_s = time.monotonic()
+        headers: RawHeaders = [
+            (b"content-type", answer.content_type),
+            (b"x-request-id", flight.request_id.encode()),
+            (b"x-joulegate-backend", answer.backend.encode()),
+            (b"x-joulegate-policy", b"cache"),
+            (b"x-joulegate-cache", b"hit"),
+            (b"x-joulegate-energy-j", b"0"),
+            (b"x-joulegate-energy-range-j", b"0-0"),
+            (b"x-joulegate-carbon-g", b"0"),
+            (b"x-joulegate-evidence", answer.evidence.encode()),
+            overhead(flight, now_s),
+            _length(str(len(answer.body))),
+            *self.cors,
+        ]
+        await self._send(flight, send, 200, headers, answer.body)
+
+    async def _keep(
+        self, flight: Flight, key: str, response: aiohttp.ClientResponse, body: bytes
+    ) -> None:
+        if len(body) > self.settings.cache.max_answer_bytes or b'"tool_calls":[{' in body:
+            return
+        usage, estimate = flight.usage, flight.estimate
+        answer = Answer(
+            content_type=response.headers.get("content-type", "application/json").encode(),
+            body=body,
+            backend=flight.engine.name if flight.engine else "",
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            output_tokens=usage.completion_tokens if usage else None,
+            energy_j=estimate.energy_j.mid if estimate and estimate.energy_j else None,
+            evidence=str(estimate.evidence) if estimate else "unknown",
+        )
+        await self.answers.put(key, cache.pack(answer), self.settings.cache.ttl_s)
+
+    async def _refuse(self, flight: Flight, error: ApiError, send: Send) -> None:
+        """Send an error, unless the answer has begun already."""
+        flight.error = error
+        flight.status = error.status
+        flight.outcome = "refused" if flight.attempts == 0 else "failed"
+        if flight.headers_sent:
+            return
+        body = error.body()
+        headers = error.headers()
+        headers.append((b"x-request-id", flight.request_id.encode()))
+        if flight.engine is not None:
+            headers.append((b"x-joulegate-backend", flight.engine.name.encode()))
+        if flight.policy:
+            headers.append((b"x-joulegate-policy", flight.policy.encode("latin-1", "replace")))
+        headers.append((b"x-joulegate-cache", flight.cache.encode()))
+        if flight.estimate is not None:
+            headers += estimate_headers(flight.estimate)
+        headers.append(overhead(flight, time.monotonic()))
+        headers.append(_length(str(len(body))))
+        headers += self.cors
+        try:
+            await self._send(flight, send, error.status, headers, body)
+        except OSError:
+            log.debug("%s: the client was gone before its error", flight.request_id)
+
+
+MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
+MAX_PROGRESS = 4_096
+PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
+USAGE_ON_REQUEST = frozenset({"chat.completions", "completions"})
+
+
+def estimate_headers(estimate: Estimate) -> RawHeaders:
+    """The estimate as response headers; an unknown figure is left out."""
+    headers = [(b"x-joulegate-evidence", estimate.evidence.encode())]
+    energy = estimate.energy_j
+    if energy is not None:
+        headers.append((b"x-joulegate-energy-j", b"%.4g" % energy.mid))
+        headers.append((b"x-joulegate-energy-range-j", b"%.4g-%.4g" % (energy.low, energy.high)))
+    if estimate.carbon_g is not None:
+        headers.append((b"x-joulegate-carbon-g", b"%.4g" % estimate.carbon_g.mid))
+    return headers
+
+
+def overhead(flight: Flight, now_s: float) -> tuple[bytes, bytes]:
+    """The time until now that was ours, not the upstream's."""
+    ours_ms = max(0.0, (now_s - flight.start_s - flight.wait_s) * 1e3)
+    return b"x-joulegate-overhead-ms", b"%.2f" % ours_ms
+
+
+def cors_headers(origins: list[str]) -> RawHeaders:
+    """What browsers need to see our headers; nothing unless origins are configured."""
+    if not origins:
+        return []
+    return [
+        (b"access-control-allow-origin", b"*" if "*" in origins else origins[0].encode()),
+        (b"access-control-expose-headers", b"*"),
+    ]
+
+
+def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
+    """A compressed body, at most ``limit`` bytes of it. Raises ApiError 400 or 413."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | (16 if encoding != b"deflate" else 0))
+    try:
+        out = inflater.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise errors.invalid_body(
+            f"The body is not valid {encoding.decode()}: {error}.", code="invalid_encoding"
+        ) from None
+    if len(out) > limit:
+        raise errors.body_too_large(limit)
+    if not inflater.eof:
+        raise errors.invalid_body("The compressed body is cut off.", code="invalid_encoding")
+    return out
+
+
+def _length(value: str) -> tuple[bytes, bytes]:
+    return b"content-length", value.encode()
+
+
+def _count_later(flight: Flight, done: asyncio.Future[tuple[int, Prompt, str | None, str]]) -> None:
+    """A count that came late still goes into the record."""
+    if done.cancelled() or done.exception() is not None or flight.features is None:
+        return
+    flight.features = msgspec.structs.replace(
+        flight.features, prompt_tokens=done.result()[0], prompt_tokens_counted=True
+    )

@@ -1,0 +1,127 @@
+"""Counting prompt tokens before sending: off the event loop, without network.
+
+tiktoken ships no encodings and would fetch them; litellm's package carries them, so its folder is
+named as tiktoken's cache. One thread counts; a count that is not back within `PATIENCE_S` is
+replaced by a guess from bytes, and says so. The books use the upstream's own count in any case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import tiktoken
+
+log = logging.getLogger("joulegate.tokens")
+
+BYTES_PER_TOKEN = 4.0  # English text in cl100k: 4.0 to 4.7; code and other languages less
+PATIENCE_S = 0.004
+T = TypeVar("T")
+
+
+def bundled_encodings() -> Path | None:
+    """The folder of encodings inside litellm's package, found without importing it."""
+    spec = importlib.util.find_spec("litellm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "litellm_core_utils" / "tokenizers"
+    return folder if folder.is_dir() else None
+
+
+class TokenCounter:
+    """Counts with one encoding for all models: within 10 % of most models' own tokenizers, and
+    the same for every candidate, so that it never decides between them."""
+
+    def __init__(self, encoding: str = "o200k_base") -> None:
+        folder = bundled_encodings()
+        if folder is not None:
+            os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))
+        try:
+            self._encoding: tiktoken.Encoding | None = tiktoken.get_encoding(encoding)
+        except Exception as error:  # no folder, no network: counting is not worth failing for
+            log.warning("tokens are guessed from bytes: no encoding could be read (%s)", error)
+            self._encoding = None
+
+    @property
+    def exact(self) -> bool:
+        return self._encoding is not None
+
+    def count(self, text: str) -> int:
+        """Tokens in a text."""
+        if self._encoding is None:
+            return guess(len(text.encode("utf-8", "replace")))
+        return len(self._encoding.encode_ordinary(text))
+
+
+def guess(size_bytes: int) -> int:
+    """Tokens in that many bytes of text, roughly."""
+    return max(1, round(size_bytes / BYTES_PER_TOKEN))
+
+
+class Worker:
+    """One thread for work that must stay off the event loop; cheaper than an executor's pool."""
+
+    def __init__(self, name: str) -> None:
+        self._queue: queue.SimpleQueue[
+            tuple[asyncio.AbstractEventLoop, asyncio.Future[object], Callable[[], object]] | None
+        ] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        """A future of the running loop that gets what ``work`` gives."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put((loop, future, work))  # type: ignore[arg-type]
+        return future
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join(timeout=2.0)
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            if item is None:
+                return
+            # Everything that waits is worked off before the loop is woken: one wake-up for many.
+            done = [(item[0], item[1], _result(item[2]))]
+            while len(done) < 64:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    self._queue.put(None)
+                    break
+                done.append((item[0], item[1], _result(item[2])))
+            try:
+                done[0][0].call_soon_threadsafe(_deliver, done)
+            except RuntimeError:  # the loop was closed meanwhile: nobody waits any more
+                continue
+
+
+def _result(work: Callable[[], object]) -> tuple[bool, object]:
+    try:
+        return True, work()
+    except Exception as error:
+        return False, error
+
+
+def _deliver(
+    done: list[tuple[asyncio.AbstractEventLoop, asyncio.Future[object], tuple[bool, object]]],
+) -> None:
+    for _, future, (ok, value) in done:
+        if future.done():
+            continue
+        if ok:
+            future.set_result(value)
+        else:
+            future.set_exception(value)  # type: ignore[arg-type]

@@ -1,0 +1,148 @@
+"""Sending a request to a backend that speaks OpenAI's API, and getting its answer's first bytes.
+
+One connection pool for the process. Bodies are not decompressed, cookies are not kept, no proxy is
+taken from the environment, redirects are not followed: an upstream cannot send us elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import cast
+
+import aiohttp
+from yarl import URL
+
+from proxy.backends import Engine
+from proxy.errors import ApiError, upstream_failed, upstream_timeout, upstream_unreachable
+from proxy.providers import litellm_sdk
+from proxy.settings import Time
+
+# Request headers that reach the upstream; all others stay here. None of them can choose an address.
+PASSED_ON = frozenset(
+    {
+        "accept",
+        "content-type",
+        "user-agent",
+        "openai-organization",
+        "openai-project",
+        "openai-beta",
+        "idempotency-key",
+        "traceparent",
+        "tracestate",
+        "anthropic-version",
+        "anthropic-beta",
+        "x-session-id",
+        "x-client-request-id",
+    }
+)
+
+# Response headers that belong to one connection, or that we set ourselves.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"server",
+        b"date",
+        b"set-cookie",
+        b"content-length",
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+    }
+)
+# Statuses that another backend may do better at.
+WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529})
+
+
+class Upstream:
+    """The client side of the proxy."""
+
+    def __init__(self, limits: Time) -> None:
+        self.limits = limits
+        self._session: aiohttp.ClientSession | None = None
+        self._urls: dict[tuple[str, str], URL] = {}
+
+    async def start(self) -> None:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            timeout=aiohttp.ClientTimeout(
+                total=None, connect=None, sock_read=None, sock_connect=self.limits.connect_s
+            ),
+            trust_env=False,
+            skip_auto_headers=("User-Agent", "Accept-Encoding"),
+        )
+
+    async def stop(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the upstream client was not started")
+        return self._session
+
+    def url(self, engine: Engine, path: str) -> URL:
+        key = (engine.url, path)
+        found = self._urls.get(key)
+        if found is None:
+            found = self._urls[key] = URL(engine.url + path)
+        return found
+
+    async def post(
+        self, engine: Engine, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> aiohttp.ClientResponse:
+        """The response once its headers are in. Raises what aiohttp raises."""
+        if engine.settings.provider != "openai":
+            # Looks like a response to everything that uses one.
+            return cast(aiohttp.ClientResponse, await litellm_sdk.post(engine, path, body))
+        return await self.session.post(
+            self.url(engine, path), data=body, headers=headers, allow_redirects=False
+        )
+
+
+def request_headers(
+    given: Mapping[bytes, bytes], engine: Engine, request_id: str
+) -> dict[str, str]:
+    """The headers to send upstream: the passed-on ones, then the backend's own."""
+    headers = {
+        text: value.decode("latin-1")
+        for name, value in given.items()
+        if (text := name.decode("latin-1")) in PASSED_ON
+    }
+    headers.update(engine.headers)
+    headers["x-request-id"] = request_id
+    headers.setdefault("content-type", "application/json")
+    return headers
+
+
+def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, bytes]]:
+    """The upstream's headers as they go on to the client."""
+    kept = []
+    for name, value in response.raw_headers:
+        lower = name.lower()
+        if lower in HOP_BY_HOP:
+            continue
+        if lower == b"x-request-id":
+            lower = b"x-joulegate-upstream-request-id"
+        kept.append((lower, value))
+    return kept
+
+
+def as_error(engine: Engine, error: BaseException) -> ApiError:
+    """What to tell the client of a failed call; names the backend, not its address."""
+    if isinstance(error, (asyncio.TimeoutError, aiohttp.ServerTimeoutError)):
+        return upstream_timeout(f"The backend {engine.name} did not accept a connection in time.")
+    if isinstance(error, aiohttp.ClientConnectorError | ConnectionRefusedError):
+        return upstream_unreachable(f"The backend {engine.name} cannot be reached. Try again.")
+    if isinstance(error, aiohttp.ClientConnectionError | OSError):
+        return upstream_unreachable(f"The backend {engine.name} closed the connection. Try again.")
+    return upstream_failed(f"The backend {engine.name} sent an answer that is not HTTP.")

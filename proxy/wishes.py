@@ -1,0 +1,91 @@
+"""What a request's headers ask of Joulegate: policy, limits, tags, cache. They only tighten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import msgspec
+
+from policies.types import Limits
+from proxy.errors import invalid_header
+
+MAX_TAGS = 16
+MAX_TAG_LENGTH = 64
+
+
+class Wishes(msgspec.Struct, frozen=True):
+    """A caller's wishes for one request."""
+
+    policy: str | None = None
+    limits: Limits | None = None
+    tags: tuple[str, ...] = ()
+    session: str | None = None
+    no_cache: bool = False  # do not answer from the cache
+    no_store: bool = False  # do not keep the answer
+
+
+NOTHING = Wishes()
+_NAMES = frozenset(
+    {
+        b"x-joulegate-policy",
+        b"x-joulegate-min-quality",
+        b"x-joulegate-max-energy-j",
+        b"x-joulegate-max-ttft-ms",
+        b"x-joulegate-tags",
+        b"x-session-id",
+        b"cache-control",
+    }
+)
+
+
+def wishes_in(headers: Mapping[bytes, bytes]) -> Wishes:
+    """The wishes in a request's headers. Raises ApiError 400 for one that cannot be read."""
+    given = _NAMES.intersection(headers)
+    if not given:
+        return NOTHING
+    text = {name: headers[name].decode("latin-1").strip() for name in given}
+    control = text.get(b"cache-control", "").lower()
+    energy = _number(text, b"x-joulegate-max-energy-j")
+    quality = _number(text, b"x-joulegate-min-quality")
+    ttft_ms = _number(text, b"x-joulegate-max-ttft-ms")
+    if quality is not None and quality > 1:
+        raise invalid_header("x-joulegate-min-quality", "should be between 0 and 1.")
+    limits = None
+    if energy is not None or quality is not None or ttft_ms is not None:
+        limits = Limits(
+            min_quality=quality,
+            max_energy_j=energy,
+            max_ttft_s=None if ttft_ms is None else ttft_ms / 1000,
+        )
+    return Wishes(
+        policy=text.get(b"x-joulegate-policy") or None,
+        limits=limits,
+        tags=_tags(text.get(b"x-joulegate-tags", "")),
+        session=text.get(b"x-session-id") or None,
+        no_cache="no-cache" in control or "no-store" in control,
+        no_store="no-store" in control,
+    )
+
+
+def _number(text: Mapping[bytes, str], name: bytes) -> float | None:
+    given = text.get(name)
+    if given is None:
+        return None
+    try:
+        value = float(given)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise invalid_header(name.decode(), f"should be a number of at least 0, not {given!r}.")
+    return value
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    tags = tuple(dict.fromkeys(tag.strip() for tag in text.split(",") if tag.strip()))
+    if len(tags) > MAX_TAGS or any(len(tag) > MAX_TAG_LENGTH for tag in tags):
+        raise invalid_header(
+            "x-joulegate-tags",
+            f"takes at most {MAX_TAGS} tags of at most {MAX_TAG_LENGTH} characters.",
+        )
+    return tags
