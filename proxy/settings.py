@@ -224,6 +224,9 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     carbon_g: Annotated[Positive | None, help_("Grams of CO2e.")] = None
     money_usd: Annotated[Positive | None, help_("Dollars.")] = None
     soft: Annotated[Share, help_("Share after which answers carry a warning.")] = 0.8
+    fallback_policy: Annotated[
+        str | None, help_("Policy to serve with when it is used up, instead of refusing.")
+    ] = None
 
 
 class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -99,6 +99,8 @@ def free_port() -> int:
 def start_redis(*options: str) -> Server:
     """A Redis without persistence; its ``url`` names database 0."""
     port = free_port()
+    while port > 55_535:  # a cluster's nodes also talk 10,000 ports higher
+        port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="joulegate-redis-"))
     command = [
         _redis_binary(),
@@ -117,6 +119,37 @@ def start_redis(*options: str) -> Server:
             client.close()
 
     return Server(command, port, folder, ready, f"redis://127.0.0.1:{port}/0")
+
+
+def start_redis_cluster() -> Server:
+    """A Redis Cluster of one node, which holds all slots and insists on a slot for each script."""
+    server = start_redis("--cluster-enabled", "yes")
+    with redis.Redis(port=server.port, decode_responses=True) as client:
+        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+        while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
+            time.sleep(0.02)
+    server.url = f"redis+cluster://127.0.0.1:{server.port}"
+    return server
+
+
+def start_sentinel(master: Server) -> Server:
+    """A Sentinel that alone decides about ``master``; its ``url`` names that as ``main``."""
+    port = free_port()
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-sentinel-"))
+    (folder / "sentinel.conf").write_text(
+        f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {master.port} 1\n"
+    )
+    command = [_redis_binary(), str(folder / "sentinel.conf"), "--sentinel"]
+
+    def ready() -> bool:
+        try:
+            with redis.Redis(port=port, socket_timeout=1) as client:
+                return bool(client.ping())
+        except redis.RedisError:
+            return False
+
+    url = f"redis+sentinel://127.0.0.1:{port}/main"
+    return Server(command, port, folder, ready, url)
 
 
 def start_postgres(*options: str) -> Server:

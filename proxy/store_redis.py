@@ -1,0 +1,332 @@
+"""The shared state of many replicas, in Redis: one script, so one atomic round trip, a request.
+
+All keys of one holder carry ``{holder}``, so that a cluster keeps them together. What may be lost
+without harm is: a counter that is gone is read again from the ledger, a cached answer is fetched
+again. Give Redis ``maxmemory-policy volatile-ttl`` or more memory than it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import orjson
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+
+from meters.rows import clean
+from proxy.budgets import Charge
+from proxy.store import (
+    LEASE_S,
+    SHARED,
+    Admission,
+    AdmitRequest,
+    Seed,
+    Settlement,
+    admission,
+    settled,
+)
+
+_SEED_S = 1.0  # how long the first request of a period waits for what was used before
+_POLL_S = (0.02, 0.25)  # how often a follower looks for the answer, at first and later
+
+# KEYS: order of reservations, reservations, cached answer, claim, counters...
+# ARGV: now, lease's end, id, 1 to look in the cache, claim's milliseconds, reservation as JSON,
+#       the same after a hit, then for each counter: limit, amount, 1 for hard, 1 if a hit counts,
+#       1 if the ledger knows what was used before, its end. Times in milliseconds.
+# Gives: {0, leads, answer, used...}; {n, 0, answer, used...} when counter n has no room;
+#        {-1} when a counter is missing that the ledger knows.
+_ADMIT = """
+local order, held, now = KEYS[1], KEYS[2], tonumber(ARGV[1])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 10)) do
+  local kept = redis.call('HGET', held, id)
+  if kept then
+    for _, part in ipairs(cjson.decode(kept)) do
+      if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
+    end
+  end
+  redis.call('ZREM', order, id)
+  redis.call('HDEL', held, id)
+end
+local answer = false
+if ARGV[4] == '1' then answer = redis.call('GET', KEYS[3]) end
+local used, denied = {}, 0
+for i = 5, #KEYS do
+  local at = 8 + (i - 5) * 6
+  local have = redis.call('GET', KEYS[i])
+  if not have then
+    if ARGV[at + 4] == '1' then return {-1} end
+    redis.call('SET', KEYS[i], '0', 'PXAT', ARGV[at + 5])
+    have = '0'
+  end
+  used[#used + 1] = have
+  have = tonumber(have)
+  local limit, amount = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
+  local counts = not answer or ARGV[at + 3] == '1'
+  if denied == 0 and counts and ARGV[at + 2] == '1'
+      and (have >= limit or have + amount > limit) then
+    denied = i - 4
+  end
+end
+if denied > 0 then return {denied, 0, answer, unpack(used)} end
+if #KEYS > 4 and redis.call('HEXISTS', held, ARGV[3]) == 0 then
+  for i = 5, #KEYS do
+    local at = 8 + (i - 5) * 6
+    if not answer or ARGV[at + 3] == '1' then
+      redis.call('INCRBY', KEYS[i], ARGV[at + 1])
+      used[i - 4] = redis.call('GET', KEYS[i])
+    end
+  end
+  redis.call('HSET', held, ARGV[3], answer and ARGV[7] or ARGV[6])
+  redis.call('ZADD', order, ARGV[2], ARGV[3])
+end
+local leads = 1
+if not answer and ARGV[5] ~= '0'
+    and not redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[5])
+    and redis.call('GET', KEYS[4]) ~= ARGV[3] then
+  leads = 0
+end
+return {0, leads, answer, unpack(used)}
+"""
+
+# KEYS: order of reservations, reservations, counters...
+# ARGV: for each counter the amount taken, and its end in milliseconds, or 0 where a counter that
+#       is missing is read from the ledger later; then the ids whose reservations are given back
+_SETTLE = """
+for i = 3, #KEYS do
+  local at = (i - 3) * 2 + 1
+  local there = redis.call('EXISTS', KEYS[i]) == 1
+  if there or ARGV[at + 1] ~= '0' then redis.call('INCRBY', KEYS[i], ARGV[at]) end
+  if not there and ARGV[at + 1] ~= '0' then redis.call('PEXPIREAT', KEYS[i], ARGV[at + 1]) end
+end
+for i = (#KEYS - 2) * 2 + 1, #ARGV do
+  local kept = redis.call('HGET', KEYS[2], ARGV[i])
+  if kept then
+    for _, part in ipairs(cjson.decode(kept)) do
+      if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
+    end
+    redis.call('HDEL', KEYS[2], ARGV[i])
+    redis.call('ZREM', KEYS[1], ARGV[i])
+  end
+end
+return 1
+"""
+
+
+class RedisStore:
+    """A Store in Redis. Raises what redis-py raises: wrap it in ``FallbackStore`` for serving."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 0.25,
+        seed: Seed | None = None,
+        clock: Callable[[], float] = time.time,
+        prefix: str = "joulegate",
+    ) -> None:
+        """``url``: ``redis://``, ``rediss://`` (TLS), ``redis+sentinel://host,host/master/db``, or
+        ``redis+cluster://host``."""
+        self.client = connect(url, timeout_s)
+        self._timeout_s = timeout_s
+        self._seed = seed
+        self._clock = clock
+        self._prefix = prefix
+        self._is_cluster = isinstance(self.client, RedisCluster)
+        self._admit_script = self.client.register_script(_ADMIT)
+        self._settle_script = self.client.register_script(_SETTLE)
+
+    async def admit(self, request: AdmitRequest) -> Admission:
+        now_s = self._clock()
+        keys, args = self._arguments(request, now_s)
+        answer: bytes | None = None
+        apart = self._is_cluster and request.cache_key is not None and _shared(request.cache_key)
+        if apart:  # lies with no holder: a cluster's scripts cannot reach it
+            answer = await self._timed(self.client.get(keys[2]))
+            keys[2] = keys[3] = self._key(request.holder, "none")
+            args[3], args[4] = "0", "0"
+            if answer is not None:
+                args[5] = args[6]
+                for at in range(7, len(args), 6):
+                    args[at + 1] = args[at + 1] if args[at + 3] == "1" else "0"
+        reply = await self._timed(self._admit_script(keys=keys, args=args))
+        if reply[0] == -1:
+            await self._sow(request.charges, request.holder)
+            reply = await self._timed(self._admit_script(keys=keys, args=args))
+        denied, leads = int(reply[0]), bool(reply[1])
+        return admission(
+            request,
+            denied - 1 if denied else None,
+            [int(value) for value in reply[3:]],
+            cached=answer or reply[2],
+            leads=leads,
+        )
+
+    async def settle(self, settlement: Settlement) -> None:
+        if settlement.charges:
+            taken = [(charge, settled(charge, settlement.took)) for charge in settlement.charges]
+            await self.add(settlement.holder, taken, [settlement.request_id])
+
+    async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
+        pipeline = self.client.pipeline(transaction=False)
+        if answer is not None:
+            key = self._cache_key(holder, cache_key)
+            pipeline.set(key, answer, px=max(1, int(ttl_s * 1000)))
+        pipeline.delete(self._claim_key(holder, cache_key))
+        await self._timed(pipeline.execute())
+
+    async def wait(self, holder: str, cache_key: str, timeout_s: float) -> bytes | None:
+        end_s = time.monotonic() + timeout_s
+        pause_s, slowest_s = _POLL_S
+        while True:
+            pipeline = self.client.pipeline(transaction=False)
+            pipeline.exists(self._claim_key(holder, cache_key))
+            pipeline.get(self._cache_key(holder, cache_key))
+            claimed, answer = await self._timed(pipeline.execute())
+            if answer is not None or not claimed or time.monotonic() >= end_s:
+                return answer if isinstance(answer, bytes) else None
+            await asyncio.sleep(pause_s)
+            pause_s = min(slowest_s, pause_s * 1.5)
+
+    async def add(
+        self, holder: str, taken: Sequence[tuple[Charge, int]], request_ids: Sequence[str]
+    ) -> None:
+        """Count what was taken, and give back what these requests had reserved."""
+        keys = [self._key(holder, "order"), self._key(holder, "held")]
+        args = []
+        for charge, amount in taken:
+            keys.append(self._key(holder, charge.counter))
+            args += [str(amount), "0" if self._sown(charge) else _until_ms(charge)]
+        args += request_ids
+        await self._timed(self._settle_script(keys=keys, args=args))
+
+    async def ping(self) -> None:
+        await self._timed(self.client.ping())
+
+    async def close(self) -> None:
+        await self.client.aclose()
+
+    async def _timed(self, awaitable: Any) -> Any:
+        async with asyncio.timeout(self._timeout_s):
+            return await awaitable
+
+    async def _sow(self, charges: Sequence[Charge], holder: str) -> None:
+        """Make the counters that the ledger knows; whoever is first makes them for all."""
+        assert self._seed is not None
+        for charge in charges:
+            if not self._sown(charge):
+                continue
+            key = self._key(holder, charge.counter)
+            if await self._timed(self.client.exists(key)):
+                continue
+            try:
+                before = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
+            except Exception:
+                before = 0  # without the ledger the count starts at nothing
+            set_once = self.client.set(key, before, nx=True, pxat=int(_until_ms(charge)))
+            await self._timed(set_once)
+
+    def _arguments(self, request: AdmitRequest, now_s: float) -> tuple[list[str], list[str]]:
+        holder = request.holder
+        keys = [self._key(holder, "order"), self._key(holder, "held")]
+        if request.cache_key is None:
+            keys += [self._key(holder, "none")] * 2
+        else:
+            keys.append(self._cache_key(holder, request.cache_key))
+            keys.append(self._claim_key(holder, request.cache_key))
+        counters = [self._key(holder, charge.counter) for charge in request.charges]
+        held = [[k, str(c.amount)] for k, c in zip(counters, request.charges, strict=True)]
+        held_after_hit = [
+            part
+            for part, c in zip(held, request.charges, strict=True)
+            if c.rule.metric == "requests"
+        ]
+        args = [
+            str(int(now_s * 1000)),
+            str(int((now_s + LEASE_S) * 1000)),
+            request.request_id,
+            "0" if request.cache_key is None else "1",
+            "0" if request.cache_key is None else str(int(request.claim_s * 1000)),
+            _json(held),
+            _json(held_after_hit),
+        ]
+        for charge in request.charges:
+            args += [
+                str(charge.limit),
+                str(charge.amount),
+                "1" if charge.rule.fallback_policy is None else "0",
+                "1" if charge.rule.metric == "requests" else "0",
+                "1" if self._sown(charge) else "0",
+                _until_ms(charge),
+            ]
+        return keys + counters, args
+
+    def _sown(self, charge: Charge) -> bool:
+        """Whether the ledger is asked what was used before; a minute is over too soon."""
+        return self._seed is not None and charge.rule.per != "minute"
+
+    def _key(self, holder: str, name: str) -> str:
+        return f"{self._prefix}:{{{_tag(holder)}}}:{clean(name)}"
+
+    def _cache_key(self, holder: str, cache_key: str) -> str:
+        return self._key(SHARED if _shared(cache_key) else holder, f"answer:{cache_key}")
+
+    def _claim_key(self, holder: str, cache_key: str) -> str:
+        return self._key(SHARED if _shared(cache_key) else holder, f"claim:{cache_key}")
+
+
+def connect(url: str, timeout_s: float) -> Any:
+    """A client for any of the addresses that ``RedisStore`` takes. Connects when first used."""
+    parts = urlsplit(url)
+    options: dict[str, Any] = {
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": timeout_s,
+        **dict(parse_qsl(parts.query)),
+    }
+    if parts.scheme == "redis+cluster":
+        return RedisCluster.from_url(
+            url.replace("redis+cluster", "redis", 1), retry=Retry(NoBackoff(), 2), **options
+        )
+    if parts.scheme == "redis+sentinel":
+        path = parts.path.strip("/").split("/")
+        if not path[0]:
+            raise ValueError("A Sentinel address names its master: redis+sentinel://host/master")
+        hosts = [_host(h) for h in parts.netloc.rpartition("@")[2].split(",")]
+        sentinel = Sentinel(hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        return sentinel.master_for(
+            path[0],
+            db=int(path[1]) if len(path) > 1 else 0,
+            username=parts.username,
+            password=parts.password,
+            **options,
+        )
+    return Redis.from_url(url, retry=Retry(NoBackoff(), 1), **options)
+
+
+def _until_ms(charge: Charge) -> str:
+    """When its counter may be forgotten."""
+    return str(int((charge.period.end_s + LEASE_S) * 1000))
+
+
+def _host(text: str) -> tuple[str, int]:
+    host, _, port = text.partition(":")
+    return host, int(port or 26379)
+
+
+def _shared(cache_key: str) -> bool:
+    return cache_key.startswith(f"{SHARED}:")
+
+
+def _tag(holder: str) -> str:
+    """A holder's name without what would end the braces early."""
+    return clean(holder).replace("{", "(").replace("}", ")") or "-"
+
+
+def _json(parts: list[list[str]]) -> str:
+    return orjson.dumps(parts).decode()
