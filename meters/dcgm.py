@@ -34,6 +34,7 @@ class PrometheusMeter:
     """
 
     evidence = Evidence.METERED
+    min_poll_s = 1.0  # a page is dearer to read than a counter
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class PrometheusMeter:
         # one step of the counter; nothing is known of what the exporter does to it
         self.resolution_j: float | None = UNITS_J.get(unit, 0.0)
         self.relative_error = RELATIVE_ERROR if unit in POWER_UNITS_W else 0.0
+        self.continuous = unit in POWER_UNITS_W
 
     def read(self) -> list[Reading]:
         """All devices of the page, now. Raises MeterUnavailable."""

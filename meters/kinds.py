@@ -13,6 +13,7 @@ KINDS: dict[str, str] = {
     "prometheus": "meters.dcgm:PrometheusMeter",
     "rapl": "meters.rapl:RaplMeter",
     "zeus": "meters.zeus:ZeusMeter",
+    "simulated": "meters.simulated_engine:SimulatedMeter.at",
     "replay": "meters.replay:ReplayMeter",
     "none": "meters.none:NoMeter",
 }
@@ -30,10 +31,12 @@ def open_meter(kind: str, **options: Any) -> Meter:
             f"No meter is called {kind!r}; known: {', '.join(KINDS)}, or 'module:Class'."
         )
     try:
-        make = getattr(importlib.import_module(module_name), class_name)
+        make = importlib.import_module(module_name)
+        for name in class_name.split("."):
+            make = getattr(make, name)
     except (ImportError, AttributeError) as error:
         raise MeterUnavailable(f"Meter {kind!r} cannot be imported: {error}.") from None
     try:
-        return cast(Meter, make(**options))
+        return cast(Meter, cast(Any, make)(**options))
     except TypeError as error:
         raise MeterUnavailable(f"Meter {kind!r} does not take these settings: {error}.") from None

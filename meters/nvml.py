@@ -101,6 +101,11 @@ class NvmlMeter:
         return RELATIVE_ERROR if any(g.power for g in self._gpus) else 0.0
 
     @property
+    def continuous(self) -> bool:
+        """Whether every look moves the count: power is integrated for all boards."""
+        return all(g.power for g in self._gpus)
+
+    @property
     def device_names(self) -> dict[str, str]:
         """What each board is called, "gpu0": "NVIDIA H100 80GB HBM3"."""
         return {g.device: g.name for g in self._gpus}

@@ -52,6 +52,7 @@ class ZeusMeter:
                 self._power[index] = PowerIntegrator(f"gpu{index}")
         self.resolution_j: float | None = 0.001 * max(1, len(self._indices))
         self.relative_error = RELATIVE_ERROR if self._power else 0.0
+        self.continuous = bool(self._indices) and len(self._power) == len(self._indices)
 
     def read(self) -> list[Reading]:
         """Every device, now. Raises MeterUnavailable."""
