@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from proxy.config_file import ConfigError, Document, key_text
 from proxy.settings import Settings
 
 SECRET = "***"
+_PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")  # of an address
 _SECRETS = frozenset({"key", "api_key", "electricity_maps_token", "tokens", "keys", "password"})
 
 
@@ -76,7 +78,7 @@ def _values(value: Any, path: config_file.KeyPath, document: Document) -> Iterat
     secret = any(step in _SECRETS for step in path) and value
     yield {
         "name": key_text(path),
-        "value": SECRET if secret else str(value),
+        "value": SECRET if secret else _PASSWORD.sub(r"\1***@", str(value)),
         "source": f"line {line}" if line else "default",
     }
 

@@ -84,8 +84,27 @@ def parse(text: str, path: str, environment: Mapping[str, str] | None = None) ->
     if root is None:
         return Document(path, {}, {(): 1}, [])
     scalars = yaml.SafeLoader("")
+    environment = {**_given_environment(root, scalars, environment), **environment}
     value = _build(root, (), document, scalars, environment)
     return Document(path, value, document.lines, document.problems)
+
+
+def _given_environment(
+    root: yaml.Node, scalars: yaml.SafeLoader, environment: Mapping[str, str]
+) -> dict[str, str]:
+    """The file's own ``environment_variables``, which ``os.environ/NAME`` finds too."""
+    if not isinstance(root, yaml.MappingNode):
+        return {}
+    for key, value in root.value:
+        if key.value == "environment_variables" and isinstance(value, yaml.MappingNode):
+            given = {k.value: str(scalars.construct_object(v)) for k, v in value.value}
+            return {
+                name: environment.get(text.removeprefix("os.environ/"), "")
+                if text.startswith("os.environ/")
+                else text
+                for name, text in given.items()
+            }
+    return {}
 
 
 def _build(

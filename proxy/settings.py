@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from proxy import config_file
+from proxy import config_file, litellm_config
 from proxy.config_file import ConfigError, Document, Problem
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
@@ -305,7 +305,11 @@ class Loaded(msgspec.Struct, frozen=True):
 
 def interpret(document: Document) -> Loaded:
     """The settings in a document, ours or LiteLLM's. Raises ConfigError with every mistake."""
-    return Loaded(from_document(document), document, "Joulegate", [], [])
+    if not litellm_config.is_litellm(document.value):
+        return Loaded(from_document(document), document, "Joulegate", [], [])
+    theirs = litellm_config.translate(document)
+    settings = from_document(theirs.document)
+    return Loaded(settings, theirs.document, "LiteLLM", theirs.honoured, theirs.not_honoured)
 
 
 def load(path: str, environment: Mapping[str, str] | None = None) -> Settings:

@@ -1,0 +1,72 @@
+"""Whose answers are found again, and whose never."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy import cache, features
+from proxy.auth import Caller
+from proxy.cache import Answer, MemoryStore
+from proxy.settings import Cache
+
+A, B = Caller(team="a"), Caller(team="b")
+BODY = b'{"model":"m","messages":[{"role":"user","content":"x"}],"temperature":0}'
+
+
+def key(body: bytes, caller: Caller = A, endpoint: str = "chat.completions") -> str:
+    found = cache.key_of(body, endpoint, caller)
+    assert found is not None
+    return found
+
+
+def test_order_and_white_space_do_not_matter_and_everything_else_does() -> None:
+    same = b'{ "temperature": 0, "messages":[{"content":"x","role":"user"}], "model":"m" }'
+    assert key(BODY) == key(same)
+    assert key(BODY) != key(BODY.replace(b'"x"', b'"y"'))
+    assert key(BODY) != key(BODY.replace(b"}]", b'}],"seed":1'))
+    assert key(BODY) != key(BODY, endpoint="completions")
+
+
+def test_teams_never_share_unless_both_opt_in() -> None:
+    shares = [Caller(team=t, share_cache=True) for t in "ab"]
+    assert key(BODY, A) != key(BODY, B)
+    assert key(BODY, shares[0]) == key(BODY, shares[1])
+    assert key(BODY, A) != key(BODY, shares[0])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (BODY, True),
+        (BODY.replace(b'"temperature":0', b'"temperature":0.7'), False),
+        (BODY.replace(b',"temperature":0', b""), False),
+        (BODY.replace(b'"temperature":0', b'"seed":5'), True),
+        (BODY.replace(b'"temperature":0', b'"temperature":0,"tools":[{}]'), False),
+        (b'{"model":"m","input":"x"}', True),
+    ],
+)
+def test_only_repeatable_answers_are_cached(body: bytes, expected: bool) -> None:
+    assert cache.cacheable(features.peek(body), body, Cache()) is expected
+
+
+def test_sampled_answers_are_cached_only_where_asked_for() -> None:
+    body = BODY.replace(b'"temperature":0', b'"temperature":0.7')
+    assert cache.cacheable(features.peek(body), body, Cache(sampled=True))
+
+
+def test_answers_expire_and_the_oldest_make_room() -> None:
+    store = MemoryStore(max_bytes=25)
+    store.put_at("a", b"x" * 10, ttl_s=5, now_s=0)
+    store.put_at("b", b"y" * 10, ttl_s=50, now_s=0)
+    assert store.get_at("a", 4.9) == b"x" * 10  # and is the most recently used now
+    store.put_at("c", b"z" * 10, ttl_s=50, now_s=4.9)
+    assert store.get_at("b", 4.9) is None
+    assert store.get_at("a", 5.0) is None
+    assert store.get_at("c", 5.0) == b"z" * 10
+    assert store.size_bytes == 10
+
+
+def test_an_answer_survives_packing() -> None:
+    answer = Answer(b"application/json", b"{}", "m@int4", 3, 4, 5.0, "benchmark")
+    assert cache.unpack(cache.pack(answer)) == answer
+    assert cache.unpack(b"something else") is None

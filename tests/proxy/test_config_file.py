@@ -1,0 +1,92 @@
+"""Every mistake in a config file is reported, with line, key and the nearest known key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy import config_file, settings
+from proxy.config_file import ConfigError
+
+
+def problems(text: str, environment: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        settings.from_document(config_file.parse(text, "c.yaml", environment or {}))
+    return [str(p) for p in caught.value.problems]
+
+
+def test_reports_every_mistake_at_once_with_line_and_nearest_key() -> None:
+    found = problems(
+        "backends:\n"
+        "  - model: llama\n"
+        "    urll: http://x\n"
+        "    num_gpus: two\n"
+        "servr: {}\n"
+        "server:\n"
+        "  port: 99999\n"
+    )
+    assert found == [
+        "line 3: backends[0].urll: unknown key 'urll'. Did you mean 'url'?",
+        "line 4: backends[0].num_gpus: expected `int`, got `str`; it is 'two'.",
+        "line 5: servr: unknown key 'servr'. Did you mean 'server'?",
+        "line 7: server.port: expected `int` <= 65535; it is 99999.",
+    ]
+
+
+def test_a_missing_key_names_the_line_of_its_backend() -> None:
+    assert problems("backends:\n  - name: a\n    url: http://x\n") == [
+        "line 2: backends[0]: 'model' is missing. Add it."
+    ]
+
+
+def test_a_key_given_twice_is_a_mistake() -> None:
+    assert problems("server:\n  port: 1\n  port: 2\n") == [
+        "line 3: server.port: given twice, first in line 2. Keep one of them."
+    ]
+
+
+def test_an_environment_variable_that_is_not_set_is_a_mistake() -> None:
+    found = problems("redis:\n  url: os.environ/NOWHERE\n")
+    assert found == [
+        "line 2: redis.url: the environment variable NOWHERE is not set. "
+        "Export it, or give a value."
+    ]
+
+
+def test_environment_variables_are_read() -> None:
+    document = config_file.parse("redis: {url: os.environ/R}", "c.yaml", {"R": "redis://h"})
+    assert settings.from_document(document).redis.url == "redis://h"
+
+
+def test_text_that_is_not_yaml_names_its_line() -> None:
+    with pytest.raises(ConfigError, match="line 2: not valid YAML"):
+        config_file.parse("a: 1\n b: [", "c.yaml")
+
+
+def test_a_file_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Name an existing file"):
+        config_file.read(str(tmp_path / "none.yaml"))
+
+
+def test_an_empty_file_is_all_defaults() -> None:
+    document = config_file.parse("", "c.yaml", {})
+    assert settings.from_document(document) == settings.Settings()
+
+
+def test_two_backends_of_one_name_are_a_contradiction() -> None:
+    backend = "  - {model: m, url: http://x}\n"
+    assert problems("backends:\n" + backend * 2) == [
+        "line 3: backends[1]: the name 'm@bf16' is taken in line 2. Give a `name`."
+    ]
+
+
+def test_an_address_without_a_scheme_is_a_mistake() -> None:
+    assert problems("backends:\n  - {model: m, url: 'localhost:8000'}\n") == [
+        "line 2: backends[0].url: should start with http:// or https://; it is 'localhost:8000'."
+    ]
+
+
+def test_fallbacks_name_existing_groups() -> None:
+    found = problems("backends: [{model: m, url: http://x}]\nfallbacks: {m: [n]}\n")
+    assert found == ["line 2: fallbacks.m: there is no backend of model 'n'."]

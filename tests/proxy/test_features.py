@@ -1,0 +1,120 @@
+"""What routing reads of a body, and that the rest is left alone."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import features
+from proxy.errors import ApiError
+
+
+def test_reads_what_routing_needs() -> None:
+    request = features.peek(
+        b'{"model":"m","messages":[],"max_tokens":5,"max_completion_tokens":7,"stream":true,'
+        b'"stream_options":{"include_usage":true},"unknown":{"a":1e400}}'
+    )
+    assert (request.model, request.output_limit, request.stream) == ("m", 7, True)
+    assert request.wants_usage
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b'{"model": "m"} x', "invalid_json"),
+        (b"\xff\xfe", "invalid_json"),
+        (b"[1]", "invalid_json"),
+        (b'{"model": 5}', "invalid_type"),
+        (b'{"model": "m", "max_tokens": "9"}', "invalid_type"),
+        (b"[" * 100_000, "invalid_json"),
+    ],
+)
+def test_what_no_api_would_take_is_a_400(body: bytes, code: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        features.peek(body)
+    assert (caught.value.status, caught.value.code) == (400, code)
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_an_answer_or_a_400(body: bytes) -> None:
+    try:
+        prompt = features.prompt_of(features.peek(body))
+    except ApiError as error:
+        prompt, status = None, error.status
+    assert status == 400 if prompt is None else prompt.messages >= 0
+
+
+def test_a_responses_request_sent_to_chat_is_told_where_to_go() -> None:
+    with pytest.raises(ApiError, match="/v1/responses"):
+        features.require_chat(features.peek(b'{"model":"m","input":"x"}'))
+
+
+def test_collects_the_prompt_of_a_chat() -> None:
+    body = json.dumps(
+        {
+            "messages": [
+                {"role": "system", "content": "be brief"},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "what is this"},
+                        {"type": "image_url", "image_url": {"url": "http://x"}},
+                    ],
+                },
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}],
+                },
+            ]
+        }
+    ).encode()
+    prompt = features.prompt_of(features.peek(body))
+    assert prompt.text.split("\n") == ["be brief", "what is this", "", "f {}"]
+    assert (prompt.last, prompt.messages, prompt.images) == ("what is this", 3, 1)
+    assert "brief" not in repr(prompt)
+
+
+@pytest.mark.parametrize(
+    ("body", "text", "tokens"),
+    [
+        (b'{"prompt":"abc"}', "abc", 0),
+        (b'{"prompt":["a","b"]}', "a\nb", 0),
+        (b'{"prompt":[1,2,3]}', "", 3),
+        (b'{"prompt":[[1,2],[3]]}', "", 3),
+        (b'{"input":"abc"}', "abc", 0),
+    ],
+)
+def test_collects_other_prompts(body: bytes, text: str, tokens: int) -> None:
+    prompt = features.prompt_of(features.peek(body))
+    assert (prompt.text, prompt.overhead_tokens) == (text, tokens)
+
+
+def test_embedded_files_are_cut_out_before_reading() -> None:
+    data = base64.b64encode(b"x" * 400_000).decode()
+    body = json.dumps(
+        {
+            "model": "m",
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {
+                            "type": "image_url",
+                            "image_url": {"url": f"data:image/png;base64,{data}"},
+                        },
+                        {"type": "text", "text": "hello"},
+                    ],
+                }
+            ],
+        }
+    ).encode()
+    skeleton, kept = features.elided(body)
+    assert len(skeleton) < 1_000
+    assert features.prompt_of(features.peek(skeleton)).last == "hello"
+    assert [body[a:b] for a, b in kept] == [skeleton[: kept[0][1]], skeleton[kept[0][1] :]]
