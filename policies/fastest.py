@@ -1,4 +1,4 @@
-"""Fastest: the shortest time to the whole answer."""
+"""Fastest: the shortest time to the whole answer, or to its first token."""
 
 from __future__ import annotations
 
@@ -12,3 +12,11 @@ class Fastest(Ranked):
 
     def score(self, request: Request, of: Figures) -> float:
         return of.latency_s
+
+
+class FirstToken(Ranked):
+    name = "first_token"
+    words = Words("shortest time to the first token", "would begin after", " s")
+
+    def score(self, request: Request, of: Figures) -> float:
+        return of.ttft_s

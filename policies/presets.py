@@ -7,8 +7,6 @@ master's thesis, TU Berlin 2024, table 10).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from policies.best_quality import BestQuality
 from policies.cheapest import Cheapest
 from policies.configured import Configured
@@ -16,11 +14,12 @@ from policies.fastest import Fastest
 from policies.least_carbon import LeastCarbon
 from policies.least_energy import LeastEnergy
 from policies.pinned import Pinned
+from policies.ranking import Ranked
 from policies.types import Limits, Policy
 from policies.weighted import Weighted
 
 # One file a strategy; this dict names those that need no argument.
-STRATEGIES: dict[str, Callable[[bool], Policy]] = {
+STRATEGIES: dict[str, type[Ranked]] = {
     "least_energy": LeastEnergy,
     "least_carbon": LeastCarbon,
     "cheapest": Cheapest,

@@ -1,0 +1,208 @@
+"""What is well-formed in a set of policies and still cannot be meant.
+
+Contradictions, names that no backend has, limits that no backend can ever keep, rules that never
+get their turn, and backends that no policy can reach. Decided from static facts alone, so it errs
+on the side of silence: what depends on an estimate is not found here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+
+from estimators.types import Backend
+from policies.language import Book, Spec
+from policies.limits import LOCAL, serves, tighten
+from policies.types import Limits
+from policies.wording import Path, nearest
+
+
+class TeamRules(msgspec.Struct, frozen=True):
+    """What a team may do: its policy's name and its own hard limits."""
+
+    policy: str | None = None
+    limits: Limits = Limits()
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing to mend. ``path`` starts with "policies" or "teams" or "backends"."""
+
+    kind: str  # contradiction | unknown_name | never_satisfiable | unreachable
+    error: bool  # whether it should stop the start; else it is a warning
+    path: Path
+    message: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(map(str, self.path))}: {self.message}"
+
+
+def check_policies(
+    book: Book,
+    backends: Sequence[Backend],
+    teams: Mapping[str, TeamRules] | None = None,
+    default_policy: str = "least_energy",
+) -> list[Finding]:
+    """Everything found, the most serious first."""
+    found: list[Finding] = []
+    for name, spec in book.specs.items():
+        found += _names(("policies", name), spec, backends)
+        found += _rules(("policies", name), spec)
+        for path, part in _parts(("policies", name), spec):
+            found += _satisfiable(path, part.limits, backends, part.otherwise == "refuse")
+    for name, team in (teams or {}).items():
+        found += _team(name, team, book, backends)
+    if default_policy not in book.policies:
+        close = nearest(default_policy, book.policies)
+        hint = f" Did you mean {close!r}?" if close else ""
+        message = f"there is no policy {default_policy!r}.{hint}"
+        found.append(Finding("unknown_name", True, ("default_policy",), message))
+    found += _unreachable(book, backends, teams or {}, default_policy)
+    return sorted(set(found), key=lambda f: (not f.error, [str(p) for p in f.path], f.message))
+
+
+def _parts(path: Path, spec: Spec) -> Iterator[tuple[Path, Spec]]:
+    """The policy itself and what each of its rules makes of it."""
+    yield path, spec
+    for index, rule in enumerate(spec.rules):
+        if rule.name == spec.name:
+            yield (*path, "rules", index), rule
+
+
+def _names(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Finding]:
+    """Names that nothing has: backends, groups, regions, providers."""
+    known = {b.name for b in backends} | {b.group for b in backends}
+    regions = {b.region for b in backends if b.region}
+    providers = {b.provider or LOCAL for b in backends}
+    for at, part in _parts(path, spec):
+        limits = part.limits
+        among = part.among if part.among not in (("asked",), ("any",)) else ()
+        asked: list[tuple[Path, Sequence[str], set[str], str]] = [
+            ((*at, "among"), among, known, "backend or model"),
+            ((*at, "limits", "regions"), limits.regions or (), regions, "region of any backend"),
+            (
+                (*at, "limits", "providers"),
+                limits.providers or (),
+                providers,
+                "provider of any backend",
+            ),
+        ]
+        if limits.backends != part.among:
+            allowed = limits.backends or ()
+            asked.append(((*at, "limits", "backends"), allowed, known, "backend or model"))
+        if limits.relative_to:
+            reference = (limits.relative_to,)
+            asked.append(((*at, "limits", "min_quality"), reference, known, "backend or model"))
+        for where, names, have, what in asked:
+            for name in names:
+                if name not in have:
+                    close = nearest(name, have)
+                    hint = f" Did you mean {close!r}?" if close else ""
+                    message = f"{name!r} is no {what}.{hint}"
+                    yield Finding("unknown_name", True, where, message)
+
+
+def _rules(path: Path, spec: Spec) -> Iterator[Finding]:
+    """Rules that never get their turn because an earlier one always takes it."""
+    for later, condition in enumerate(spec.conditions):
+        for earlier in range(later):
+            if _covers(spec.conditions[earlier], condition):
+                message = f"never applies: rule {earlier + 1} above takes all its requests"
+                yield Finding("contradiction", False, (*path, "rules", later), message)
+                break
+
+
+def _covers(a: object, b: object) -> bool:
+    """Whether every request of condition ``b`` is one of ``a``; only sure cases count."""
+    for field in msgspec.structs.fields(type(a)):  # type: ignore[arg-type]
+        of_a, of_b = getattr(a, field.name), getattr(b, field.name)
+        if of_a is None or of_a == of_b:
+            continue
+        if not (isinstance(of_a, tuple) and isinstance(of_b, tuple) and set(of_b) <= set(of_a)):
+            return False
+    return True
+
+
+def _satisfiable(
+    path: Path, limits: Limits, backends: Sequence[Backend], refuses: bool
+) -> Iterator[Finding]:
+    if not backends or any(_reachable(limits, b) for b in backends):
+        return
+    reasons = sorted({_why_not(limits, b) for b in backends})
+    end = "every request would be refused" if refuses else "it always does what `otherwise` says"
+    message = f"no backend can keep these limits ({'; '.join(reasons)}), so {end}"
+    yield Finding("never_satisfiable", refuses, (*path, "limits"), message)
+
+
+def _reachable(limits: Limits, backend: Backend) -> bool:
+    return not _why_not(limits, backend)
+
+
+def _why_not(limits: Limits, backend: Backend) -> str:
+    """The limit that this backend can never keep; empty when it may."""
+    if limits.backends is not None and not any(serves(backend, b) for b in limits.backends):
+        return "backends: not on the list"
+    if limits.regions is not None and backend.region not in limits.regions:
+        return f"regions: {backend.region or 'unknown'}"
+    if limits.providers is not None and (backend.provider or LOCAL) not in limits.providers:
+        return f"providers: {backend.provider or LOCAL}"
+    context = limits.min_context_tokens
+    if context is not None and (backend.context_tokens or 0) < context:
+        return f"min_context_tokens: {backend.context_tokens or 'unknown'}"
+    known = [q for q in (backend.quality, *backend.quality_by_task.values()) if q is not None]
+    if limits.min_quality is not None and known and max(known) < limits.min_quality:
+        return f"min_quality: at most {max(known):g}"
+    return ""
+
+
+def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -> Iterator[Finding]:
+    path: Path = ("teams", name)
+    if team.policy is not None and team.policy not in book.policies:
+        close = nearest(team.policy, book.policies)
+        hint = f" Did you mean {close!r}?" if close else ""
+        message = f"there is no policy {team.policy!r}.{hint}"
+        yield Finding("unknown_name", True, (*path, "policy"), message)
+        return
+    yield from _satisfiable(path, team.limits, backends, True)
+    spec = book.specs.get(team.policy or "")
+    if spec is None or not any(_reachable(team.limits, b) for b in backends):
+        return
+    both = tighten(team.limits, spec.limits)
+    if any(_reachable(spec.limits, b) for b in backends):
+        refuses = spec.otherwise == "refuse"
+        for finding in _satisfiable(path, both, backends, refuses):
+            message = f"together with policy {spec.name!r}, {finding.message}"
+            yield msgspec.structs.replace(finding, path=(*path, "policy"), message=message)
+
+
+def _unreachable(
+    book: Book, backends: Sequence[Backend], teams: Mapping[str, TeamRules], default_policy: str
+) -> Iterator[Finding]:
+    """Backends that no team's policy can ever choose."""
+    entries = [(t.policy or default_policy, t.limits) for t in teams.values()]
+    entries = entries or [(default_policy, Limits())]
+    for index, backend in enumerate(backends):
+        reached = any(
+            _reachable(limits, backend) and _policy_reaches(book, policy, limits, backend)
+            for policy, limits in entries
+        )
+        if not reached:
+            message = f"{backend.name} can be reached by no team's policy"
+            yield Finding("unreachable", False, ("backends", index), message)
+
+
+def _policy_reaches(
+    book: Book, name: str, limits: Limits, backend: Backend, seen: frozenset[str] = frozenset()
+) -> bool:
+    """Whether the policy, one of its rules or one it hands over to can choose the backend."""
+    if name in seen:
+        return False
+    spec = book.specs.get(name)
+    if spec is None:
+        return True  # built in: no limits from static facts
+    seen = seen | {name}
+    if spec.objective:
+        for _, part in _parts((), spec):
+            if _reachable(tighten(limits, part.limits), backend):
+                return True
+    return any(_policy_reaches(book, other, limits, backend, seen) for other in spec.uses)

@@ -1,0 +1,422 @@
+"""The language of policies: from the ``policies:`` mapping of a config to Policy objects.
+
+``read_policies`` is the entry point. Every key is described in docs/policies.md, whose examples
+are all read in a test. A policy's version is a short hash of its own text and of the policies it
+refers to: equal text, equal version, on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from policies.answer_budget import AnswerBudget
+from policies.canary import Canarying
+from policies.cascade import Cascade
+from policies.conditions import Condition, condition
+from policies.configured import Configured, Ruled
+from policies.experiment import HeldOut, Split
+from policies.exploration import Exploring
+from policies.fastest import FirstToken
+from policies.guarantee import Guarantee
+from policies.presets import STRATEGIES, presets
+from policies.ranking import Ranked
+from policies.session import FREE, HOLD, WEIGH
+from policies.types import Limits, Policy
+from policies.weighted import OBJECTIVES, Weighted
+from policies.wording import (
+    Path,
+    PolicyError,
+    flag,
+    mapping,
+    nearest,
+    number,
+    share,
+    share_of,
+    text,
+    whole,
+    word,
+    words,
+)
+
+KEYS = (
+    "about",
+    "objective",
+    "among",
+    "limits",
+    "rules",
+    "otherwise",
+    "hysteresis",
+    "session",
+    "exploration",
+    "hold_out",
+    "average_quality",
+    "cascade",
+    "canary",
+    "answer_budgets",
+    "compare_with",
+    "split",
+)
+LIMIT_KEYS = (
+    "min_quality",
+    "max_energy_j",
+    "max_carbon_g",
+    "max_money_usd",
+    "max_ttft_s",
+    "max_latency_s",
+    "min_context_tokens",
+    "regions",
+    "providers",
+    "backends",
+    "judge",
+)
+# A rule changes these of its policy, or hands over to another with ``use``.
+RULE_KEYS = ("when", "use", "objective", "among", "limits", "otherwise", "average_quality")
+SINGLE = {
+    "energy": "least_energy",
+    "carbon": "least_carbon",
+    "money": "cheapest",
+    "latency": "fastest",
+    "quality": "best_quality",
+}
+REFUSE = "refuse"
+
+
+class Spec(msgspec.Struct, frozen=True, kw_only=True):
+    """One policy as it was written: what checks, pages and the wiring need to know of it."""
+
+    name: str
+    version: str
+    about: str = ""
+    objective: str = "energy"  # as written, weights as "energy 2, latency 1"; "" for a split
+    among: tuple[str, ...] = ("asked",)
+    limits: Limits = Limits()
+    otherwise: str = REFUSE
+    uses: tuple[str, ...] = ()  # names of other policies it hands over to
+    rules: tuple[Spec, ...] = ()  # each rule's policy, in order; empty where it uses another
+    conditions: tuple[Condition, ...] = ()
+    answer_budgets: tuple[AnswerBudget, ...] = ()
+    session: str = WEIGH
+
+
+class Book(msgspec.Struct, frozen=True):
+    """All policies by name, built-in ones included, and what was written of the configured."""
+
+    policies: dict[str, Policy]
+    specs: dict[str, Spec]
+    texts: dict[str, str]  # version -> canonical text, for every version known
+
+    def keeping(self, older: Book | None) -> Book:
+        """This book with the texts of older versions, so that old decisions can be read."""
+        if older is None:
+            return self
+        return Book(self.policies, self.specs, {**older.texts, **self.texts})
+
+
+def read_policies(written: Mapping[str, Any] | None) -> Book:
+    """All policies of a config's ``policies:`` mapping. Raises PolicyError for the first mistake.
+
+    Presets and strategies can be used by name in any config; a configured policy of the same name
+    takes their place.
+    """
+    reader = _Reader(mapping(written or {}, None, ()))
+    for name in reader.written:
+        reader.policy(name, ())
+    return Book(reader.built, reader.specs, reader.texts)
+
+
+def mistakes(written: Mapping[str, Any] | None) -> list[PolicyError]:
+    """One mistake of each policy that has any, for whoever wants to show them all."""
+    try:
+        reader = _Reader(mapping(written or {}, None, ()))
+    except PolicyError as error:
+        return [error]
+    found: dict[Path, PolicyError] = {}
+    for name in reader.written:
+        try:
+            reader.policy(name, ())
+        except PolicyError as error:
+            found[error.path] = error
+    return list(found.values())
+
+
+def built_in() -> dict[str, Policy]:
+    """Presets, and each strategy under its own name (``auto:least_energy``)."""
+    strategies = {name: make(False) for name, make in STRATEGIES.items()}
+    return {**strategies, **presets()}
+
+
+class _Reader:
+    """Reads policies on demand, since they may refer to one another."""
+
+    def __init__(self, written: Mapping[str, Any]) -> None:
+        self.written = written
+        self.built = built_in()
+        for name in written:  # a reference to it must not find the built-in of the same name
+            self.built.pop(name, None)
+        self.specs: dict[str, Spec] = {}
+        self.texts: dict[str, str] = {}
+        self.open: list[str] = []
+
+    def policy(self, name: str, path: Path) -> Policy:
+        """The policy of that name, read now if need be; ``path`` is where it is referred to."""
+        if name in self.built:
+            return self.built[name]
+        if name not in self.written:
+            known = sorted({*self.built, *self.written})
+            raise PolicyError(path, f"there is no policy {name!r}", nearest(name, known))
+        if name in self.open:
+            circle = " -> ".join([*self.open[self.open.index(name) :], name])
+            raise PolicyError(path, f"policies refer to each other in a circle: {circle}")
+        self.open.append(name)
+        try:
+            policy, spec, canonical = self._read(name, (name,))
+        finally:
+            self.open.pop()
+        self.built[name] = policy
+        self.specs[name] = spec
+        self.texts[spec.version] = canonical
+        return policy
+
+    def _read(self, name: str, path: Path) -> tuple[Policy, Spec, str]:
+        keys = mapping(self.written[name], KEYS, path)
+        uses = self._uses(keys, path)
+        canonical = json.dumps(
+            {"policy": keys, "uses": {n: self.policy(n, p).version for n, p in uses}},
+            sort_keys=True,
+            default=str,
+        )
+        version = hashlib.sha256(canonical.encode()).hexdigest()[:8]
+        if "split" in keys:
+            return (
+                self._split(name, version, keys, path),
+                Spec(name=name, version=version, objective="", uses=tuple(n for n, _ in uses)),
+                canonical,
+            )
+        plain, spec = self._plain(name, version, keys, path)
+        rules, specs, conditions = self._rules(name, version, keys, path)
+        policy = Ruled(name, rules, plain, version) if rules else plain
+        if "canary" in keys:
+            policy = _canary(policy, keys["canary"], (*path, "canary"))
+        if "hold_out" in keys:
+            policy = HeldOut(policy, share(keys["hold_out"], (*path, "hold_out"), most=0.5))
+        spec = msgspec.structs.replace(
+            spec,
+            uses=tuple(n for n, _ in uses),
+            rules=specs,
+            conditions=conditions,
+            answer_budgets=_budgets(keys.get("answer_budgets", []), (*path, "answer_budgets")),
+        )
+        return policy, spec, canonical
+
+    def _uses(self, keys: Mapping[str, Any], path: Path) -> list[tuple[str, Path]]:
+        """The other policies that a policy hands over to, and where it says so."""
+        found: list[tuple[str, Path]] = []
+        if keys.get("otherwise", REFUSE) != REFUSE:
+            at = (*path, "otherwise")
+            found.append((text(keys["otherwise"], at), at))
+        for index, rule in enumerate(_list(keys.get("rules", []), (*path, "rules"))):
+            at = (*path, "rules", index)
+            named = mapping(rule, RULE_KEYS, at)
+            found.extend(
+                (text(named[key], (*at, key)), (*at, key))
+                for key in ("use", "otherwise")
+                if named.get(key, REFUSE) != REFUSE
+            )
+        at = (*path, "split")
+        found += [(name, (*at, name)) for name in mapping(keys.get("split", {}), None, at)]
+        return found
+
+    def _plain(
+        self, name: str, version: str, keys: Mapping[str, Any], path: Path
+    ) -> tuple[Policy, Spec]:
+        """The policy without its rules."""
+        limits = _limits(keys.get("limits", {}), (*path, "limits"))
+        among = words(keys.get("among", "asked"), (*path, "among"))
+        otherwise = keys.get("otherwise", REFUSE)
+        strategy = _strategy(keys, among, path)
+        if among not in (("asked",), ("any",)):
+            limits = msgspec.structs.replace(limits, backends=limits.backends or among)
+        policy: Policy = Configured(
+            name,
+            strategy,
+            limits,
+            None if otherwise == REFUSE else self.policy(otherwise, (*path, "otherwise")),
+            version,
+            compare_with=_maybe(text, keys, "compare_with", path),
+        )
+        if "cascade" in keys:
+            policy = _cascade(policy, keys["cascade"], (*path, "cascade"))
+        if "exploration" in keys:
+            policy = _exploring(policy, keys["exploration"], (*path, "exploration"))
+        objective = keys.get("objective", "energy")
+        if isinstance(objective, Mapping):
+            objective = ", ".join(f"{w} {n:g}" for w, n in objective.items())
+        return policy, Spec(
+            name=name,
+            version=version,
+            about=text(keys.get("about", ""), (*path, "about")),
+            objective=objective,
+            among=among,
+            limits=limits,
+            otherwise=otherwise,
+            session=keys.get("session", WEIGH),
+        )
+
+    def _rules(
+        self, name: str, version: str, keys: Mapping[str, Any], path: Path
+    ) -> tuple[list[tuple[Condition, Policy]], tuple[Spec, ...], tuple[Condition, ...]]:
+        rules, specs, conditions = [], [], []
+        for index, rule in enumerate(_list(keys.get("rules", []), (*path, "rules"))):
+            at = (*path, "rules", index)
+            if "when" not in rule:
+                raise PolicyError(at, "has no 'when', so it is not said when it applies")
+            when = condition(rule["when"], (*at, "when"))
+            changes = {key: value for key, value in rule.items() if key != "when"}
+            if not changes:
+                raise PolicyError(at, "changes nothing; give 'use', 'objective' or 'limits'")
+            if "use" in changes:
+                if len(changes) > 1:
+                    raise PolicyError(at, "hands over with 'use', so it can change nothing else")
+                policy = self.policy(changes["use"], (*at, "use"))
+                spec = self.specs.get(changes["use"]) or Spec(name=changes["use"], version="")
+            else:
+                merged = {**keys, **changes}
+                if "limits" in changes:
+                    mapping(changes["limits"], LIMIT_KEYS, (*at, "limits"))
+                    merged["limits"] = {**keys.get("limits", {}), **changes["limits"]}
+                # A mistake in what was merged is one of the rule's: the policy itself was read.
+                policy, spec = self._plain(name, version, merged, at)
+            rules.append((when, policy))
+            specs.append(spec)
+            conditions.append(when)
+        return rules, tuple(specs), tuple(conditions)
+
+    def _split(self, name: str, version: str, keys: Mapping[str, Any], path: Path) -> Policy:
+        if others := set(keys) - {"split", "about"}:
+            other = sorted(others)[0]
+            raise PolicyError((*path, other), "a split only divides requests among policies")
+        at = (*path, "split")
+        arms = {
+            arm: (self.policy(arm, (*at, arm)), share(part, (*at, arm)))
+            for arm, part in keys["split"].items()
+        }
+        try:
+            split = Split(name, arms)
+        except ValueError as error:
+            raise PolicyError(at, str(error)) from None
+        split.version = version
+        return split
+
+
+def _limits(value: object, path: Path) -> Limits:
+    keys = mapping(value, LIMIT_KEYS, path)
+    limits: dict[str, Any] = {}
+    for key, given in keys.items():
+        at = (*path, key)
+        if key == "min_quality":
+            amount, of = share_of(given, at)
+            limits["min_quality" if of is None else "min_relative_quality"] = amount
+            limits["relative_to"] = None if of in (None, "asked") else of
+        elif key == "min_context_tokens":
+            limits[key] = whole(given, at)
+        elif key in ("regions", "providers", "backends"):
+            limits[key] = words(given, at)
+            if not limits[key]:
+                raise PolicyError(at, "an empty list allows nothing; leave it out or name some")
+        elif key == "judge":
+            limits["cautious"] = word(given, ("cautious", "expected"), at) == "cautious"
+        else:
+            limits[key] = number(given, at)
+    most, first = limits.get("max_latency_s"), limits.get("max_ttft_s")
+    if most is not None and first is not None and first > most:
+        message = f"allows {first:g} s to the first token, yet the whole answer only {most:g} s"
+        raise PolicyError((*path, "max_ttft_s"), message)
+    return Limits(**limits)
+
+
+def _strategy(keys: Mapping[str, Any], among: tuple[str, ...], path: Path) -> Ranked:
+    common: dict[str, Any] = {
+        "asked_only": among == ("asked",),
+        "session": word(keys.get("session", WEIGH), (HOLD, WEIGH, FREE), (*path, "session")),
+        "hysteresis": share(keys.get("hysteresis", 0.0), (*path, "hysteresis")),
+    }
+    at = (*path, "objective")
+    objective = keys.get("objective", "energy")
+    if "average_quality" in keys:
+        if objective != "energy":
+            message = "average_quality is kept with the least energy, so the objective is energy"
+            raise PolicyError(at, message)
+        return Guarantee(share(keys["average_quality"], (*path, "average_quality")), **common)
+    if isinstance(objective, Mapping):
+        weights = {w: number(n, (*at, w)) for w, n in mapping(objective, OBJECTIVES, at).items()}
+        try:
+            return Weighted(weights, **common)
+        except ValueError as error:
+            raise PolicyError(at, str(error)) from None
+    single = word(objective, (*OBJECTIVES, "pinned"), at)
+    if single == "ttft":
+        return FirstToken(**common)
+    strategy = STRATEGIES[SINGLE.get(single, single)]
+    return strategy(**common)
+
+
+def _cascade(policy: Policy, value: object, path: Path) -> Policy:
+    keys = mapping(value, ("pass_rate", "check_j", "streams_wait"), path)
+    if "pass_rate" not in keys:
+        raise PolicyError(path, "needs a pass_rate: the share of first answers expected to pass")
+    return Cascade(
+        policy,
+        share(keys["pass_rate"], (*path, "pass_rate")),
+        number(keys.get("check_j", 0.0), (*path, "check_j"), above=None),
+        flag(keys.get("streams_wait", False), (*path, "streams_wait")),
+    )
+
+
+def _exploring(policy: Policy, value: object, path: Path) -> Policy:
+    keys = mapping(value, ("share", "extra_energy"), path)
+    return Exploring(
+        policy,
+        share(keys.get("share", 0.01), (*path, "share")),
+        share(keys.get("extra_energy", 0.005), (*path, "extra_energy")),
+    )
+
+
+def _canary(policy: Policy, value: object, path: Path) -> Policy:
+    keys = mapping(value, ("backend", "share"), path)
+    if "backend" not in keys:
+        raise PolicyError(path, "does not say which backend is new; give 'backend'")
+    backend = text(keys["backend"], (*path, "backend"))
+    return Canarying(policy, backend, share(keys.get("share", 0.02), (*path, "share")))
+
+
+def _budgets(value: object, path: Path) -> tuple[AnswerBudget, ...]:
+    budgets: list[AnswerBudget] = []
+    known = tuple(field.name for field in msgspec.structs.fields(AnswerBudget))
+    for index, item in enumerate(_list(value, path)):
+        at = (*path, index)
+        keys = mapping(item, known, at)
+        try:
+            budget = msgspec.convert(dict(keys), AnswerBudget)
+        except msgspec.ValidationError as error:
+            raise PolicyError(at, str(error)) from None
+        if not (budget.reasoning_effort or budget.max_tokens or budget.directive):
+            raise PolicyError(at, "needs a reasoning_effort, max_tokens or directive")
+        if budget.name in {b.name for b in budgets}:
+            raise PolicyError((*at, "name"), f"there are two answer budgets {budget.name!r}")
+        budgets.append(budget)
+    return tuple(budgets)
+
+
+def _list(value: object, path: Path) -> Sequence[Any]:
+    if not isinstance(value, list):
+        raise PolicyError(path, "should be a list")
+    return value
+
+
+def _maybe(read: Any, keys: Mapping[str, Any], key: str, path: Path) -> Any:
+    return read(keys[key], (*path, key)) if key in keys else None

@@ -1,0 +1,116 @@
+"""What `check` says of policies that are well-formed and cannot be meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from estimators.types import Backend
+from policies.findings import Finding, TeamRules, check_policies
+from policies.language import read_policies
+from policies.types import Limits
+
+BACKENDS = [
+    Backend(name="big@bf16", group="big", region="eu", quality=0.8, context_tokens=8000),
+    Backend(name="big@int4", group="big", region="us", quality=0.7, context_tokens=8000),
+    Backend(name="api", group="api", provider="openai", quality=0.9),
+]
+
+
+def findings(
+    written: dict[str, Any], teams: dict[str, TeamRules] | None = None, default: str = "pinned"
+) -> list[Finding]:
+    return check_policies(read_policies(written), BACKENDS, teams, default)
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_sound_config_gives_no_findings() -> None:
+    written = {"p": {"limits": {"min_quality": "97 % of big", "regions": ["eu"]}}}
+    assert findings(written) == []
+
+
+def test_names_that_nothing_has_are_found_with_the_nearest() -> None:
+    for keys, path, hint in (
+        ({"among": ["bigg"]}, ("policies", "p", "among"), "big"),
+        ({"limits": {"backends": ["ap"]}}, ("policies", "p", "limits", "backends"), "api"),
+        ({"limits": {"regions": ["eeu", "eu"]}}, ("policies", "p", "limits", "regions"), "eu"),
+        (
+            {"limits": {"providers": ["openia", "local"]}},
+            ("policies", "p", "limits", "providers"),
+            "openai",
+        ),
+        (
+            {"limits": {"min_quality": "97 % of bog"}},
+            ("policies", "p", "limits", "min_quality"),
+            "big",
+        ),
+    ):
+        found = [f for f in findings({"p": keys}) if f.kind == "unknown_name"]
+        assert only(found).path == path
+        assert f"Did you mean {hint!r}?" in found[0].message
+        assert found[0].error
+
+
+def test_limits_that_no_backend_can_keep_are_found() -> None:
+    found = only(findings({"p": {"limits": {"min_quality": 0.95}}}))
+    assert (found.kind, found.error) == ("never_satisfiable", True)
+    assert "min_quality: at most 0.9" in found.message
+    assert "every request would be refused" in found.message
+    resigned = only(findings({"p": {"limits": {"min_quality": 0.95}, "otherwise": "pinned"}}))
+    assert not resigned.error
+    assert "`otherwise`" in resigned.message
+
+
+def test_limits_that_only_together_cannot_be_kept_are_found() -> None:
+    keys = {"limits": {"regions": ["eu"], "providers": ["openai"]}}
+    assert only(findings({"p": keys})).kind == "never_satisfiable"
+    assert only(findings({"p": {"limits": {"min_context_tokens": 9000}}})).error
+
+
+def test_a_rule_can_be_impossible_by_itself() -> None:
+    keys = {"rules": [{"when": {"task": "x"}, "limits": {"min_quality": 0.99}}]}
+    assert only(findings({"p": keys})).path == ("policies", "p", "rules", 0, "limits")
+
+
+def test_a_team_and_its_policy_that_exclude_each_other_are_found() -> None:
+    written = {"p": {"limits": {"regions": ["us"]}, "among": "any"}}
+    teams = {"t": TeamRules("p", Limits(regions=("eu",))), "u": TeamRules("pinned")}
+    found = only(findings(written, teams))
+    assert found.path == ("teams", "t", "policy")
+    assert found.message.startswith("together with policy 'p', no backend can keep")
+
+
+def test_a_team_whose_policy_does_not_exist_is_found() -> None:
+    found = findings({}, {"t": TeamRules("thirfty")})
+    assert only([f for f in found if f.path == ("teams", "t", "policy")]).message == (
+        "there is no policy 'thirfty'. Did you mean 'thrifty'?"
+    )
+    assert only(findings({}, default="pined")).path == ("default_policy",)
+
+
+def test_a_rule_that_never_gets_its_turn_is_found() -> None:
+    rules = [
+        {"when": {"task": ["code", "math"]}, "use": "fastest"},
+        {"when": {"task": "code", "hour": "9-17"}, "use": "pinned"},
+        {"when": {"hour": "9-17"}, "use": "pinned"},
+    ]
+    found = only(findings({"p": {"rules": rules}}))
+    assert (found.kind, found.path) == ("contradiction", ("policies", "p", "rules", 1))
+
+
+def test_backends_that_no_team_can_reach_are_found() -> None:
+    written = {
+        "p": {"limits": {"backends": ["big"]}, "otherwise": "q"},
+        "q": {"limits": {"regions": ["eu"]}},
+        "s": {"split": {"p": 0.5, "q": 0.5}},
+    }
+    for policy in ("p", "s"):
+        found = only(findings(written, {"t": TeamRules(policy)}))
+        assert (found.kind, found.path) == ("unreachable", ("backends", 2))
+        assert not found.error
+    assert findings(written, {"t": TeamRules("p"), "u": TeamRules("pinned")}) == []
+    local = {"t": TeamRules("pinned", Limits(providers=("local",)))}
+    assert only(findings({}, local)).path == ("backends", 2)
