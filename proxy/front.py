@@ -4,10 +4,13 @@ way to FastAPI for everything else. Half the cost of a route on the request path
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
-from proxy.steps import Endpoint, Receive, Scope, Send, Steps, cors_headers
+from starlette.responses import Response
+
+from proxy import errors
+from proxy.steps import Endpoint, Receive, Scope, Send, Steps
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Message = MutableMapping[str, Any]
@@ -31,6 +34,7 @@ _ALLOWED_HEADERS = (
     b"openai-project,x-session-id,x-joulegate-policy,x-joulegate-min-quality,"
     b"x-joulegate-max-energy-j,x-joulegate-max-ttft-ms,x-joulegate-tags,*"
 )
+_EXPOSED = (b"access-control-expose-headers", b"*")
 
 
 class Front:
@@ -40,7 +44,6 @@ class Front:
         self.steps = steps
         self.app = app
         self.cors_origins = cors_origins
-        self.cors = cors_headers(cors_origins)
         self.endpoints = dict(ENDPOINTS)
         self.endpoints |= {path.removeprefix("/v1"): e for path, e in ENDPOINTS.items()}
 
@@ -49,15 +52,24 @@ class Front:
             await self.app(scope, receive, send)
             return
         method, path = scope["method"], scope["path"]
+        cors = self._cors(scope) if self.cors_origins else ()
         if method == "POST":
             endpoint = self.endpoints.get(path)
             if endpoint is None and path.endswith("/"):
                 endpoint = self.endpoints.get(path.rstrip("/"))
             if endpoint is not None:
+                if cors:
+                    send = _with_headers(send, cors)
                 await self.steps.serve(endpoint, scope, receive, send)
                 return
         elif method == "OPTIONS" and self.cors_origins:
-            await self._preflight(send)
+            await self._preflight(send, cors)
+            return
+        elif path in self.endpoints:
+            error = errors.method_not_allowed(method)
+            headers = {name.decode(): value.decode() for name, value in error.headers()}
+            refusal = Response(error.body(), error.status, headers | {"allow": "POST"})
+            await refusal(scope, receive, self._dressed(send, cors, method == "HEAD"))
             return
         if path.startswith(ALSO_WITHOUT_V1):
             scope["path"] = "/v1" + path
@@ -65,9 +77,20 @@ class Front:
         head = method == "HEAD"
         if head:
             scope["method"] = "GET"
-        await self.app(scope, receive, self._dressed(send, head))
+        await self.app(scope, receive, self._dressed(send, cors, head))
 
-    def _dressed(self, send: Send, head: bool) -> Send:
+    def _cors(self, scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
+        """What a browser's page at this request's origin needs to see the answer."""
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
+        if origin is None:
+            return ()
+        if "*" in self.cors_origins:
+            return ((b"access-control-allow-origin", b"*"), _EXPOSED)
+        if origin.decode("latin-1") not in self.cors_origins:
+            return ((b"vary", b"origin"),)
+        return ((b"access-control-allow-origin", origin), _EXPOSED, (b"vary", b"origin"))
+
+    def _dressed(self, send: Send, cors: Iterable[tuple[bytes, bytes]], head: bool) -> Send:
         """Adds the request id and CORS to FastAPI's answers; leaves bodies out for HEAD."""
 
         async def dressed(message: Message) -> None:
@@ -75,16 +98,16 @@ class Front:
                 headers = list(message.get("headers", ()))
                 if not any(name == b"x-request-id" for name, _ in headers):
                     headers.append((b"x-request-id", b"req_" + os.urandom(12).hex().encode()))
-                message["headers"] = headers + self.cors
+                message["headers"] = [*headers, *cors]
             elif head and message["type"] == "http.response.body":
                 message["body"] = b""
             await send(message)
 
         return dressed
 
-    async def _preflight(self, send: Send) -> None:
+    async def _preflight(self, send: Send, cors: Iterable[tuple[bytes, bytes]]) -> None:
         headers = [
-            *self.cors,
+            *cors,
             (b"access-control-allow-methods", b"GET,POST,HEAD,OPTIONS"),
             (b"access-control-allow-headers", _ALLOWED_HEADERS),
             (b"access-control-max-age", b"86400"),
@@ -93,3 +116,12 @@ class Front:
         ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _with_headers(send: Send, more: Iterable[tuple[bytes, bytes]]) -> Send:
+    async def dressed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], *more]
+        await send(message)
+
+    return dressed

@@ -187,7 +187,16 @@ def run_worker(
 ) -> None:
     """Serve in this process until told to stop. Worker 0 reads the meters for all."""
     proxy = app.build(settings, known, worker=number)
-    server = uvicorn.Server(
+    proxy.on_ready = lambda: say_ready(settings, listening) if number == 0 else None
+    # Threads that hold the interpreter for 5 ms at a time would stall streams.
+    sys.setswitchinterval(0.001)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server(proxy, settings).serve(sockets=[listening]))
+
+
+def server(proxy: app.Proxy, settings: Settings) -> uvicorn.Server:
+    """The HTTP server that a worker runs."""
+    return uvicorn.Server(
         uvicorn.Config(
             proxy,
             http="httptools",
@@ -200,11 +209,6 @@ def run_worker(
             timeout_keep_alive=75,
         )
     )
-    proxy.on_ready = lambda: say_ready(settings, listening) if number == 0 else None
-    # Threads that hold the interpreter for 5 ms at a time would stall streams.
-    sys.setswitchinterval(0.001)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server.serve(sockets=[listening]))
 
 
 def run_workers(prepared: Prepared, listening: socket.socket) -> int:

@@ -102,7 +102,6 @@ class Steps:
         self.in_flight = 0
         self.stopping = False
         self.max_body_bytes = settings.server.max_body_bytes
-        self.cors = cors_headers(settings.server.cors_origins)
 
     def close(self) -> None:
         self.small.close()
@@ -569,7 +568,7 @@ class Steps:
         ]
         if flight.estimate is not None:
             headers += estimate_headers(flight.estimate)
-        return headers + warnings + self.cors
+        return headers + warnings
 
     async def _send(
         self, flight: Flight, send: Send, status: int, headers: RawHeaders, body: bytes
@@ -595,7 +594,6 @@ class Steps:
             (b"x-joulegate-evidence", answer.evidence.encode()),
             overhead(flight, now_s),
             _length(str(len(answer.body))),
-            *self.cors,
         ]
         await self._send(flight, send, 200, headers, answer.body)
 
@@ -635,7 +633,6 @@ class Steps:
             headers += estimate_headers(flight.estimate)
         headers.append(overhead(flight, time.monotonic()))
         headers.append(_length(str(len(body))))
-        headers += self.cors
         try:
             await self._send(flight, send, error.status, headers, body)
         except OSError:
@@ -664,16 +661,6 @@ def overhead(flight: Flight, now_s: float) -> tuple[bytes, bytes]:
     """The time until now that was ours, not the upstream's."""
     ours_ms = max(0.0, (now_s - flight.start_s - flight.wait_s) * 1e3)
     return b"x-joulegate-overhead-ms", b"%.2f" % ours_ms
-
-
-def cors_headers(origins: list[str]) -> RawHeaders:
-    """What browsers need to see our headers; nothing unless origins are configured."""
-    if not origins:
-        return []
-    return [
-        (b"access-control-allow-origin", b"*" if "*" in origins else origins[0].encode()),
-        (b"access-control-expose-headers", b"*"),
-    ]
 
 
 def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:

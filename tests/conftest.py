@@ -12,6 +12,7 @@ from tests.servers import Server, new_database, start_postgres, start_redis
 
 # Others live beside what they start.
 pytest_plugins = [
+    "tests.joulegate_server",
     "tests.llama_cpp",
     "tests.vllm_engine",
 ]
