@@ -1,0 +1,276 @@
+"""Every way to say no, over a real socket: OpenAI's shape, the right status, a usage record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import CUT, HANG, RESET, Upstream, refusing_address
+from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+
+Start = Callable[[Config], Joulegate]
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+@pytest.fixture
+def running(joulegate: Start, upstream: Upstream) -> Joulegate:
+    return joulegate(config_of(upstream.base_url))
+
+
+# -- the caller's --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer sk-wrong", "Basic abc", "Bearer "])
+def test_a_missing_or_wrong_key_is_a_401(
+    joulegate: Start, upstream: Upstream, authorization: str | None
+) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    headers = {} if authorization is None else {"authorization": authorization}
+    refused = running.post(ASK, headers=headers)
+    assert (refused.status, refused.code) == (401, "invalid_api_key")
+    assert upstream.received == []
+    record = running.record(refused.header("x-request-id"))
+    assert (record.outcome, record.error_code) == ("refused", "invalid_api_key")
+    assert running.get("/v1/models", **headers).status == 401
+
+
+@pytest.mark.parametrize("name", ["authorization", "x-api-key", "api-key"])
+def test_a_key_is_taken_from_each_place_clients_put_it(
+    joulegate: Start, upstream: Upstream, name: str
+) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    value = f"Bearer {KEY}" if name == "authorization" else KEY
+    assert running.post(ASK, headers={name: value}).status == 200
+    sent = upstream.wait_for(1)[0]
+    assert KEY not in repr(sent.headers)
+
+
+def test_an_unknown_model_is_a_404_that_names_the_known(running: Joulegate) -> None:
+    refused = running.post({**ASK, "model": "gpt-nonesuch"})
+    assert (refused.status, refused.code) == (404, "model_not_found")
+    assert "tiny" in refused.json()["error"]["message"]
+    assert refused.json()["error"]["param"] == "model"
+    assert running.record(refused.header("x-request-id")).model_asked == "gpt-nonesuch"
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"[]", "invalid_json"),
+        (b'"text"', "invalid_json"),
+        (b'{"model": "tiny", "messages": \xff}', "invalid_json"),
+        (b'{"messages": []}', "missing_required_parameter"),
+        (b'{"model": "tiny"}', "missing_required_parameter"),
+        (b'{"model": "tiny", "input": "hi"}', "unsupported_parameter"),
+        (b'{"model": "tiny", "messages": "hi"}', "invalid_type"),
+        (b'{"model": 7, "messages": []}', "invalid_type"),
+        (b'{"model": "tiny", "messages": [], "max_tokens": "many"}', "invalid_type"),
+        (b"[" * 100_000, "invalid_json"),
+        (b'{"model": "tiny", "messages": ' + b"[" * 100_000, "invalid_json"),
+    ],
+)
+def test_a_body_that_makes_no_sense_is_a_400(
+    running: Joulegate, upstream: Upstream, body: bytes, code: str
+) -> None:
+    refused = running.post(body)
+    assert (refused.status, refused.code) == (400, code)
+    assert upstream.received == []
+    assert running.record(refused.header("x-request-id")).outcome == "refused"
+
+
+def test_a_responses_request_sent_to_chat_is_told_where_it_belongs(running: Joulegate) -> None:
+    refused = running.post({"model": "tiny", "input": "hi"})
+    assert refused.status == 400
+    assert "/v1/responses" in refused.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_body_over_the_limit_is_a_413(joulegate: Start, upstream: Upstream, framing: str) -> None:
+    running = joulegate(config_of(upstream.base_url, server={"max_body_bytes": 4096}))
+    body = b'{"model": "tiny", "messages": [], "padding": "' + b"x" * 8192 + b'"}'
+    connection = running.connect()
+    pieces: Any = iter([body[:100], body[100:]]) if framing == "chunked" else body
+    connection.request(
+        "POST", "/v1/chat/completions", pieces, {}, encode_chunked=framing == "chunked"
+    )
+    assert connection.getresponse().status == 413
+    assert upstream.received == []
+
+
+def test_a_limit_that_nothing_meets_is_a_422_with_each_reason(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    good = {"url": upstream.base_url, "gpu": "H100-SXM", "params_b": 8.0}
+    running = joulegate(config_of({**good, "quality": 0.3}, {**good, "quality": 0.5}))
+    refused = running.post(ASK, headers={"x-joulegate-min-quality": "0.9"})
+    assert (refused.status, refused.code) == (422, "no_backend_within_limits")
+    rejected = refused.json()["error"]["joulegate"]["rejections"]
+    assert {one["backend"] for one in rejected} == {"tiny-0", "tiny-1"}
+    assert refused.header("x-should-retry") == "false"
+    assert upstream.received == []
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-joulegate-policy": "no-such-policy"},
+        {"x-joulegate-max-energy-j": "little"},
+        {"x-joulegate-min-quality": "2"},
+        {"x-joulegate-max-ttft-ms": "-1"},
+    ],
+)
+def test_a_header_that_cannot_be_read_is_a_400_that_names_it(
+    running: Joulegate, headers: dict[str, str]
+) -> None:
+    refused = running.post(ASK, headers=headers)
+    assert (refused.status, refused.code) == (400, "invalid_header")
+    assert refused.json()["error"]["param"] == next(iter(headers))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing-here", 404),
+        ("GET", "/v1/chat/completions", 405),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/models/nonesuch", 404),
+        ("GET", "/v1/usage/req_nonesuch", 404),
+    ],
+)
+def test_other_routes_fail_in_the_same_shape(
+    running: Joulegate, method: str, path: str, status: int
+) -> None:
+    refused = running.get(path, method=method)
+    assert refused.status == status
+    assert refused.code
+
+
+# -- the upstream's ------------------------------------------------------------------------------
+
+PROVIDER_SAYS = {
+    **answers.PROVIDER_HEADERS,
+    "retry-after": "7",
+    "retry-after-ms": "7000",
+    "x-should-retry": "true",
+    "x-odd-header": "Grüß".encode().decode("latin-1"),
+}
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 409, 422, 429, 500, 503])
+def test_an_upstream_s_own_error_arrives_unchanged(
+    running: Joulegate, upstream: Upstream, status: int
+) -> None:
+    body = b'{"error" : {"message":"No \\u00fc.", "type":"t", "param":null, "code":"own", "x":1e2}}'
+    upstream.play(answers.answer(body, status, {**PROVIDER_SAYS, "x-request-id": "theirs"}))
+    failed = running.post(ASK)
+    assert failed.status == status
+    assert failed.body == body
+    for name, value in PROVIDER_SAYS.items():
+        assert failed.header(name) == value
+    assert failed.header("x-request-id") != "theirs"
+    record = running.record(failed.header("x-request-id"))
+    assert (record.status, record.outcome) == (status, "failed")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_refusing_upstream_is_a_503_with_retry_after(joulegate: Start, stream: bool) -> None:
+    with refusing_address() as address:
+        running = joulegate(config_of(f"{address}/v1"))
+        failed = running.post({**ASK, "stream": stream})
+    assert (failed.status, failed.code) == (503, "upstream_unreachable")
+    assert int(failed.header("retry-after") or "") >= 1
+    assert "127.0.0.1" not in failed.body.decode()
+    record = running.record(failed.header("x-request-id"))
+    assert (record.outcome, record.error_code) == ("failed", "upstream_unreachable")
+    assert record.energy_j is None  # nothing ran
+
+
+@pytest.mark.parametrize("end", [CUT, RESET])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_that_dies_before_its_first_byte_is_a_503(
+    running: Joulegate, upstream: Upstream, end: Any, stream: bool
+) -> None:
+    upstream.play([end])
+    failed = running.post({**ASK, "stream": stream})
+    assert (failed.status, failed.code) == (503, "upstream_unreachable")
+    assert failed.header("retry-after")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_upstream_that_hangs_is_a_504(
+    joulegate: Start, upstream: Upstream, stream: bool
+) -> None:
+    running = joulegate(config_of(upstream.base_url, time={"first_byte_s": 0.2}))
+    upstream.play([HANG])
+    failed = running.post({**ASK, "stream": stream})
+    assert (failed.status, failed.code) == (504, "upstream_timeout")
+    assert upstream.wait_for(1)[0].gone.wait(2)
+    assert running.record(failed.header("x-request-id")).outcome == "failed"
+
+
+GARBAGE = {
+    "not HTTP": [b"SSH-2.0-OpenSSH_9.2\r\n", CUT],
+    "not JSON": answers.answer(b"<html>It works!</html>", headers={"content-type": "text/html"}),
+    "an empty answer": answers.answer(b""),
+    "a body shorter than it says": [answers.head(content_length="100") + b'{"id"', CUT],
+    "a head that never ends": [b"HTTP/1.1 200 OK\r\nx: " + b"x" * 200_000, CUT],
+}
+
+
+@pytest.mark.parametrize("script", GARBAGE.values(), ids=GARBAGE.keys())
+def test_an_upstream_that_answers_garbage_is_a_502(
+    running: Joulegate, upstream: Upstream, script: Any
+) -> None:
+    upstream.play(script)
+    failed = running.post(ASK)
+    assert (failed.status, failed.code) == (502, "upstream_failed")
+    assert running.record(failed.header("x-request-id")).outcome == "failed"
+
+
+def test_the_openai_client_raises_the_class_that_belongs_to_each(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    expected = {
+        400: openai.BadRequestError,
+        401: openai.AuthenticationError,
+        404: openai.NotFoundError,
+        422: openai.UnprocessableEntityError,
+        429: openai.RateLimitError,
+        500: openai.InternalServerError,
+    }
+    with openai.OpenAI(base_url=running.base_url, api_key="x", max_retries=0) as client:
+        for status, kind in expected.items():
+            upstream.play(answers.failure(status, "own_code", "Said the provider."))
+            with pytest.raises(kind) as raised:
+                client.chat.completions.create(**ASK)  # type: ignore[call-overload]
+            assert raised.value.code == "own_code"
+
+
+def test_every_answer_has_one_request_id_of_its_own(running: Joulegate, upstream: Upstream) -> None:
+    upstream.play(answers.answer(answers.CHAT, headers={"x-request-id": "theirs"}))
+    replies = [
+        running.post(ASK),
+        running.post({**ASK, "stream": True}),
+        running.post(b"{"),
+        running.post({**ASK, "model": "nonesuch"}),
+        running.get("/v1/models"),
+        running.get("/nothing"),
+        running.get("/health/live"),
+        running.get("/metrics"),
+    ]
+    ids = [one.header("x-request-id") for one in replies]
+    assert all(ids)
+    assert len(set(ids)) == len(ids)
+    assert "theirs" not in ids

@@ -1,0 +1,257 @@
+"""Streams go through as they come, however they are cut; only the usage that we asked for is
+taken out again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import CUT, RESET, Gate, Upstream
+from tests.joulegate_server import Config, Joulegate, config_of, reply
+
+Start = Callable[[Config], Joulegate]
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+ASK_USAGE = {**ASK, "stream_options": {"include_usage": True}}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+@pytest.fixture
+def running(joulegate: Start, upstream: Upstream) -> Joulegate:
+    return joulegate(config_of(upstream.base_url))
+
+
+def written(events: list[Any], **how: str) -> bytes:
+    return b"".join(answers.event(one, **how) for one in events)
+
+
+@pytest.mark.parametrize("usage_asked", [False, True], ids=["usage hidden", "usage asked"])
+def test_how_a_stream_is_cut_changes_no_byte(
+    running: Joulegate, upstream: Upstream, usage_asked: bool
+) -> None:
+    events = answers.chat_events(usage=True)
+    whole = written(events)
+    expected = whole if usage_asked else written([*events[:-2], events[-1]])
+    draw = random.Random(20)
+    cuts = [range(1, len(whole)), [], [len(whole) - 2], [whole.index("ü".encode()) + 1]]
+    cuts += [draw.sample(range(1, len(whole)), 12) for _ in range(12)]
+    for positions in cuts:
+        upstream.play(answers.stream(answers.cut(whole, positions)))
+        got = running.post(ASK_USAGE if usage_asked else ASK)
+        assert got.status == 200
+        assert got.body == expected, positions
+        record = running.record(got.header("x-request-id"))
+        assert (record.prompt_tokens, record.output_tokens) == (12, 3)
+
+
+@pytest.mark.parametrize("space", ["", " "], ids=["no space", "space"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+def test_every_way_to_write_events_passes_and_is_understood(
+    running: Joulegate, upstream: Upstream, newline: str, space: str
+) -> None:
+    *words, usage, done = answers.chat_events(usage=True)
+    end = newline.encode()
+    ping = b": keep-alive" + end + end
+    before = ping + written(words, newline=newline, space=space)
+    hidden = written([usage], newline=newline, space=space)
+    after = ping + written([done], newline=newline, space=space)
+    for step in (1, 7, 10_000):
+        whole = before + hidden + after
+        upstream.play(answers.stream(answers.cut(whole, range(step, len(whole), step))))
+        got = running.post(ASK)
+        assert got.body == before + after
+        assert running.record(got.header("x-request-id")).output_tokens == 3
+
+
+def test_events_arrive_while_the_engine_is_still_at_work(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    gate = Gate()
+    first, *rest = (answers.event(one) for one in answers.chat_events())
+    upstream.play(answers.stream([first, gate, *rest]))
+    response = running.open(ASK).getresponse()
+    assert response.read1() == first  # while the engine waits at the gate
+    gate.open()
+    assert response.read() == b"".join(rest)
+
+
+def test_the_head_of_a_stream_is_what_clients_expect(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    got = running.post(ASK)
+    assert got.header("content-type") == "text/event-stream; charset=utf-8"
+    assert got.header("content-length") is None
+    assert got.header("x-joulegate-backend") == "tiny-0"
+    assert float(got.header("x-joulegate-overhead-ms") or "") >= 0
+
+
+def test_usage_is_asked_for_and_nothing_else_is_touched(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    body = b'{ "stream":true,"temperature": 1.0, "messages":[ ],"model":"tiny" , "x": 1e2}'
+    running.post(body)
+    sent = upstream.wait_for(1)[0]
+    assert sent.json()["stream_options"] == {"include_usage": True}
+    assert sent.body.replace(b'"stream_options":{"include_usage":true},', b"") == body.replace(
+        b"{ ", b"{", 1
+    )
+
+
+def test_a_client_s_own_stream_options_are_kept(running: Joulegate, upstream: Upstream) -> None:
+    running.post({**ASK, "stream_options": {"include_usage": False, "other": 1}})
+    options = upstream.wait_for(1)[0].json()["stream_options"]
+    assert options == {"include_usage": True, "other": 1}
+
+
+def test_a_client_that_asked_for_usage_sends_its_own_bytes(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    body = (
+        b'{"stream_options":{ "include_usage" : true},"stream":true,"messages":[],"model":"tiny"}'
+    )
+    running.post(body)
+    assert upstream.wait_for(1)[0].body == body
+
+
+def test_cumulative_usage_on_every_chunk_is_not_added_up(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    events = answers.chat_events(["a", "b", "c", "d"], cumulative=True)
+    upstream.play(answers.stream([answers.event(one) for one in events]))
+    got = running.post(ASK)
+    record = running.record(got.header("x-request-id"))
+    assert (record.prompt_tokens, record.output_tokens) == (12, 4)
+
+
+def test_an_upstream_that_never_tells_usage_is_counted_by_its_events(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    events = answers.chat_events(["a", "b", "c", "d"])
+    upstream.play(answers.stream([answers.event(one) for one in events]))
+    record = running.record(running.post(ASK).header("x-request-id"))
+    assert record.usage_source == "counted"
+    assert record.output_tokens is not None
+    assert 4 <= record.output_tokens <= 6  # one event a word, and those that begin and end
+
+
+def test_a_line_longer_than_any_buffer_passes(running: Joulegate, upstream: Upstream) -> None:
+    long = answers.event({"choices": [{"delta": {"content": "x" * 3_000_000}}]})
+    whole = written(answers.chat_events()[:1]) + long + written(answers.chat_events()[1:])
+    upstream.play(answers.stream(answers.cut(whole, range(65_536, len(whole), 65_536))))
+    assert running.post(ASK).body == whole
+
+
+# -- failures ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [[CUT], [RESET], answers.failure(503, "busy", "Busy."), [b"garbage\r\n\r\n", CUT]],
+    ids=["closed", "reset", "503", "garbage"],
+)
+def test_a_failure_before_the_first_byte_goes_to_the_next_backend(
+    joulegate: Start, upstream: Upstream, broken: Any
+) -> None:
+    with Upstream(broken) as bad:
+        running = joulegate(config_of(bad.base_url, upstream.base_url))
+        for _ in range(4):  # whichever is chosen first
+            got = running.post(ASK)
+            assert got.status == 200
+            assert got.header("x-joulegate-backend") == "tiny-1"
+        assert bad.received
+        tried = running.records(lambda record: record.attempts == 2)
+        assert tried[0].backend == "tiny-1"
+
+
+def test_a_stream_that_opens_and_dies_before_an_event_is_a_status(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.stream([CUT], end=False))
+    failed = running.post(ASK)
+    assert (failed.status, failed.code) == (502, "upstream_failed")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        (lambda first: answers.stream([first, CUT], end=False), "upstream_failed"),
+        (lambda first: answers.stream([first]), "upstream_failed"),  # ends, but says no end
+        (lambda first: answers.stream([first, answers.event("{")]), "upstream_failed"),
+    ],
+    ids=["dies", "stops early", "garbage"],
+)
+def test_a_failure_in_the_middle_is_an_error_event_and_no_done(
+    running: Joulegate, upstream: Upstream, script: Any, code: str
+) -> None:
+    first = written(answers.chat_events()[:2])
+    upstream.play(script(first))
+    got = running.post(ASK)
+    assert got.status == 200
+    assert got.body.startswith(first)
+    last = got.body.rstrip().split(b"\n\n")[-1]
+    assert last.startswith(b'data: {"error":')
+    assert code.encode() in last
+    assert b"[DONE]" not in got.body
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.error_code) == ("failed", code)
+    assert record.output_tokens  # what was generated until then is charged
+
+
+def test_the_openai_client_raises_at_the_error_event(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.stream([written(answers.chat_events()[:2]), CUT], end=False))
+    with openai.OpenAI(base_url=running.base_url, api_key="x", max_retries=0) as client:
+        stream = client.chat.completions.create(**ASK)  # type: ignore[call-overload]
+        with pytest.raises(openai.APIError) as raised:
+            list(stream)
+    assert "broke off" in raised.value.message
+
+
+def test_an_upstream_s_own_error_event_passes_and_is_on_the_books(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    event = answers.event({"error": {"message": "Out of memory", "code": 500}})
+    whole = written(answers.chat_events()[:2]) + event
+    upstream.play(answers.stream([whole]))
+    got = running.post(ASK)
+    assert got.body == whole
+    assert running.record(got.header("x-request-id")).outcome == "failed"
+
+
+def test_an_upstream_that_closes_to_end_its_stream_is_understood(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    whole = written(answers.chat_events(usage=True)[:-1])  # no [DONE] either
+    upstream.play([answers.head(200, answers.STREAM_HEADERS, connection="close"), whole, CUT])
+    got = running.post(ASK_USAGE)
+    assert got.body == whole
+    assert running.record(got.header("x-request-id")).outcome == "ok"
+
+
+def test_a_hundred_streams_at_once_keep_apart(running: Joulegate, upstream: Upstream) -> None:
+    gate = Gate()
+
+    def play(request: Any) -> Any:
+        word = str(request.json()["user"])
+        first, *rest = (answers.event(one) for one in answers.chat_events([word] * 5))
+        return answers.stream([first, gate, *rest])
+
+    upstream.play(play)
+    opened = [running.open({**ASK, "user": f"<{number}>"}) for number in range(100)]
+    upstream.wait_for(100)
+    gate.open()
+    for number, connection in enumerate(opened):
+        body = reply(connection.getresponse()).body.decode()
+        assert body.count(f"<{number}>") == 5
+        assert body.endswith("data: [DONE]\n\n")
+        connection.close()
