@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,12 +25,10 @@ from meters.drain import Drain
 from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
-from policies.presets import STRATEGIES, presets
-from policies.types import Policy
-from proxy import auth, backends
+from proxy import auth, backends, policy_book
 from proxy.accounts import Accounts
+from proxy.admission import Gate
 from proxy.auth import Caller
-from proxy.cache import AnswerStore, MemoryStore
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
@@ -41,31 +38,15 @@ from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.steps import Receive, Scope, Send, Steps
+from proxy.store import Store
+from proxy.store_fallback import FallbackStore
+from proxy.store_local import LocalStore
+from proxy.store_redis import RedisStore
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
 
 log = logging.getLogger("joulegate")
-
-
-class InProcess:
-    """Answers kept in this process, as an AnswerStore."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self.store = store
-
-    async def get(self, key: str) -> bytes | None:
-        return self.store.get_at(key, time.monotonic())
-
-    async def put(self, key: str, value: bytes, ttl_s: float) -> None:
-        self.store.put_at(key, value, ttl_s, time.monotonic())
-
-
-def policies_of(settings: Settings) -> dict[str, Policy]:
-    """Every policy by name: strategies, presets, then the config's own."""
-    known: dict[str, Policy] = {name: make(False) for name, make in STRATEGIES.items()}
-    known.update(presets())
-    return known
 
 
 def replica_name() -> str:
@@ -76,6 +57,17 @@ def replica_name() -> str:
 def ledger_url(settings: Settings) -> str:
     """The configured ledger, or SQLite in the state folder."""
     return settings.ledger.url or f"sqlite:///{Path(settings.state_dir) / 'ledger.db'}"
+
+
+def store_of(settings: Settings) -> Store:
+    """Shared state in Redis where it is configured, else in this process."""
+    local = LocalStore(
+        cache_bytes=settings.cache.max_bytes, degraded=settings.redis.url is not None
+    )
+    if settings.redis.url is None:
+        return local
+    redis = RedisStore(settings.redis.url, timeout_s=settings.redis.timeout_s)
+    return FallbackStore(redis, local)
 
 
 def describe(prompt: Prompt) -> tuple[str | None, str]:
@@ -98,7 +90,10 @@ class Proxy:
         self.estimator = EnergyEstimator(learnt=self.learning.learnt)
         self.learning.prior = self.estimator.physics
         self.router = Router(
-            self.pool, self.estimator, policies_of(settings), settings.default_policy
+            self.pool,
+            self.estimator,
+            policy_book.book_of(settings).policies,
+            settings.default_policy,
         )
         self.watch = TimeWatch()
         self.client = Upstream(settings.time)
@@ -118,7 +113,7 @@ class Proxy:
             observer=self.telemetry,
             replica=self.replica,
         )
-        self.answers: AnswerStore = InProcess(MemoryStore(settings.cache.max_bytes))
+        self.store = store_of(settings)
         self.steps = Steps(
             settings=settings,
             keys=self.keys,
@@ -127,7 +122,7 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            answers=self.answers,
+            gate=Gate(settings, self.store),
             describe=describe,
         )
         self.measuring = Measuring(settings, self.pool, self.accounts.window)
@@ -180,6 +175,7 @@ class Proxy:
             await self.accounts.stop()
             await self.watch.stop()
             await self.client.stop()
+            await self.store.close()
             self.steps.close()
             if self.drain is not None:
                 await asyncio.to_thread(self.drain.stop)
@@ -223,6 +219,8 @@ class Proxy:
             gone["ledger"] = "the journal keeps what is finished"
         if self.journal.failing is not None:
             gone["journal"] = self.journal.failing
+        if getattr(self.store, "down", False):
+            gone["redis"] = "limits and cached answers are this replica's own"
         if self.pool.engines and not any(e.healthy for e in self.pool.engines):
             gone["backends"] = "no backend answers"
         return gone

@@ -7,8 +7,6 @@ sees another's answers unless both opted in. Streams are kept as the bytes that 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from typing import Protocol
 
 import msgspec
 import orjson
@@ -16,8 +14,7 @@ import orjson
 from proxy.auth import Caller
 from proxy.features import Peek
 from proxy.settings import Cache
-
-SHARED = "\x00shared"  # no team can have this name
+from proxy.store import SHARED
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -30,46 +27,6 @@ class Answer(msgspec.Struct, frozen=True):
     output_tokens: int | None
     energy_j: float | None  # what making it used, by estimate
     evidence: str
-
-
-class AnswerStore(Protocol):
-    """Where answers are kept. Never raises: a store that is gone is a miss."""
-
-    async def get(self, key: str) -> bytes | None: ...
-
-    async def put(self, key: str, value: bytes, ttl_s: float) -> None: ...
-
-
-class MemoryStore:
-    """In this process, the least recently used thrown away first."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.size_bytes = 0
-        self._kept: OrderedDict[str, tuple[float, bytes]] = OrderedDict()
-
-    def get_at(self, key: str, now_s: float) -> bytes | None:
-        entry = self._kept.get(key)
-        if entry is None:
-            return None
-        if now_s >= entry[0]:
-            self._drop(key)
-            return None
-        self._kept.move_to_end(key)
-        return entry[1]
-
-    def put_at(self, key: str, value: bytes, ttl_s: float, now_s: float) -> None:
-        if key in self._kept:
-            self._drop(key)
-        if len(value) > self.max_bytes:
-            return
-        self._kept[key] = (now_s + ttl_s, value)
-        self.size_bytes += len(value)
-        while self.size_bytes > self.max_bytes:
-            self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: str) -> None:
-        self.size_bytes -= len(self._kept.pop(key)[1])
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -94,10 +51,11 @@ def key_of(body: bytes, endpoint: str, caller: Caller) -> str | None:
         canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         return None
-    whose = SHARED if caller.share_cache else caller.team
+    whose = f"team {caller.team}" if not caller.share_cache else SHARED
     hashed = hashlib.sha256(f"1\n{endpoint}\n{whose}\n".encode())
     hashed.update(canonical)
-    return hashed.hexdigest()
+    key = hashed.hexdigest()
+    return f"{SHARED}:{key}" if caller.share_cache else key
 
 
 def cacheable(request: Peek, body: bytes, rules: Cache) -> bool:

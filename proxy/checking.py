@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from proxy import config_file, facts
+from proxy import config_file, facts, policy_book
 from proxy import settings as settings_file
 from proxy.config_file import ConfigError, Document, key_text
 from proxy.settings import Settings
@@ -23,14 +23,17 @@ def check(path: str) -> dict[str, Any]:
     document = config_file.read(path)
     loaded = settings_file.interpret(document)
     settings = loaded.settings
-    facts.all_facts(settings, loaded.document)
+    known = facts.all_facts(settings, loaded.document)
+    book = policy_book.book_of(settings, loaded.document)
+    found = policy_book.findings(settings, book, known)
+    unwise = policy_book.refuse_errors(found, loaded.document)
     return {
         "ok": True,
         "file": path,
         "format": loaded.format,
         "honoured": loaded.honoured,
         "not_honoured": loaded.not_honoured,
-        "warnings": list(warnings(settings)),
+        "warnings": [*unwise, *warnings(settings)],
         "settings": list(values(settings, loaded.document)),
     }
 

@@ -7,19 +7,33 @@ import os
 import time
 from collections.abc import Callable
 
+import msgspec
+
 from estimators.types import Estimate, Features
 from meters.types import Activity
 from policies.types import Candidate, Decision
 from proxy.auth import Caller
 from proxy.backends import Engine
+from proxy.budgets import Charge
 from proxy.errors import ApiError
 from proxy.sse import TokenUsage
+from proxy.store import Admission
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """A request's place in the store: what to settle, and which answer it may keep."""
+
+    holder: str
+    charges: tuple[Charge, ...]
+    admission: Admission
+    cache_key: str | None
 
 
 class Flight:
     """Everything known of one request while it is served; becomes its usage record."""
 
     __slots__ = (
+        "admitted",
         "asked",
         "attempts",
         "body_sent",
@@ -41,6 +55,7 @@ class Flight:
         "first_token_s",
         "gone",
         "headers_sent",
+        "kept",
         "late",
         "outcome",
         "policy",
@@ -92,9 +107,11 @@ class Flight:
         self.wait_s = 0.0  # spent waiting for upstreams, not ours
         self.context_tokens = 0  # what the engine's load was raised by
         self.gone = False  # the client went away
+        self.kept = False  # the answer went into the cache
         self.late: str | None = None  # which time limit was broken
         self.deadline_s: float | None = None
         self.task: asyncio.Task[object] | None = None
+        self.admitted: Admitted | None = None  # its place in the store, until it is settled
 
     def wall(self, monotonic_s: float) -> float:
         """Unix time of a monotonic time of this process."""

@@ -6,10 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 
 from estimators.types import Backend
-from meters.types import Activity, Attribution, StepPhysics, Window
+from meters.engine_reader import EngineUnavailable
+from meters.local import LocalMeter
+from meters.settings import MeterSettings
+from meters.simulated_engine import SimulatedMeter
+from meters.types import Activity, Attribution, Meter, MeterUnavailable, StepPhysics, Window
 from proxy.accounts import undivided
 from proxy.backends import Pool
-from proxy.settings import Settings
+from proxy.settings import BackendSettings, MeterSource, Settings
 
 log = logging.getLogger("joulegate.measuring")
 
@@ -47,12 +51,55 @@ class Measuring:
     """Starts and stops the meters of backends that run on this machine."""
 
     def __init__(self, settings: Settings, pool: Pool, on_window: Callable[[Window], None]) -> None:
-        self.settings = settings
         self.pool = pool
         self.on_window = on_window
+        self.meters: list[LocalMeter] = []
+        self._wanted = [
+            (backend, backend.meter) for backend in settings.backends if backend.meter is not None
+        ]
 
     def start(self) -> None:
         """Read what can be read; what cannot is said once and leaves figures estimated."""
+        for backend, source in self._wanted:
+            engine = self.pool.by_name[backend.full_name]
+            try:
+                meter = LocalMeter(
+                    meter_settings(backend, source, engine.node),
+                    meter=_simulated(source),
+                )
+                meter.start(self.on_window)
+            except (MeterUnavailable, EngineUnavailable, ValueError) as error:
+                log.warning(
+                    "the energy of %s is not read, its figures stay estimates: %s",
+                    backend.full_name,
+                    error,
+                )
+                continue
+            self.meters.append(meter)
 
     def stop(self) -> None:
         """End all meters."""
+        for meter in self.meters:
+            meter.stop()
+        self.meters.clear()
+
+
+def _simulated(source: MeterSource) -> Callable[[], Meter] | None:
+    url = source.url
+    if source.kind != "simulated" or url is None:
+        return None
+    return lambda: SimulatedMeter.at(url)
+
+
+def meter_settings(backend: BackendSettings, source: MeterSource, node: str) -> MeterSettings:
+    """A backend's meter as meters understand it. Raises ValueError."""
+    address = (backend.url or "").rstrip("/").removesuffix("/v1")
+    return MeterSettings(
+        node=node,
+        meter=source.kind,
+        devices=[int(d) if d.isdecimal() else d for d in source.devices] or None,
+        source_url=source.url,
+        recording=source.file,
+        engine_url=backend.metrics_url or (f"{address}/metrics" if address else None),
+        window_s=source.window_s,
+    )

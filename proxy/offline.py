@@ -7,7 +7,7 @@ import time
 from estimators.energy import EnergyEstimator
 from estimators.types import Features
 from policies.types import NoBackendWithinLimits
-from proxy import app, backends, explanation, features, serving
+from proxy import app, backends, explanation, features, policy_book, serving
 from proxy.auth import ANYONE, Caller, limits_of
 from proxy.commands import CommandError
 from proxy.routing import Router
@@ -27,7 +27,7 @@ class Explainer:
         self.router = Router(
             backends.of_settings(settings, self.prepared.facts),
             EnergyEstimator(),
-            app.policies_of(settings),
+            policy_book.book_of(settings).policies,
             settings.default_policy,
         )
         self.wishes = Wishes(policy=policy)

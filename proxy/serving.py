@@ -22,7 +22,7 @@ import uvloop
 
 from estimators.types import Backend
 from meters import simulated_engine
-from proxy import app, config_file, discovery, facts, sample_traffic
+from proxy import app, config_file, discovery, facts, policy_book, sample_traffic
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
@@ -98,7 +98,11 @@ def prepare(
         print(SIMULATED_DEMO if simulated else SIMULATED_WARNING, file=sys.stderr, flush=True)
         backends, started = simulated_pair()
         settings = msgspec.structs.replace(settings, backends=backends)
-    return Prepared(settings, facts.all_facts(settings, document), started)
+    known = facts.all_facts(settings, document)
+    found = policy_book.findings(settings, policy_book.book_of(settings, document), known)
+    for warning in policy_book.refuse_errors(found, document):
+        log.warning("%s", warning)
+    return Prepared(settings, known, started)
 
 
 def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:

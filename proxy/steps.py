@@ -21,12 +21,13 @@ import msgspec
 from estimators.types import Estimate, Features
 from policies.types import NoBackendWithinLimits
 from proxy import cache, errors, features, rewrite, upstream
+from proxy.admission import Gate, warning_headers
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
 from proxy.errors import ApiError
 from proxy.features import Peek, Prompt
-from proxy.flight import Flight, TimeWatch
+from proxy.flight import Admitted, Flight, TimeWatch
 from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, usage_in
@@ -48,14 +49,6 @@ class Accounts(Protocol):
     """Who is told of finished requests."""
 
     async def finished(self, flight: Flight) -> None: ...
-
-
-class Admissions(Protocol):
-    """Limits and budgets, answered before anything is sent."""
-
-    async def admit(self, flight: Flight) -> RawHeaders:
-        """Headers that warn. Raises ApiError 429."""
-        ...
 
 
 class Endpoint:
@@ -81,8 +74,7 @@ class Steps:
         counter: TokenCounter,
         watch: TimeWatch,
         accounts: Accounts,
-        answers: cache.AnswerStore,
-        admissions: Admissions | None = None,
+        gate: Gate,
         describe: Callable[[Prompt], tuple[str | None, str]] | None = None,
         bridge: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
@@ -93,8 +85,7 @@ class Steps:
         self.counter = counter
         self.watch = watch
         self.accounts = accounts
-        self.answers = answers
-        self.admissions = admissions
+        self.gate = gate
         self.describe = describe
         self.bridge = bridge
         self.small = Worker("joulegate-tokens")
@@ -133,7 +124,12 @@ class Steps:
             self.watch.flights.pop(flight.request_id, None)
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
-            await asyncio.shield(self.accounts.finished(flight))
+            await asyncio.shield(self._finish(flight))
+
+    async def _finish(self, flight: Flight) -> None:
+        if flight.admitted is not None:
+            await self._settle(flight)
+        await self.accounts.finished(flight)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -165,24 +161,28 @@ class Steps:
         if cache.cacheable(request, body, self.settings.cache):
             flight.cache = "miss"
             key = cache.key_of(body, endpoint.name, caller)
-            if key is not None and not wishes.no_cache:
-                stored = await self.answers.get(key)
-                answer = cache.unpack(stored) if stored is not None else None
-                if answer is not None:
-                    await self._answer_from_cache(flight, answer, send)
-                    return
-            if wishes.no_store:
-                key = None
-
         routed = self._decide(flight, told, caller, wishes)
-        warnings = await self.admissions.admit(flight) if self.admissions is not None else []
+        admitted = await self.gate.admit(flight, caller, key, read=not wishes.no_cache)
+        warnings: RawHeaders = []
+        if admitted is not None:
+            flight.admitted = admitted
+            answer = await self._cached(admitted)
+            if answer is not None:
+                await self._answer_from_cache(flight, answer, send)
+                return
+            warnings = warning_headers(admitted.admission)
+            thriftier = admitted.admission.fallback_policy
+            if thriftier is not None:
+                wishes = msgspec.structs.replace(wishes, policy=thriftier)
+                routed = self._decide(flight, told, caller, wishes)
+        keep = None if wishes.no_store else admitted
 
         flight.task = asyncio.current_task()
         self.watch.flights[flight.request_id] = flight
         watching = asyncio.ensure_future(self._watch_client(flight, receive))
         try:
             await self._forward(
-                flight, endpoint, routed, headers, body, kept, request, send, key, warnings
+                flight, endpoint, routed, headers, body, kept, request, send, keep, warnings
             )
         finally:
             watching.cancel()
@@ -295,7 +295,7 @@ class Steps:
         kept: list[tuple[int, int]],
         request: Peek,
         send: Send,
-        key: str | None,
+        keep: Admitted | None,
         warnings: RawHeaders,
     ) -> None:
         hide_usage = flight.stream and endpoint.name in USAGE_ON_REQUEST and not request.wants_usage
@@ -311,9 +311,9 @@ class Steps:
             theirs = upstream.response_headers(response)
             content_type = response.headers.get("content-type", "")
             if content_type.startswith("text/event-stream"):
-                await self._stream(flight, response, theirs + ours, send, hide_usage, key, engine)
+                await self._stream(flight, response, theirs + ours, send, hide_usage, keep, engine)
             else:
-                await self._whole(flight, response, theirs + ours, send, key, engine)
+                await self._whole(flight, response, theirs + ours, send, keep, engine)
         finally:
             if not response.closed:
                 response.close()  # closes the connection unless all of the answer was read
@@ -412,7 +412,7 @@ class Steps:
         response: aiohttp.ClientResponse,
         headers: RawHeaders,
         send: Send,
-        key: str | None,
+        keep: Admitted | None,
         engine: Engine,
     ) -> None:
         """Pass on an answer that is not a stream of events."""
@@ -444,8 +444,8 @@ class Steps:
         headers.append(_length(str(len(body))))
         headers.append(overhead(flight, now_s))
         await self._send(flight, send, response.status, headers, body)
-        if key is not None and response.status == 200 and flight.usage is not None:
-            await self._keep(flight, key, response, body)
+        if can_keep(keep) and response.status == 200 and flight.usage is not None:
+            await self._keep(flight, keep, response, body)
 
     async def _relay(
         self,
@@ -471,7 +471,7 @@ class Steps:
         headers: RawHeaders,
         send: Send,
         hide_usage: bool,
-        key: str | None,
+        keep: Admitted | None,
         engine: Engine,
     ) -> None:
         """Pass events on as they come; note first token, usage and end."""
@@ -479,7 +479,7 @@ class Steps:
         watcher = StreamWatcher(hide_usage=hide_usage)
         readany = response.content.readany
         clock = time.monotonic
-        held: list[bytes] | None = [] if key is not None else None
+        held: list[bytes] | None = [] if can_keep(keep) else None
         now_s = clock()
         flight.deadline_s = now_s + gap_s
         noted_s = 0.0  # when progress was last noted
@@ -539,8 +539,7 @@ class Steps:
         flight.body_sent = True
         await send({"type": "http.response.body", "body": rest})
         if held is not None and watcher.done and not watcher.failed and broken is None:
-            assert key is not None
-            await self._keep(flight, key, response, b"".join(held) + rest)
+            await self._keep(flight, keep, response, b"".join(held) + rest)
 
     def _broken(self, flight: Flight, engine: Engine, error: BaseException) -> ApiError:
         """What a failure in the middle of an answer means. Re-raises when the client left."""
@@ -598,9 +597,17 @@ class Steps:
         await self._send(flight, send, 200, headers, answer.body)
 
     async def _keep(
-        self, flight: Flight, key: str, response: aiohttp.ClientResponse, body: bytes
+        self,
+        flight: Flight,
+        admitted: Admitted | None,
+        response: aiohttp.ClientResponse,
+        body: bytes,
     ) -> None:
-        if len(body) > self.settings.cache.max_answer_bytes or b'"tool_calls":[{' in body:
+        if (
+            admitted is None
+            or len(body) > self.settings.cache.max_answer_bytes
+            or b'"tool_calls":[{' in body
+        ):
             return
         usage, estimate = flight.usage, flight.estimate
         answer = Answer(
@@ -612,7 +619,28 @@ class Steps:
             energy_j=estimate.energy_j.mid if estimate and estimate.energy_j else None,
             evidence=str(estimate.evidence) if estimate else "unknown",
         )
-        await self.answers.put(key, cache.pack(answer), self.settings.cache.ttl_s)
+        await self.gate.keep(admitted, cache.pack(answer), self.settings.cache.ttl_s)
+        flight.kept = True
+
+    async def _cached(self, admitted: Admitted) -> Answer | None:
+        """The answer from the cache, also when another request is just fetching it."""
+        stored = admitted.admission.cached
+        if stored is None and not admitted.admission.leads:
+            stored = await self.gate.wait(admitted, self.gate.claim_s)
+        return cache.unpack(stored) if stored is not None else None
+
+    async def _settle(self, flight: Flight) -> None:
+        """Give the store back what was reserved, and end a claim that came to nothing."""
+        admitted = flight.admitted
+        if admitted is None:
+            return
+        try:
+            await self.gate.settle(admitted, flight)
+            claimed = admitted.admission.leads and flight.cache == "miss"
+            if claimed and not flight.kept and admitted.cache_key is not None:
+                await self.gate.keep(admitted, None, 0.0)
+        except Exception:
+            log.exception("%s could not be settled", flight.request_id)
 
     async def _refuse(self, flight: Flight, error: ApiError, send: Send) -> None:
         """Send an error, unless the answer has begun already."""
@@ -677,6 +705,11 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     if not inflater.eof:
         raise errors.invalid_body("The compressed body is cut off.", code="invalid_encoding")
     return out
+
+
+def can_keep(admitted: Admitted | None) -> bool:
+    """Whether the answer may go into the cache."""
+    return admitted is not None and admitted.cache_key is not None
 
 
 def _length(value: str) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ import pytest
 
 from proxy import cache, features
 from proxy.auth import Caller
-from proxy.cache import Answer, MemoryStore
+from proxy.cache import Answer
 from proxy.settings import Cache
 
 A, B = Caller(team="a"), Caller(team="b")
@@ -52,18 +52,6 @@ def test_only_repeatable_answers_are_cached(body: bytes, expected: bool) -> None
 def test_sampled_answers_are_cached_only_where_asked_for() -> None:
     body = BODY.replace(b'"temperature":0', b'"temperature":0.7')
     assert cache.cacheable(features.peek(body), body, Cache(sampled=True))
-
-
-def test_answers_expire_and_the_oldest_make_room() -> None:
-    store = MemoryStore(max_bytes=25)
-    store.put_at("a", b"x" * 10, ttl_s=5, now_s=0)
-    store.put_at("b", b"y" * 10, ttl_s=50, now_s=0)
-    assert store.get_at("a", 4.9) == b"x" * 10  # and is the most recently used now
-    store.put_at("c", b"z" * 10, ttl_s=50, now_s=4.9)
-    assert store.get_at("b", 4.9) is None
-    assert store.get_at("a", 5.0) is None
-    assert store.get_at("c", 5.0) == b"z" * 10
-    assert store.size_bytes == 10
 
 
 def test_an_answer_survives_packing() -> None:

@@ -1,0 +1,48 @@
+"""The policies of a config, and what is wrong with them, in lines of the file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from estimators.types import Backend
+from policies.findings import Finding, TeamRules, check_policies
+from policies.language import Book, mistakes, read_policies
+from proxy.auth import limits_of
+from proxy.config_file import ConfigError, Document, Problem, key_text
+from proxy.settings import Settings
+
+
+def book_of(settings: Settings, document: Document | None = None) -> Book:
+    """Every policy by name. Raises ConfigError with one mistake of each policy that has any."""
+    problems = [
+        Problem(
+            document.line(("policies", *error.path)) if document else 0,
+            key_text(("policies", *error.path)),
+            error.message + (f" Did you mean {error.nearest!r}?" if error.nearest else ""),
+        )
+        for error in mistakes(settings.policies)
+    ]
+    if problems:
+        raise ConfigError(document.path if document else "config", problems)
+    return read_policies(settings.policies)
+
+
+def findings(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> list[Finding]:
+    """What is well-formed in the policies and still cannot be meant."""
+    teams = {
+        name: TeamRules(policy=team.policy, limits=limits_of(team.limits))
+        for name, team in settings.teams.items()
+    }
+    return check_policies(book, list(facts.values()), teams, settings.default_policy)
+
+
+def refuse_errors(found: list[Finding], document: Document | None) -> list[str]:
+    """The warnings among the findings. Raises ConfigError when there are errors."""
+    problems = [
+        Problem(document.line(f.path) if document else 0, key_text(f.path), f.message)
+        for f in found
+        if f.error
+    ]
+    if problems:
+        raise ConfigError(document.path if document else "config", problems)
+    return [str(f) for f in found if not f.error]
