@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "check": "proxy.commands.check",
     "explain": "proxy.commands.explain",
     "demo": "proxy.commands.demo",
+    "meter": "proxy.commands.meter",
 }
 
 

@@ -1,0 +1,355 @@
+"""What the proxy does with windows that agents send: refuse, repair or accept, by rule.
+
+Each window is looked at on its own, in this order; the first rule that applies decides:
+
+| what is wrong | what happens |
+|---|---|
+| the token is wrong or missing | 401 for the whole batch |
+| the batch is no JSON of windows, or too large | 400, 413 |
+| the node is not known, or not this token's | refused: unknown_node, foreign_node |
+| not finite, negative, or it ends before it starts | refused: negative, interval |
+| more power than a rack can draw | refused: implausible |
+| evidence that a meter cannot give | refused: evidence |
+| the agent's clock is off by more than 5 s | repaired: the batch is moved by the difference |
+| it still lies in the future, or 45 days back | refused: future, too_old |
+| seen before, by its id | duplicate: nothing happens |
+| it overlaps an accepted one by a clock's error | repaired: it begins where that one ends |
+| it overlaps an accepted one by more | refused: overlapping |
+| more cached than prompt tokens | repaired: as many |
+| it is older than accepted ones and overlaps none | accepted, counted as out_of_order |
+
+A refused window never enters the books, so they balance without it; its joules are counted here.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import hmac
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from math import isfinite
+
+import msgspec
+
+from meters.types import Evidence, Window
+
+MAX_BATCH_BYTES = 8_000_000
+CLOCK_TOLERANCE_S = 5.0
+OVERLAP_TOLERANCE_S = 0.05
+MAX_AGE_S = 45 * 86_400.0
+# The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet).
+MAX_POWER_W = 200_000.0
+_KEPT_IDS = 20_000
+_KEPT_INTERVALS = 20_000
+_GIVABLE = (Evidence.METERED, Evidence.SIMULATED, Evidence.MODELLED)
+
+
+class Submission(msgspec.Struct, kw_only=True, frozen=True):
+    """One POST of an agent."""
+
+    windows: list[Window]
+    sent_s: float | None = None  # when, by the agent's idea of the proxy's clock
+    clock_error_s: float | None = None  # the most by which that idea can be wrong
+
+
+class RefusedWindow(msgspec.Struct, frozen=True):
+    window_id: str
+    reason: str
+
+
+class Verdict(msgspec.Struct, kw_only=True):
+    """What became of a batch: the answer's body."""
+
+    accepted: int = 0
+    duplicates: int = 0
+    repaired: dict[str, int] = {}
+    refused: list[RefusedWindow] = []
+    message: str | None = None
+
+
+class NodeStatus(msgspec.Struct, kw_only=True):
+    """What is known of one agent."""
+
+    last_heard_s: float  # Unix time of its last batch
+    last_end_s: float | None = None  # end of its newest accepted window
+    clock_off_s: float | None = None  # its clock minus ours, at its last batch
+    missing: int = 0  # windows that were dropped at the node: numbers that never came
+    meter: str = ""
+
+
+class WindowIntake:
+    """Takes agents' windows in. Safe for several threads.
+
+    ``tokens`` maps each agent token to the nodes it may speak for, or to None for all.
+    ``known_nodes`` are the nodes some backend names. ``clock`` gives Unix time. ``on_window`` gets
+    each accepted window once, in order of arrival; when it raises, the batch is answered 503, is
+    sent again, and what was handed over is then a duplicate.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Collection[str] | None],
+        known_nodes: Collection[str],
+        clock: Callable[[], float],
+        on_window: Callable[[Window], None],
+    ) -> None:
+        self._tokens = [(_digest(t), None if n is None else set(n)) for t, n in tokens.items()]
+        self.known_nodes = known_nodes
+        self._clock, self._on_window = clock, on_window
+        self._decoder, self._encoder = msgspec.json.Decoder(Submission), msgspec.json.Encoder()
+        self._lock = threading.Lock()
+        self._books: dict[str, _NodeBook] = {}
+        self.counts: Counter[tuple[str, str]] = Counter()  # (outcome, reason) -> windows
+        self.refused_j: Counter[str] = Counter()  # reason -> joules that entered no book
+
+    def accept(self, token: str | None, payload: bytes) -> tuple[int, bytes]:
+        """One POST to /meters/windows: its status and JSON body."""
+        allowed = self._who(token)
+        if allowed is None:
+            self.counts["refused", "wrong_token"] += 1
+            return self._say(401, "The meter's token is wrong. Set the one the proxy's config has.")
+        if len(payload) > MAX_BATCH_BYTES:
+            self.counts["refused", "too_large"] += 1
+            return self._say(413, f"A batch has at most {MAX_BATCH_BYTES} bytes.")
+        try:
+            submission = self._decoder.decode(payload)
+        except msgspec.MsgspecError as error:
+            self.counts["refused", "malformed"] += 1
+            return self._say(400, f"Not a batch of windows: {error}.")
+        verdict = Verdict()
+        with self._lock:
+            now_s = self._clock()
+            off_s = 0.0 if submission.sent_s is None else submission.sent_s - now_s
+            move_s = -off_s if isfinite(off_s) and abs(off_s) > CLOCK_TOLERANCE_S else 0.0
+            for window in submission.windows:
+                error_s = submission.clock_error_s or 0.0
+                handed = self._take(window, allowed, now_s, move_s, error_s, verdict)
+                if not handed:
+                    return self._say(503, "The windows cannot be kept just now. Send them again.")
+                self._heard(window, now_s, off_s if submission.sent_s is not None else None)
+        return 200, self._encoder.encode(verdict)
+
+    def time(self, token: str | None) -> tuple[int, bytes]:
+        """One GET of /meters/clock: the proxy's Unix time, for agents to measure theirs by."""
+        if self._who(token) is None:
+            return self._say(401, "The meter's token is wrong. Set the one the proxy's config has.")
+        return 200, self._encoder.encode({"unix_s": self._clock()})
+
+    def offer(self, window: Window) -> bool:
+        """A window of a meter in this process, by the same rules; whether it was accepted."""
+        with self._lock:
+            verdict, now_s = Verdict(), self._clock()
+            handed = self._take(window, _ALL, now_s, 0.0, 0.0, verdict)
+            self._heard(window, now_s, 0.0)
+            return handed and verdict.accepted == 1
+
+    def remember(self, window: Window) -> None:
+        """Know a window of the ledger again after a restart, without handing it over."""
+        with self._lock:
+            self._book(window.node).keep(window)
+
+    def nodes(self) -> dict[str, NodeStatus]:
+        """The nodes heard of since the start."""
+        with self._lock:
+            return {n: b.status for n, b in self._books.items() if b.status.last_heard_s}
+
+    # --- the rules
+
+    def _take(
+        self,
+        window: Window,
+        allowed: set[str] | None,
+        now_s: float,
+        move_s: float,
+        clock_error_s: float,
+        verdict: Verdict,
+    ) -> bool:
+        """Decide on one window; False when it could not be handed over."""
+        reason = self._why_not(window, allowed)
+        if reason is None and move_s:
+            window = _moved(window, move_s)
+        if reason is None and window.end_s > now_s + CLOCK_TOLERANCE_S:
+            reason = "future"
+        if reason is None and window.end_s < now_s - MAX_AGE_S:
+            reason = "too_old"
+        if reason is not None:
+            self._refuse(window, reason, verdict)
+            return True
+        book = self._book(window.node)
+        if book.has(window.window_id):
+            verdict.duplicates += 1
+            self.counts["duplicate", ""] += 1
+            return True
+        overlap_s = book.overlap_s(window)
+        if overlap_s > 0:
+            tolerance_s = max(OVERLAP_TOLERANCE_S, 2 * clock_error_s)
+            tolerance_s = min(tolerance_s, (window.end_s - window.start_s) / 2)
+            trimmed = book.trimmed(window)
+            if overlap_s > tolerance_s or trimmed is None:
+                self._refuse(window, "overlapping", verdict)
+                return True
+            window = trimmed
+            self._repair("trimmed", verdict)
+        if move_s:
+            self._repair("clock", verdict)
+        cached, prompt = window.cached_prompt_tokens, window.prompt_tokens
+        if cached is not None and prompt is not None and cached > prompt:
+            window = msgspec.structs.replace(window, cached_prompt_tokens=prompt)
+            self._repair("cached_tokens", verdict)
+        try:
+            self._on_window(window)
+        except Exception:
+            # whatever keeps it from being kept: the agent has it, and sends it again
+            self.counts["failed", "not_kept"] += 1
+            return False
+        if book.is_older(window):
+            self.counts["accepted", "out_of_order"] += 1
+        else:
+            self.counts["accepted", ""] += 1
+        book.keep(window)
+        verdict.accepted += 1
+        return True
+
+    def _why_not(self, window: Window, allowed: set[str] | None) -> str | None:
+        if window.node not in self.known_nodes:
+            return "unknown_node"
+        if allowed is not _ALL and allowed is not None and window.node not in allowed:
+            return "foreign_node"
+        numbers = [
+            window.energy_j,
+            window.idle_power_w,
+            window.prompt_tokens,
+            window.cached_prompt_tokens,
+            window.generated_tokens,
+            window.steps,
+            window.running,
+            window.waiting,
+            window.flops,
+            window.read_bytes,
+            window.resolution_j,
+            window.host_energy_j,
+        ]
+        if any(n is not None and (not isfinite(n) or n < 0) for n in numbers):
+            return "negative"
+        if not (isfinite(window.start_s) and isfinite(window.end_s)):
+            return "interval"
+        seconds = window.end_s - window.start_s
+        if seconds <= 0 or not window.window_id:
+            return "interval"
+        if window.energy_j > MAX_POWER_W * seconds:
+            return "implausible"
+        return None if window.evidence in _GIVABLE else "evidence"
+
+    def _who(self, token: str | None) -> set[str] | None:
+        """The nodes a token may speak for; _ALL for any, None for a wrong token."""
+        given = _digest(token or "")
+        found: set[str] | None = None
+        # every token is compared, each in constant time: how long it takes says nothing
+        for digest, nodes in self._tokens:
+            if hmac.compare_digest(digest, given):
+                found = _ALL if nodes is None else nodes
+        return found if token else None
+
+    # --- the books
+
+    def _book(self, node: str) -> _NodeBook:
+        return self._books.setdefault(node, _NodeBook())
+
+    def _heard(self, window: Window, now_s: float, off_s: float | None) -> None:
+        if window.node not in self.known_nodes:
+            return
+        status = self._book(window.node).status
+        status.last_heard_s, status.clock_off_s, status.meter = now_s, off_s, window.meter
+
+    def _refuse(self, window: Window, reason: str, verdict: Verdict) -> None:
+        verdict.refused.append(RefusedWindow(window.window_id, reason))
+        self.counts["refused", reason] += 1
+        if isfinite(window.energy_j) and window.energy_j > 0:
+            self.refused_j[reason] += window.energy_j  # type: ignore[assignment]
+
+    def _repair(self, what: str, verdict: Verdict) -> None:
+        verdict.repaired[what] = verdict.repaired.get(what, 0) + 1
+        self.counts["repaired", what] += 1
+
+    def _say(self, status: int, message: str) -> tuple[int, bytes]:
+        return status, self._encoder.encode(Verdict(message=message))
+
+
+# a token that may speak for every node
+_ALL: set[str] = {"*"}
+
+
+class _NodeBook:
+    """What was accepted of one node: ids, intervals, numbers. Bounded: the oldest are forgotten."""
+
+    def __init__(self) -> None:
+        self.status = NodeStatus(last_heard_s=0.0)
+        self._ids: OrderedDict[str, None] = OrderedDict()
+        self._starts: list[float] = []
+        self._ends: list[float] = []
+        self._numbers: dict[str, int] = {}  # run -> highest number
+
+    def has(self, window_id: str) -> bool:
+        return window_id in self._ids
+
+    def is_older(self, window: Window) -> bool:
+        return bool(self._ends) and window.start_s < self._ends[-1]
+
+    def overlap_s(self, window: Window) -> float:
+        """By how much it overlaps accepted windows."""
+        at = bisect.bisect_right(self._ends, window.start_s)
+        overlap_s = 0.0
+        while at < len(self._starts) and self._starts[at] < window.end_s:
+            overlap_s += min(self._ends[at], window.end_s) - max(self._starts[at], window.start_s)
+            at += 1
+        return overlap_s
+
+    def trimmed(self, window: Window) -> Window | None:
+        """The window without what overlaps at its ends; None when nothing would be left."""
+        at = bisect.bisect_right(self._ends, window.start_s)
+        start_s, end_s = window.start_s, window.end_s
+        if at < len(self._starts) and self._starts[at] <= start_s:
+            start_s = self._ends[at]
+            at += 1
+        if at < len(self._starts) and self._starts[at] < end_s:
+            end_s = self._starts[at]
+        if end_s <= start_s:
+            return None
+        return msgspec.structs.replace(window, start_s=start_s, end_s=end_s)
+
+    def keep(self, window: Window) -> None:
+        if self.has(window.window_id):
+            return
+        self._ids[window.window_id] = None
+        at = bisect.bisect_left(self._starts, window.start_s)
+        self._starts.insert(at, window.start_s)
+        self._ends.insert(at, window.end_s)
+        self.status.last_end_s = self._ends[-1]
+        while len(self._ids) > _KEPT_IDS:
+            self._ids.popitem(last=False)
+        if len(self._starts) > _KEPT_INTERVALS:
+            del self._starts[: _KEPT_INTERVALS // 10], self._ends[: _KEPT_INTERVALS // 10]
+        self._count_missing(window)
+
+    def _count_missing(self, window: Window) -> None:
+        run, _, number = window.window_id.rpartition(":")
+        if not number.isdigit():
+            return
+        highest = self._numbers.get(run)
+        if highest is None:
+            self._numbers = {**dict(list(self._numbers.items())[-7:]), run: int(number)}
+        elif int(number) > highest:
+            self.status.missing += int(number) - highest - 1
+            self._numbers[run] = int(number)
+        else:
+            self.status.missing = max(0, self.status.missing - 1)  # it was only late
+
+
+def _moved(window: Window, by_s: float) -> Window:
+    return msgspec.structs.replace(window, start_s=window.start_s + by_s, end_s=window.end_s + by_s)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()

@@ -1,0 +1,68 @@
+"""How far another machine's clock is from ours, from round trips. Pure.
+
+As NTP does it (RFC 5905, section 8): the other's time lies between our sending and our receiving;
+the middle is the guess and half the round trip its error, whatever the path. The best sample is
+the one with the least error by now, counting what clocks drift apart meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+# Crystals of servers keep within +/- 50 ppm (RFC 5905's own PHI allows 15 ppm after discipline).
+DRIFT = 50e-6
+
+
+class _Sample(NamedTuple):
+    at_s: float  # our clock
+    offset_s: float
+    error_s: float
+
+
+class ClockOffset:
+    """Add ``offset_s`` to our clock to get the other's.
+
+    It is moved only when a sample proves it wrong, so that intervals mapped with it stay next to
+    each other instead of trembling by the noise of round trips.
+    """
+
+    def __init__(self, keep: int = 32) -> None:
+        self._samples: deque[_Sample] = deque(maxlen=keep)
+        self._offset_s: float | None = None
+
+    @property
+    def offset_s(self) -> float | None:
+        """None before the first sample."""
+        return self._offset_s
+
+    def add(self, sent_s: float, other_s: float, received_s: float) -> None:
+        """Take one round trip in: when we asked and heard back by our clock, and what it said."""
+        if received_s < sent_s:
+            return
+        middle_s = (sent_s + received_s) / 2
+        sample = _Sample(received_s, other_s - middle_s, (received_s - sent_s) / 2)
+        if self._samples and self._stepped(sample):
+            self._samples.clear()
+        self._samples.append(sample)
+        best = min(self._samples, key=lambda s: _error_s(s, received_s))
+        off_s = None if self._offset_s is None else abs(best.offset_s - self._offset_s)
+        if off_s is None or off_s > _error_s(best, received_s):
+            self._offset_s = best.offset_s
+
+    def error_s(self, now_s: float) -> float | None:
+        """The most that the offset can be wrong by, now; None before the first sample."""
+        if self._offset_s is None:
+            return None
+        offset_s = self._offset_s
+        return min(_error_s(s, now_s) + abs(s.offset_s - offset_s) for s in self._samples)
+
+    def _stepped(self, sample: _Sample) -> bool:
+        """Whether one of the clocks was set: the sample cannot be true together with the last."""
+        last = self._samples[-1]
+        apart_s = abs(sample.offset_s - last.offset_s)
+        return apart_s > sample.error_s + _error_s(last, sample.at_s) + 0.001
+
+
+def _error_s(sample: _Sample, now_s: float) -> float:
+    return sample.error_s + DRIFT * max(0.0, now_s - sample.at_s)

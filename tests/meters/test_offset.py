@@ -1,0 +1,65 @@
+"""The offset between two clocks."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meters.offset import ClockOffset
+
+
+def test_the_middle_of_a_round_trip_is_the_guess_and_half_of_it_the_error() -> None:
+    offset = ClockOffset()
+    assert (offset.offset_s, offset.error_s(0.0)) == (None, None)
+    offset.add(100.0, 1100.05, 100.1)
+    assert offset.offset_s == pytest.approx(1000.0)
+    assert offset.error_s(100.1) == pytest.approx(0.05)
+
+
+def test_the_shortest_round_trip_wins() -> None:
+    offset = ClockOffset()
+    offset.add(0.0, 50.9, 1.0)  # slow on the way back
+    offset.add(2.0, 52.505, 2.01)
+    assert offset.offset_s == pytest.approx(50.5)
+    offset.add(3.0, 53.51, 4.0)  # slow again: not believed
+    assert offset.offset_s == pytest.approx(50.5)
+
+
+def test_the_error_grows_as_clocks_drift() -> None:
+    offset = ClockOffset()
+    offset.add(0.0, 0.0, 0.002)
+    later = offset.error_s(1000.0)
+    assert later == pytest.approx(0.001 + 0.05, rel=0.01)
+
+
+def test_noise_does_not_move_it_and_a_clock_that_was_set_does() -> None:
+    rng, offset = random.Random(3), ClockOffset()
+    seen = set()
+    for n in range(200):
+        way_there, way_back = rng.uniform(0.001, 0.01), rng.uniform(0.001, 0.01)
+        offset.add(n, n + way_there + 7.0, n + way_there + way_back)
+        seen.add(offset.offset_s)
+    assert len(seen) < 10
+    assert offset.offset_s == pytest.approx(7.0, abs=0.006)
+    offset.add(300.0, 300.001 + 3607.0, 300.002)
+    assert offset.offset_s == pytest.approx(3607.0, abs=0.006)
+
+
+delays = st.floats(0.0, 2.0)
+
+
+@given(st.floats(-1e6, 1e6), st.lists(st.tuples(delays, delays), min_size=1, max_size=40))
+def test_the_truth_is_always_within_the_error(
+    true_s: float, trips: list[tuple[float, float]]
+) -> None:
+    offset, now_s = ClockOffset(), 0.0
+    for there_s, back_s in trips:
+        offset.add(now_s, now_s + there_s + true_s, now_s + there_s + back_s)
+        now_s += there_s + back_s + 1.0
+        error_s = offset.error_s(now_s)
+        assert offset.offset_s is not None
+        assert error_s is not None
+        assert abs(offset.offset_s - true_s) <= error_s + 1e-6
