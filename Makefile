@@ -7,7 +7,7 @@ export UV_PYTHON_DOWNLOADS = never
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 ARGS ?=
 
-.PHONY: run demo test check lint types imports test-vllm bench-gateway lock clean
+.PHONY: run demo test check lint types imports test-vllm bench-gateway lock clean bench-attribution
 
 run: $(VENV)/run.done  ## serve on http://127.0.0.1:4000
 	$(PY) -m proxy serve $(ARGS)
@@ -61,3 +61,6 @@ $(VENV)/dev.done: requirements-dev.lock | $(VENV)/bin/uv
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+bench-attribution: $(VENV)/dev.done  ## attributed against true energy, on the simulated engine
+	$(PY) -m benchmarks.attribution $(ARGS)

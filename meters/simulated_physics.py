@@ -172,6 +172,7 @@ class Engine:
         self._ends: dict[int, list[Running]] = {}
         self._context = 0  # sum over decoding sequences of tokens in the cache
         self._reserved = 0  # cache tokens promised to admitted sequences
+        self.dropped: list[Running] = []  # cancelled ones that have left; whoever drives empties it
         self._blocks: OrderedDict[Hashable, None] = OrderedDict()
         self._index = 0  # steps finished
         self._leaving = False
@@ -425,13 +426,13 @@ class Engine:
         for seq in [s for s in self.waiting if s.gone]:
             self.waiting.remove(seq)
             self._end(seq, now_s, 0)
+            self.dropped.append(seq)
         if self.step is not None:
             return
         self._leaving = False
-        for seq in [s for s in self.prefilling if s.gone]:
-            self._end(seq, now_s, 0)
-        for seq in [s for s in self.decoding.values() if s.gone]:
+        for seq in [s for s in (*self.prefilling, *self.decoding.values()) if s.gone]:
             self._end(seq, now_s, self.produced(seq))
+            self.dropped.append(seq)
 
     def _energy_factor(self, now_s: float) -> float:
         config = self.config

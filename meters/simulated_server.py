@@ -116,6 +116,7 @@ class SimulatedServer:
             await clock.sleep(step.end_s - clock.now_s())
             with self._booking:
                 ended = engine.finish()
+                engine.dropped.clear()
                 self._steps.append((step.start_s, step.end_s, step.energy_j))
             self.metrics.stepped(step)
             for request_id in itertools.chain(

@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "check": "proxy.commands.check",
     "explain": "proxy.commands.explain",
     "demo": "proxy.commands.demo",
+    "attribute": "proxy.commands.attribute",
     "meter": "proxy.commands.meter",
 }
 

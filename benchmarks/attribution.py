@@ -1,0 +1,408 @@
+"""How well attribution finds each request's true energy, beside three simpler rules.
+
+    make bench-attribution
+    python -m benchmarks.attribution --quick --only c64
+
+The simulated engine knows the energy above idle that each request really caused. Here its windows
+and requests, spoilt in the ways that real ones are (jittered clocks, lost windows, foreign traffic,
+meter noise, missing counters), are divided by ``meters.attribution``, which learns the
+coefficients from the same windows and is told nothing else, and by
+
+- equal: a window's energy above idle in equal parts to the requests in flight in it,
+- tokens: in proportion to prompt and output tokens, spread over each request's time,
+- time: in proportion to the time each request was in flight in the window.
+
+Errors are relative to the truth, per request; bias is (sum given / sum true - 1) of the worst
+quarter by length (prompt + output), the worst team, and the worst quarter by time of arrival.
+Everything is simulated; nothing here was measured on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import msgspec
+import numpy as np
+
+from meters.attribution import Books, attribute_all
+from meters.simulated_physics import (
+    LLAMA_8B_BF16,
+    LLAMA_8B_INT4,
+    EngineConfig,
+    Job,
+    Running,
+    prefix_blocks,
+)
+from meters.simulated_traffic import Run, simulate
+from meters.types import Activity, StepPhysics, Window
+
+# Plausible engines, different in every proportion; made up but for the first two's origin.
+ENGINES = {
+    "8b": LLAMA_8B_BF16,
+    "int4": LLAMA_8B_INT4,
+    "70b": StepPhysics(
+        idle_power_w=320.0, step_j=26.0, token_j=0.3, context_j=6e-5, prefill_j=0.11,
+        step_s=0.014, token_s=6e-5, context_s=5e-8, prefill_s=6e-5,
+    ),
+    "moe": StepPhysics(
+        idle_power_w=200.0, step_j=4.0, token_j=0.02, context_j=8e-6, prefill_j=0.006,
+        step_s=0.011, token_s=6e-5, context_s=3e-8, prefill_s=2e-5,
+    ),
+    "small": StepPhysics(
+        idle_power_w=30.0, step_j=0.05, token_j=0.006, context_j=4e-6, prefill_j=0.004,
+        step_s=0.004, token_s=2e-5, context_s=1e-8, prefill_s=3e-5,
+    ),
+}  # fmt: skip
+
+TEAMS = {  # prompt median, its spread, output median, its spread (of logarithms)
+    "chat": (180.0, 0.9, 180.0, 0.8),
+    "search": (1_800.0, 0.7, 90.0, 0.6),
+    "code": (600.0, 1.0, 350.0, 0.7),
+}
+Mix = dict[str, tuple[float, float, float, float]]
+PREFILL_HEAVY: Mix = {
+    "search": (4_000.0, 0.8, 20.0, 0.5),
+    "chat": (1_000.0, 0.8, 30.0, 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One stretch of traffic and how what is seen of it is spoilt."""
+
+    name: str
+    engine: str = "8b"
+    in_flight: int = 32  # closed loop: so many clients, each waiting for its answer
+    requests: int = 1_200
+    rate_per_s: float | None = None  # instead: arrivals at random, rate rising and falling
+    mix: tuple[tuple[str, tuple[float, float, float, float]], ...] = tuple(TEAMS.items())
+    window_s: float = 1.0
+    budget: int = 8_192
+    max_num_seqs: int = 256
+    shared_prefix: float = 0.0  # share of requests whose prompt begins as others' do
+    cancelled: float = 0.0
+    external: float = 0.0
+    jitter_s: float = 0.0  # of every time the proxy saw
+    edge_jitter_s: float = 0.0  # of the windows' edges
+    meter_noise: float = 0.0  # of a window's energy
+    lost: float = 0.0  # share of windows
+    without: tuple[str, ...] = ()  # window fields nobody read
+    cached_unknown: bool = False
+    think_s: float = 0.05
+
+
+def scenarios(requests: int) -> list[Scenario]:
+    """What the figures are quoted for."""
+    load = [
+        Scenario(f"{engine}, {n} in flight", engine, n, max(requests if n > 4 else 150, 5 * n))
+        for engine in ENGINES
+        for n in (1, 4, 16, 64, 256)
+    ]
+    base = Scenario("", in_flight=48, requests=requests)
+    spoilt = [
+        replace(base, name="chunked prefill, budget 512", budget=512),
+        replace(base, name="prefill-heavy", mix=tuple(PREFILL_HEAVY.items())),
+        replace(base, name="prefill-heavy, 70b", engine="70b", mix=tuple(PREFILL_HEAVY.items())),
+        replace(base, name="prefix-cache hits", shared_prefix=0.6),
+        replace(base, name="prefix-cache hits, untold", shared_prefix=0.6, cached_unknown=True),
+        replace(base, name="cancels", cancelled=0.2),
+        replace(base, name="external traffic, a quarter", external=0.25),
+        replace(base, name="external traffic, a tenth", external=0.1),
+        replace(base, name="jittered clocks", jitter_s=0.02, edge_jitter_s=0.02),
+        replace(base, name="lost windows", lost=0.1),
+        replace(base, name="meter noise 2 %", meter_noise=0.02),
+        replace(base, name="no step counter", without=("steps",)),
+        replace(base, name="no idle power", without=("idle_power_w",)),
+        replace(base, name="energy and tokens only", without=("steps", "idle_power_w")),
+        replace(base, name="queueing, 64 places for 160", in_flight=160, max_num_seqs=64),
+        replace(base, name="rising and falling", rate_per_s=8.0),
+        replace(base, name="sparse", rate_per_s=0.5, requests=min(requests, 400)),
+        *(
+            replace(base, name=f"windows of {window_s:g} s", window_s=window_s)
+            for window_s in (0.5, 2.0, 5.0, 10.0)
+        ),
+        Scenario(
+            "all of it, 8b", "8b", 64, requests, budget=2_048, shared_prefix=0.3, cancelled=0.1,
+            external=0.15, jitter_s=0.01, edge_jitter_s=0.01, meter_noise=0.01, lost=0.05,
+        ),
+        Scenario(
+            "all of it, moe, 2 s", "moe", 128, requests, window_s=2.0, shared_prefix=0.3,
+            cancelled=0.1, external=0.15, jitter_s=0.01, edge_jitter_s=0.01, meter_noise=0.01,
+            lost=0.05,
+        ),
+    ]  # fmt: skip
+    return load + spoilt
+
+
+class Seen(msgspec.Struct):
+    """A scenario as it reached the books, with the truth of what they cover."""
+
+    run: Run
+    windows: list[Window]
+    activities: list[Activity]
+    truth_j: dict[str, float]
+
+
+def play(scenario: Scenario, seed: int = 1) -> Seen:
+    """Run one scenario and spoil what is seen of it."""
+    random_ = random.Random(f"{scenario.name}{seed}")
+    config = EngineConfig(
+        physics=ENGINES[scenario.engine],
+        max_batched_tokens=scenario.budget,
+        max_num_seqs=scenario.max_num_seqs,
+        kv_tokens=2_000_000,
+        seed=seed,
+    )
+    jobs = _jobs(scenario, random_)
+
+    def next_one(seq: Running) -> Iterator[Job]:
+        if seq.end_s is not None and scenario.rate_per_s is None:
+            at_s = seq.end_s + random_.expovariate(1 / scenario.think_s)
+            yield from (_at(job, at_s) for job in _take(jobs, 1))
+
+    if scenario.rate_per_s is None:
+        first = [_at(job, random_.uniform(0, 2.0)) for job in _take(jobs, scenario.in_flight)]
+        run = simulate(config, first, window_s=scenario.window_s, on_end=next_one)
+    else:
+        arriving = list(_arriving(jobs, scenario.rate_per_s, random_))
+        run = simulate(config, arriving, window_s=scenario.window_s)
+    kept = [w for w in run.windows if random_.random() >= scenario.lost]
+    truth_j = run.request_j(kept)
+    noisy = [_spoilt_window(window, scenario, random_) for window in kept]
+    return Seen(
+        run,
+        _with_jittered_edges(noisy, scenario.edge_jitter_s, random_),
+        [_spoilt_activity(activity, scenario, random_) for activity in run.activities],
+        truth_j,
+    )
+
+
+def _jobs(scenario: Scenario, random_: random.Random) -> Iterator[Job]:
+    mix = dict(scenario.mix)
+    for i in range(scenario.requests):
+        team = random_.choice(list(mix))
+        prompt_median, prompt_spread, output_median, output_spread = mix[team]
+        prompt = min(24_000, 1 + round(prompt_median * np.exp(random_.gauss(0, prompt_spread))))
+        output = min(4_000, 1 + round(output_median * np.exp(random_.gauss(0, output_spread))))
+        shared = random_.random() < scenario.shared_prefix
+        yield Job(
+            request_id=f"request-{i}",
+            prompt_tokens=prompt,
+            output_tokens=output,
+            blocks=prefix_blocks(team, prompt * 7 // 10) if shared else (),
+            team=team,
+            external=random_.random() < scenario.external,
+            cancel_s=random_.expovariate(0.5) if random_.random() < scenario.cancelled else None,
+        )
+
+
+def _at(job: Job, at_s: float) -> Job:
+    cancel_s = None if job.cancel_s is None else at_s + job.cancel_s
+    return msgspec.structs.replace(job, arrival_s=at_s, cancel_s=cancel_s)
+
+
+def _take(jobs: Iterator[Job], n: int) -> Iterator[Job]:
+    for _, job in zip(range(n), jobs, strict=False):
+        yield job
+
+
+def _arriving(jobs: Iterable[Job], rate_per_s: float, random_: random.Random) -> Iterator[Job]:
+    at_s = 0.0
+    for job in jobs:
+        now = rate_per_s * (1 + 0.95 * np.sin(at_s / 30))
+        at_s += random_.expovariate(max(now, 0.02 * rate_per_s))
+        yield _at(job, at_s)
+
+
+def _spoilt_window(window: Window, scenario: Scenario, random_: random.Random) -> Window:
+    noise = 1 + random_.gauss(0, scenario.meter_noise) if scenario.meter_noise else 1.0
+    return msgspec.structs.replace(
+        window, energy_j=window.energy_j * noise, **dict.fromkeys(scenario.without)
+    )
+
+
+def _with_jittered_edges(
+    windows: list[Window], jitter_s: float, random_: random.Random
+) -> list[Window]:
+    moved: dict[float, float] = {}
+    for window in windows:
+        for edge in (window.start_s, window.end_s):
+            moved.setdefault(edge, edge + random_.gauss(0, jitter_s) if jitter_s else edge)
+    return [
+        msgspec.structs.replace(w, start_s=moved[w.start_s], end_s=moved[w.end_s]) for w in windows
+    ]
+
+
+def _spoilt_activity(activity: Activity, scenario: Scenario, random_: random.Random) -> Activity:
+    if scenario.cached_unknown:
+        activity = msgspec.structs.replace(activity, cached_prompt_tokens=0.0)
+    if not scenario.jitter_s:
+        return activity
+
+    def late(at_s: float | None) -> float | None:
+        return None if at_s is None else at_s + abs(random_.gauss(0, scenario.jitter_s))
+
+    start_s = activity.start_s - abs(random_.gauss(0, scenario.jitter_s))
+    first_s, end_s = late(activity.first_token_s), late(activity.end_s)
+    if first_s is not None and end_s is not None:
+        end_s = max(first_s, end_s)
+    return msgspec.structs.replace(activity, start_s=start_s, first_token_s=first_s, end_s=end_s)
+
+
+Rule = Callable[[Window, Activity, float], float]
+
+
+def _equal(window: Window, activity: Activity, inside_s: float) -> float:
+    return 1.0
+
+
+def _by_time(window: Window, activity: Activity, inside_s: float) -> float:
+    return inside_s
+
+
+def _by_tokens(window: Window, activity: Activity, inside_s: float) -> float:
+    whole_s = (activity.end_s or window.end_s) - activity.start_s
+    tokens = activity.prompt_tokens + activity.output_tokens
+    return tokens * inside_s / whole_s if whole_s > 0 else 0.0
+
+
+RULES: dict[str, Rule] = {"equal": _equal, "tokens": _by_tokens, "time": _by_time}
+
+
+def by_rule(seen: Seen, rule: Rule) -> dict[str, float]:
+    """What a simple rule gives each request."""
+    total = {activity.request_id: 0.0 for activity in seen.activities}
+    physics_idle_w = next((w.idle_power_w for w in seen.run.windows), 0.0) or 0.0
+    waiting = sorted(seen.activities, key=lambda a: a.start_s)
+    active: list[Activity] = []
+    at = 0
+    for window in seen.windows:
+        while at < len(waiting) and waiting[at].start_s < window.end_s:
+            active.append(waiting[at])
+            at += 1
+        active = [a for a in active if (a.end_s or window.end_s) > window.start_s]
+        weights = []
+        for activity in active:
+            end_s = min(activity.end_s or window.end_s, window.end_s)
+            inside_s = max(0.0, end_s - max(activity.start_s, window.start_s))
+            weights.append(rule(window, activity, inside_s))
+        whole = sum(weights)
+        idle_w = physics_idle_w if window.idle_power_w is None else window.idle_power_w
+        above_j = max(0.0, window.energy_j - idle_w * (window.end_s - window.start_s))
+        for activity, weight in zip(active, weights, strict=True):
+            if whole > 0:
+                total[activity.request_id] += above_j * weight / whole
+    return total
+
+
+class Score(msgspec.Struct):
+    """Errors relative to the truth; all in per cent."""
+
+    median: float
+    p95: float
+    bias_length: float
+    bias_team: float
+    bias_position: float
+
+
+def score(seen: Seen, given_j: dict[str, float]) -> Score:
+    """How far off the given energies are."""
+    ids = [a.request_id for a in seen.activities if seen.truth_j[a.request_id] > 1e-9]
+    jobs = [seen.run.jobs[i] for i in ids]
+    truth = np.array([seen.truth_j[i] for i in ids])
+    given = np.array([given_j[i] for i in ids])
+    error = np.abs(given - truth) / truth
+    team = np.unique([job.team for job in jobs], return_inverse=True)[1]
+    return Score(
+        100 * float(np.median(error)),
+        100 * float(np.quantile(error, 0.95)),
+        _worst(given, truth, _quarters([j.prompt_tokens + j.output_tokens for j in jobs])),
+        _worst(given, truth, team),
+        _worst(given, truth, _quarters([j.arrival_s for j in jobs])),
+    )
+
+
+def _quarters(values: Sequence[float]) -> np.ndarray:
+    rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return rank * 4 // len(values)
+
+
+def _worst(given: np.ndarray, truth: np.ndarray, group: np.ndarray) -> float:
+    """The largest bias of a group, beyond what the whole is off (which is external's doing)."""
+    biases = [given[group == g].sum() / truth[group == g].sum() - 1 for g in np.unique(group)]
+    return 100 * float(max(biases, key=abs))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
+    parser.add_argument("--only", default="", help="scenarios whose name contains this")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--details", action="store_true", help="coefficients and sums, too")
+    args = parser.parse_args(argv)
+    print(
+        f"{'scenario':30s} {'requests':>8s} {'batch':>5s} | {'median':>6s} {'p95':>6s} "
+        f"{'length':>6s} {'team':>6s} {'place':>6s} | {'equal':>12s} {'tokens':>12s} "
+        f"{'time':>12s}   (error %, then worst bias %; rules: median, p95)"
+    )
+    began_s = time.monotonic()
+    passed = total = 0
+    for scenario in scenarios(400 if args.quick else 1_600):
+        if args.only not in scenario.name:
+            continue
+        seen = play(scenario, args.seed)
+        books = attribute_all(seen.windows, seen.activities)
+        ids = [a.request_id for a in seen.activities]
+        ours = score(seen, books.request_j(ids))
+        good = (
+            ours.median <= 5
+            and ours.p95 <= 15
+            and max(abs(ours.bias_length), abs(ours.bias_team), abs(ours.bias_position)) <= 1
+        )
+        total += 1
+        passed += good
+        rules = [score(seen, by_rule(seen, rule)) for rule in RULES.values()]
+        print(
+            f"{scenario.name:30s} {len(ids):8d} {seen.run.mean_running:5.0f} | {ours.median:6.2f} "
+            f"{ours.p95:6.2f} {ours.bias_length:6.2f} {ours.bias_team:6.2f} "
+            f"{ours.bias_position:6.2f} | "
+            + " ".join(f"{s.median:5.0f} {s.p95:6.0f}" for s in rules)
+            + ("" if good else "   *"),
+            flush=True,
+        )
+        if args.details:
+            _details(books, seen)
+    print(
+        f"{passed} of {total} within median 5, p95 15, bias 1; {time.monotonic() - began_s:.0f} s"
+    )
+    return 0
+
+
+def _details(books: Books, seen: Seen) -> None:
+    external = sum(
+        joules
+        for window in seen.windows
+        for request_id, joules in seen.run.truth_j[window.window_id].items()
+        if seen.run.jobs[request_id].external
+    )
+    fit = next(iter(books.fits.values()))
+    physics = fit.physics
+    print(
+        f"    external {sum(a.external_j for a in books.attributions):.0f} of {external:.0f} J, "
+        f"unattributed {sum(a.unattributed_j for a in books.attributions):.1f} J, attributed "
+        f"{books.attributed_j:.0f} J; deviation {fit.deviation:.3f}, idle "
+        f"{physics.idle_power_w:.1f} W, step {physics.step_j:.3g}, token "
+        f"{physics.token_j:.3g}, context {physics.context_j:.3g}, prefill {physics.prefill_j:.3g} J"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""Divides each window's energy above idle among the requests that caused it.
+
+``attribute`` models what every request's work cost by the step physics (``meters.work`` says what
+that work was), and scales the model to the joules measured: the meter is always right about the
+sum, the model only about the proportions. What the engine did for others is external; what nobody
+can be charged for stays unattributed. Pure.
+
+The books balance to the last bit: every share, idle and external amount is a whole number of
+``QUANTUM_J``, a power of two, so their sums are exact in floating point in any order; what is left
+of a window, less than one quantum when everything was charged, is unattributed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from meters.fitting import Fit, fit
+from meters.phases import Floats
+from meters.types import Activity, Attribution, Share, StepPhysics, Window
+from meters.work import Work, rebuild
+
+QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
+# A window with far more energy than its requests can have used holds something else as well.
+MOST_TIMES_MODELLED = 2.0
+UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
+OVERLAP_TOLERATED = 0.02  # of the shorter window: clocks jitter
+
+
+class Books(NamedTuple):
+    """Many windows, divided."""
+
+    attributions: list[Attribution]  # in order of node and time
+    refused: Counter[str]  # windows not used, by reason
+    repaired: Counter[str]  # windows used after a repair, by reason
+    fits: dict[str, Fit]  # by node, where the coefficients were learnt here
+
+    @property
+    def metered_j(self) -> float:
+        return math.fsum(a.metered_j for a in self.attributions)
+
+    @property
+    def attributed_j(self) -> float:
+        return math.fsum(s.energy_j for a in self.attributions for s in a.shares)
+
+    @property
+    def idle_j(self) -> float:
+        return math.fsum(a.idle_j for a in self.attributions)
+
+    @property
+    def unattributed_j(self) -> float:
+        """External traffic's energy included; the rest of the sum, so that it is exact."""
+        return self.metered_j - self.idle_j - self.attributed_j
+
+    def request_j(self, request_ids: Iterable[str]) -> dict[str, float]:
+        """Each request's energy in all windows; 0 for one that no window saw."""
+        total = dict.fromkeys(request_ids, 0.0)
+        for attribution in self.attributions:
+            for share in attribution.shares:
+                total[share.request_id] = total.get(share.request_id, 0.0) + share.energy_j
+        return total
+
+
+def attribute(window: Window, activities: Sequence[Activity], physics: StepPhysics) -> Attribution:
+    """One window, divided among ``activities`` of its node.
+
+    Activities may end after the window or be still in flight (``end_s`` None, ``output_tokens``
+    so far). Raises ValueError for a window that cannot be used (see ``clean``).
+    """
+    books = attribute_all([window], activities, {window.node: physics})
+    if not books.attributions:
+        raise ValueError(f"window {window.window_id} is {next(iter(books.refused))}")
+    return books.attributions[0]
+
+
+def attribute_all(
+    windows: Iterable[Window],
+    activities: Iterable[Activity],
+    physics: Mapping[str, StepPhysics] | None = None,
+) -> Books:
+    """Many windows of any nodes, divided; for nodes not in ``physics`` it is learnt from them."""
+    kept, refused, repaired = clean(windows)
+    by_node: dict[str, list[Activity]] = {node: [] for node in kept}
+    for activity in activities:
+        if activity.node in by_node and math.isfinite(activity.start_s):
+            by_node[activity.node].append(activity)
+    attributions: list[Attribution] = []
+    fits: dict[str, Fit] = {}
+    for node, node_windows in kept.items():
+        work = rebuild(node_windows, by_node[node])
+        known = (physics or {}).get(node)
+        idle_w = [w.idle_power_w for w in node_windows]
+        if known is None:
+            fits[node] = fit(node_windows, work)
+            known = fits[node].physics
+        attributions += _divide(
+            node_windows,
+            by_node[node],
+            work,
+            known,
+            [known.idle_power_w if w is None else max(0.0, w) for w in idle_w],
+            MOST_TIMES_MODELLED if node not in fits or fits[node].trusted else UNLIMITED,
+        )
+    return Books(attributions, refused, repaired, fits)
+
+
+def clean(
+    windows: Iterable[Window],
+) -> tuple[dict[str, list[Window]], Counter[str], Counter[str]]:
+    """Windows by node in order of time, what was refused and what was repaired, by reason.
+
+    Refused: ``negative`` (energy below zero), ``unreadable`` (not a number, or it ends before it
+    starts), ``duplicated`` (the node and time of one already there, or its id), ``overlapping``
+    (more than half of it is covered by an earlier one). Repaired: ``out_of_order`` (sorted),
+    ``trimmed`` (what overlaps an earlier window is cut off, energy and counts in proportion).
+    A refused window's energy is in no sum.
+    """
+    refused: Counter[str] = Counter()
+    repaired: Counter[str] = Counter()
+    by_node: dict[str, list[Window]] = {}
+    seen: set[object] = set()
+    latest: dict[str, float] = {}
+    for window in windows:
+        numbers = (window.start_s, window.end_s, window.energy_j)
+        if not all(math.isfinite(n) for n in numbers) or window.end_s <= window.start_s:
+            refused["unreadable"] += 1
+        elif window.energy_j < 0:
+            refused["negative"] += 1
+        elif window.window_id in seen or (window.node, *numbers[:2]) in seen:
+            refused["duplicated"] += 1
+        else:
+            seen.add(window.window_id)
+            seen.add((window.node, *numbers[:2]))
+            if window.start_s < latest.get(window.node, -math.inf):
+                repaired["out_of_order"] += 1
+            latest[window.node] = max(window.start_s, latest.get(window.node, -math.inf))
+            by_node.setdefault(window.node, []).append(window)
+    for node, node_windows in by_node.items():
+        by_node[node] = _apart(
+            sorted(node_windows, key=lambda w: (w.start_s, w.end_s)), refused, repaired
+        )
+    return {node: kept for node, kept in sorted(by_node.items()) if kept}, refused, repaired
+
+
+def _apart(
+    windows: Sequence[Window], refused: Counter[str], repaired: Counter[str]
+) -> list[Window]:
+    kept: list[Window] = []
+    for window in windows:
+        until_s = kept[-1].end_s if kept else -math.inf
+        length_s = window.end_s - window.start_s
+        over = (until_s - window.start_s) / length_s
+        if over <= 0:
+            kept.append(window)
+        elif over <= OVERLAP_TOLERATED:
+            # Jitter: both counters ran on, only the edge was noted twice.
+            kept.append(_moved(window, until_s))
+        elif over <= 0.5:
+            repaired["trimmed"] += 1
+            kept.append(_scaled(_moved(window, until_s), 1 - over))
+        else:
+            refused["overlapping"] += 1
+    return kept
+
+
+def _moved(window: Window, start_s: float) -> Window:
+    fields = {name: getattr(window, name) for name in window.__struct_fields__}
+    return Window(**(fields | {"start_s": start_s}))
+
+
+def _scaled(window: Window, part: float) -> Window:
+    fields = {name: getattr(window, name) for name in window.__struct_fields__}
+    for name in (
+        "energy_j", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "steps",
+        "flops", "read_bytes", "host_energy_j",
+    ):  # fmt: skip
+        if fields[name] is not None:
+            fields[name] *= part
+    return Window(**fields)
+
+
+def _divide(
+    windows: Sequence[Window],
+    activities: Sequence[Activity],
+    work: Work,
+    physics: StepPhysics,
+    idle_w: Sequence[float],
+    most: float,
+) -> list[Attribution]:
+    modelled = (
+        physics.step_j * work.shares
+        + physics.token_j * work.tokens
+        + physics.context_j * work.context
+        + physics.prefill_j * work.prefilled
+    )
+    ours = work.by_window(modelled)
+    external = _external(work, physics)
+    lengths = np.array([w.end_s - w.start_s for w in windows])
+    energy = np.array([w.energy_j for w in windows])
+    # Whole quanta from here on.
+    idle = np.floor(np.minimum(np.array(idle_w) * lengths, energy) / QUANTUM_J)
+    above = np.floor(energy / QUANTUM_J) - idle
+    charged = np.floor(np.minimum(above, most * (ours + external) / QUANTUM_J))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        to_us = np.where(ours > 0, charged * ours / (ours + external), 0.0)
+        scale = np.where(ours > 0, to_us / ours, 0.0)
+    to_us = np.floor(to_us)
+    to_others = np.where(external > 0, charged - to_us, 0.0)
+
+    # Rounding the running sum, not the terms, keeps each within one quantum and the sum exact.
+    order = np.lexsort((work.request, work.window))
+    window_of, request_of = work.window[order], work.request[order]
+    running = np.cumsum(modelled[order])
+    first = np.searchsorted(window_of, np.arange(len(windows)))
+    last = np.searchsorted(window_of, np.arange(len(windows)), side="right")
+    attributions = []
+    for i, window in enumerate(windows):
+        low, high = int(first[i]), int(last[i])
+        shares: tuple[Share, ...] = ()
+        if high > low and to_us[i] > 0:
+            base = running[low - 1] if low else 0.0
+            upto = np.minimum(np.floor((running[low:high] - base) * scale[i]), to_us[i])
+            upto[-1] = to_us[i]
+            quanta = np.diff(upto, prepend=0.0)
+            shares = tuple(
+                Share(window.window_id, activities[request].request_id, float(count) * QUANTUM_J)
+                for request, count in zip(request_of[low:high], quanta, strict=True)
+                if count > 0
+            )
+        idle_j = float(idle[i]) * QUANTUM_J
+        external_j = float(to_others[i]) * QUANTUM_J
+        shared_j = float(to_us[i]) * QUANTUM_J if shares else 0.0
+        attributions.append(
+            Attribution(
+                window_id=window.window_id,
+                node=window.node,
+                start_s=window.start_s,
+                end_s=window.end_s,
+                metered_j=window.energy_j,
+                idle_j=idle_j,
+                external_j=external_j,
+                unattributed_j=window.energy_j - idle_j - external_j - shared_j,
+                shares=shares,
+                evidence=window.evidence,
+                meter=window.meter,
+            )
+        )
+    return attributions
+
+
+def _external(work: Work, physics: StepPhysics) -> Floats:
+    """What the engine's other traffic cost, by window, if its contexts are like ours."""
+    tokens = work.by_window(work.tokens)
+    context = work.by_window(work.context)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        each = np.where(tokens > 0, context / tokens, 0.0)
+    busy = (work.external_tokens > 0) | (work.external_prefilled > 0)
+    return np.where(
+        busy,
+        physics.step_j * work.external_shares
+        + (physics.token_j + physics.context_j * each) * work.external_tokens
+        + physics.prefill_j * work.external_prefilled,
+        0.0,
+    )

@@ -1,0 +1,134 @@
+"""When each request computed its prompt, and when it generated. Pure.
+
+The proxy sees a request sent, its first token and its end. Before the first token it may have
+waited in a queue; how long computing its prompt really took follows from how engines do it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from meters.types import Activity
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
+
+SHORTEST_S = 1e-6
+# What nobody told: an unhurried engine's step and one prompt token's time. Only used when there is
+# no request with two tokens, or none with a prompt; then they cancel out of the shares.
+DEFAULT_STEP_S = 0.02
+DEFAULT_PREFILL_S = 5e-5
+
+
+class Phases(NamedTuple):
+    """Requests as arrays, in the order they were given. Times in seconds, work in tokens."""
+
+    start: Floats
+    prefill: Floats  # when computing its prompt began
+    first: Floats
+    end: Floats
+    computed: Floats  # prompt tokens not found in the cache
+    together: Floats  # prompt tokens computed with them, for requests of the same steps
+    prompt: Floats
+    decoded: Floats  # tokens after the first
+    started: Booleans  # a first token came
+
+
+def phases(activities: Sequence[Activity], until_s: float) -> Phases:
+    """The phases of requests; those still in flight are taken to last until ``until_s``."""
+    start = np.array([a.start_s for a in activities], dtype=np.float64)
+    end = as_counted([a.end_s for a in activities])
+    end = np.maximum(np.where(np.isnan(end), until_s, end), start)
+    first = as_counted([a.first_token_s for a in activities])
+    prompt = np.array([max(0.0, a.prompt_tokens) for a in activities], dtype=np.float64)
+    cached = np.array([max(0.0, a.cached_prompt_tokens) for a in activities], dtype=np.float64)
+    output = np.array([max(0.0, a.output_tokens) for a in activities], dtype=np.float64)
+    decoded = np.maximum(output - 1, 0.0)
+    computed = np.maximum(prompt - cached, np.minimum(prompt, 1.0))
+    # An answer that was not streamed shows all its tokens at its end: then nobody saw the first.
+    told = ~np.isnan(first)
+    first = np.clip(np.where(told, first, end), start, end)
+    shown = told & (decoded > 0) & (end - first > 0)
+    each = (end - first)[shown] / decoded[shown]
+    pace = median(each, DEFAULT_STEP_S)
+    brisk = float(np.quantile(each, 0.1)) if len(each) else DEFAULT_STEP_S
+    started = output > 0
+    unseen = started & (decoded * pace * 0.2 > end - first)
+    prompts = _Prompts(start, first, computed, told & started & ~unseen, brisk)
+    room = end - start
+    wanted = computed * prompts.token_s + pace
+    guess = start + np.where(
+        decoded > 0, room * wanted / np.maximum(wanted + decoded * pace, SHORTEST_S), room
+    )
+    first = np.where(unseen, guess, first)
+    # Cancelled before its first token: it was in the queue, then perhaps in prefill.
+    waited = median((first - start - wanted)[started & ~unseen], 0.0)
+    time_for_prompt = np.maximum(room - max(waited, 0.0), 0.0)
+    part = np.clip(time_for_prompt / np.maximum(computed * prompts.token_s, SHORTEST_S), 0.0, 1.0)
+    computed = np.where(started, computed, computed * part)
+    known = prompts.length_s > 0
+    length = np.where(known, prompts.length_s, computed * prompts.token_s + brisk)
+    prefill = np.minimum(first - np.minimum(length, first - start), first - SHORTEST_S)
+    together = np.where(known, prompts.together, computed)
+    return Phases(start, prefill, first, end, computed, together, prompt, decoded, started)
+
+
+def as_counted(values: Sequence[float | None]) -> Floats:
+    """Numbers with NaN for what nobody counted."""
+    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def median(values: Floats, default: float) -> float:
+    return float(np.median(values)) if len(values) else default
+
+
+class _Prompts:
+    """How long computing prompts took: ``token_s`` a token, ``length_s`` for each request.
+
+    Engines compute prompts in the order of arrival, several in one step while its token budget
+    lasts. Prompts whose first tokens come closer together than computing one of them takes were
+    in the same step, and took the time of all of them.
+    """
+
+    def __init__(
+        self, start: Floats, first: Floats, computed: Floats, known: Booleans, step_s: float
+    ) -> None:
+        self.token_s = DEFAULT_PREFILL_S
+        self.length_s = np.zeros(len(start))
+        self.together = np.zeros(len(start))
+        order = np.flatnonzero(known & (computed > 0))
+        order = order[np.argsort(first[order], kind="stable")]
+        if not len(order):
+            return
+        at, tokens, waited = first[order], computed[order], (first - start)[order]
+        large = tokens >= np.quantile(tokens, 0.75)
+        self.token_s = float(np.quantile(waited[large] / tokens[large], 0.1))
+        length_s = tokens * self.token_s
+        group = np.arange(len(order))
+        work = tokens
+        for _ in range(4):
+            apart = np.diff(at) >= np.maximum(0.5 * tokens[1:] * self.token_s, 1e-4)
+            group = np.concatenate([[0], np.cumsum(apart)])
+            work = np.bincount(group, tokens).astype(np.float64)
+            last = np.full(len(work), -np.inf)
+            np.maximum.at(last, group, at)
+            longest = np.zeros(len(work))
+            np.maximum.at(longest, group, waited)
+            since = np.diff(last, prepend=-np.inf)
+            # One of them waited since the one before was done: the engine worked on it all along,
+            # unless it had no place for it, which shows in much time for few tokens.
+            steady = (longest >= since) & (work * self.token_s >= 0.3 * since)
+            if steady.sum() >= 5:
+                spent_s = float((since[steady] - step_s).sum())
+                self.token_s = max(spent_s / float(work[steady].sum()), 0.2 * self.token_s)
+            length_s = work * self.token_s + step_s
+            length_s = np.where(
+                steady & (length_s >= 0.5 * since), np.maximum(length_s - step_s, since), length_s
+            )
+        self.length_s[order] = length_s[group]
+        self.together[order] = work[group]

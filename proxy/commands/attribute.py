@@ -1,0 +1,131 @@
+"""Divide metered energy among requests, from files.
+
+Reads windows of metered energy and the requests that were served in them, as JSON Lines, and
+prints one line a request with its energy above idle, and last the sums: idle and unattributed
+energy and that of all requests add up to what was metered. How the engine spends energy is learnt
+from the windows themselves. "-" reads one of the two from standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from meters.attribution import Books, attribute_all
+from meters.types import Activity, Window
+from proxy.commands import CommandError
+from proxy.jsonl import read_lines
+
+EXAMPLE = "joulegate attribute --windows windows.jsonl --requests requests.jsonl"
+
+
+class WindowLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of ``--windows``."""
+
+    node: str
+    start_s: float
+    end_s: float
+    energy_j: float
+    prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+    cached_prompt_tokens: float | None = None
+    steps: float | None = None
+    idle_power_w: float | None = None
+
+
+class RequestLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One line of ``--requests``."""
+
+    request_id: str
+    node: str
+    start_s: float
+    prompt_tokens: float
+    output_tokens: float
+    first_token_s: float | None = None
+    end_s: float | None = None
+    cached_prompt_tokens: float | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--windows", required=True, metavar="F.jsonl", help="metered windows")
+    parser.add_argument("--requests", required=True, metavar="G.jsonl", help="finished requests")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.windows == args.requests == "-":
+        raise CommandError("only one of --windows and --requests can be standard input")
+    windows = [
+        Window(
+            window_id=str(number),
+            **{name: getattr(line, name) for name in WindowLine.__struct_fields__},
+        )
+        for number, line in enumerate(read_lines(args.windows, WindowLine))
+    ]
+    activities: dict[str, Activity] = {}
+    repeated = 0
+    for line in read_lines(args.requests, RequestLine):
+        repeated += line.request_id in activities
+        activities.setdefault(line.request_id, _activity(line))
+    books = attribute_all(windows, activities.values())
+    _warn(books, activities.values(), repeated)
+    _print(books, activities)
+    return 0
+
+
+def _activity(line: RequestLine) -> Activity:
+    return Activity(
+        request_id=line.request_id,
+        node=line.node,
+        start_s=line.start_s,
+        first_token_s=line.first_token_s,
+        end_s=line.end_s,
+        prompt_tokens=line.prompt_tokens,
+        cached_prompt_tokens=line.cached_prompt_tokens or 0.0,
+        output_tokens=line.output_tokens,
+    )
+
+
+def _print(books: Books, activities: Iterable[str]) -> None:
+    write = sys.stdout.buffer.write
+    for request_id, energy_j in books.request_j(activities).items():
+        write(msgspec.json.encode({"request_id": request_id, "energy_j": energy_j}) + b"\n")
+    totals = {
+        "metered_j": books.metered_j,
+        "attributed_j": books.attributed_j,
+        "idle_j": books.idle_j,
+        "unattributed_j": books.unattributed_j,
+    }
+    write(msgspec.json.encode(totals) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _warn(books: Books, activities: Iterable[Activity], repeated: int) -> None:
+    def say(text: str) -> None:
+        print(f"joulegate attribute: {text}", file=sys.stderr)
+
+    if books.refused:
+        say(f"windows refused, in no sum: {_counts(books.refused)}")
+    if books.repaired:
+        say(f"windows repaired: {_counts(books.repaired)}")
+    if repeated:
+        say(f"{repeated} lines repeat a request_id; the first of each was taken")
+    nodes = {attribution.node for attribution in books.attributions}
+    lost = Counter(a.node for a in activities if a.node not in nodes)
+    if lost:
+        say(f"requests on nodes without a usable window, given 0 J: {_counts(lost)}")
+    for node, fit in books.fits.items():
+        if not fit.idle_known:
+            say(
+                f"idle power of {node} is not given and cannot be told from its windows: its "
+                "idle_j is 0, and requests carry it; add idle_power_w or windows without requests"
+            )
+        if not fit.trusted:
+            say(f"{node} has few windows, or they fit badly: expect larger errors")
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()))
