@@ -65,9 +65,7 @@ def test_a_line_for_each_request_then_sums_that_add_up_exactly(tmp_path, capsys)
     parts = sums["attributed_j"] + sums["idle_j"] + sums["unattributed_j"]
     assert parts == sums["metered_j"] == pytest.approx(sum(w["energy_j"] for w in windows))
     truth = run.request_j()
-    relative = sorted(
-        abs(line["energy_j"] / truth[line["request_id"]] - 1) for line in shares
-    )
+    relative = sorted(abs(line["energy_j"] / truth[line["request_id"]] - 1) for line in shares)
     assert relative[len(relative) // 2] < 0.05
 
 
@@ -103,6 +101,4 @@ def test_unknown_idle_power_is_said(tmp_path, capsys):
 def test_empty_files_give_empty_books(tmp_path, capsys):
     status, lines, _ = attribute(tmp_path, capsys, [], [])
     assert status == 0
-    assert lines == [
-        {"metered_j": 0.0, "attributed_j": 0.0, "idle_j": 0.0, "unattributed_j": 0.0}
-    ]
+    assert lines == [{"metered_j": 0.0, "attributed_j": 0.0, "idle_j": 0.0, "unattributed_j": 0.0}]
