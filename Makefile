@@ -7,7 +7,10 @@ export UV_PYTHON_DOWNLOADS = never
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 ARGS ?=
 
-.PHONY: run demo test check lint types imports test-vllm bench-gateway lock clean bench-attribution
+.PHONY: run demo test check lint types imports
+.PHONY: test-vllm docs lock clean
+.PHONY: bench-gateway
+.PHONY: bench-attribution
 
 run: $(VENV)/run.done  ## serve on http://127.0.0.1:4000
 	$(PY) -m proxy serve $(ARGS)
@@ -38,6 +41,9 @@ test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
 bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
 	$(PY) -m benchmarks.gateway $(ARGS)
 
+docs: $(VENV)/dev.done  ## write the pages that are generated
+	$(PY) -m proxy.settings > docs/settings.md
+
 lock:  ## pin what the project depends on, with hashes and without hosts
 	$(UV) pip compile pyproject.toml --no-header --no-annotate --generate-hashes -q -o requirements.lock
 	$(UV) pip compile pyproject.toml --group dev --no-header --no-annotate --generate-hashes -q -o requirements-dev.lock
@@ -51,7 +57,7 @@ $(VENV)/bin/uv:
 # `make run` after `make test` does not take it apart again.
 $(VENV)/run.done: requirements.lock | $(VENV)/bin/uv
 	test -f $(VENV)/dev.done || $(UV) pip install --quiet --require-hashes -r requirements.lock
-	$(UV) pip install --quiet --no-deps --no-build-isolation-package joulegate -e . 2>/dev/null || $(UV) pip install --quiet --no-deps -e .
+	$(UV) pip install --quiet --no-deps -e .
 	touch $@
 
 $(VENV)/dev.done: requirements-dev.lock | $(VENV)/bin/uv

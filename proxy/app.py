@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from proxy.auth import Caller
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
+from proxy.grid import Grid
 from proxy.measuring import Learning, Measuring, divide
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
@@ -85,6 +87,8 @@ class Proxy:
         self.replica = replica_name()
         self.keys = auth.from_settings(settings)
         self.pool = backends.of_settings(settings, facts)
+        self.grid = Grid(settings, self.pool)
+        self.grid.refresh(time.time())
         self.telemetry = Telemetry()
         self.learning = Learning(self.pool)
         self.estimator = EnergyEstimator(learnt=self.learning.learnt)
@@ -162,7 +166,8 @@ class Proxy:
                 "finished. Mend ledger.url and restart.",
                 type(error).__name__,
             )
-        self.watch.start()
+        self.watch.start(lambda _: self.grid.refresh(time.time()))
+        self.grid.refresher.start()
         self.accounts.start()
         if self.worker == 0:
             await asyncio.to_thread(self.measuring.start)
@@ -174,6 +179,7 @@ class Proxy:
             await asyncio.to_thread(self.measuring.stop)
             await self.accounts.stop()
             await self.watch.stop()
+            await asyncio.to_thread(self.grid.refresher.stop)
             await self.client.stop()
             await self.store.close()
             self.steps.close()

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from estimators.types import Estimate, Estimator, Features
-from policies.limits import tighten
+from policies.limits import is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
 from proxy.backends import Engine, Pool
@@ -49,11 +49,15 @@ class Router:
         estimator: Estimator,
         policies: Mapping[str, Policy],
         default_policy: str,
+        default_counterfactual: str | None = None,
     ) -> None:
+        """``default_counterfactual``: the backend or group that a request for ``auto`` would have
+        gone to without Joulegate, as the organisation declared it."""
         self.pool = pool
         self.estimator = estimator
         self.policies = dict(policies)
         self.default_policy = default_policy
+        self.default_counterfactual = default_counterfactual
         self.sessions: dict[tuple[str, str], str] = {}  # (team, session) -> backend
         self._random = random.Random()
         self._hours: dict[str, tuple[int, int]] = {}  # zone -> (hour since 1970, hour of its day)
@@ -122,6 +126,9 @@ class Router:
             draw=self._random.random() if draw is None else draw,
         )
         decision = policy.choose(request, candidates, limits)
+        if self.default_counterfactual is not None and is_open(asked):
+            declared = self._declared(candidates)
+            decision = msgspec.structs.replace(decision, counterfactual=declared)
         by_name = {engine.name: engine for engine in engines}
         return Routed(
             decision=decision,
@@ -130,6 +137,11 @@ class Router:
             request=request,
             limits=limits,
         )
+
+    def _declared(self, candidates: Sequence[Candidate]) -> str | None:
+        """The declared default among the candidates; None where it is none of them."""
+        wanted = self.default_counterfactual or ""
+        return next((c.backend.name for c in candidates if serves(c.backend, wanted)), None)
 
     def candidates(self, features: Features, engines: Sequence[Engine]) -> tuple[Candidate, ...]:
         """Every engine with its estimate and load, in one call to the estimator."""

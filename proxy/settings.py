@@ -121,6 +121,12 @@ class Carbon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     electricity_maps_token: Annotated[
         str | None, help_("Token of the Electricity Maps API; none means not asked.")
     ] = None
+    gb_api: Annotated[
+        bool, help_("Whether the GB Carbon Intensity API is asked for zones `GB*`.")
+    ] = False
+    regions: Annotated[
+        dict[str, str], help_("Cloud region to grid zone, such as `gcp:europe-west3: DE`.")
+    ] = {}
     default_counterfactual: Annotated[
         str | None, help_("Backend that `auto` would have been without Joulegate.")
     ] = None
@@ -412,3 +418,27 @@ def _default_text(field: Any) -> str:
     if field.default_factory is not msgspec.NODEFAULT:
         return str(field.default_factory() or "none")
     return "required"
+
+
+def markdown() -> str:
+    """docs/settings.md: every setting with its type, default and help."""
+    lines = [
+        "# Settings",
+        "",
+        "Every key of `config.yaml`. Generated from `proxy/settings.py` by `make docs`; a test",
+        "checks that it is up to date. `os.environ/NAME` as a value reads that environment",
+        "variable. An unknown key, a wrong type or a contradiction stops the start, with its line",
+        "and the nearest known key; `joulegate check config.yaml` shows what would be used. What",
+        "`policies` may hold is in [policies.md](policies.md). LiteLLM's `config.yaml` is taken",
+        "too: the keys of a backend then live under `model_info.energy`, all others under a",
+        "top-level `joulegate`.",
+        "",
+        "| setting | type | default | what it does |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{n}` | {k} | {d or '–'} | {text} |" for n, k, d, text in table()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

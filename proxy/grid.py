@@ -1,0 +1,71 @@
+"""The grid's intensity for every backend, kept fresh off the request path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from meters.intensity import IntensityBook, Source
+from meters.intensity.electricity_maps import ElectricityMaps
+from meters.intensity.file import File
+from meters.intensity.gb import GreatBritain
+from meters.intensity.keep import KeptObservations
+from meters.intensity.refresh import IntensityRefresher
+from meters.intensity.table import AnnualTable
+from proxy.backends import Pool
+from proxy.settings import Settings
+
+REFRESH_S = 60.0  # how often backends' facts take the hour's figure over
+
+
+class Grid:
+    """Holds the book of intensities; `refresh` writes the present hour's into the pool."""
+
+    def __init__(self, settings: Settings, pool: Pool) -> None:
+        carbon = settings.carbon
+        self.table = AnnualTable(regions=carbon.regions)
+        self.book = IntensityBook(self.table)
+        self._pool = pool
+        self._fixed = {
+            backend.full_name: (
+                backend.intensity_g_per_kwh
+                if backend.intensity_g_per_kwh is not None
+                else carbon.intensity_g_per_kwh
+            )
+            for backend in settings.backends
+        }
+        self.refresher = IntensityRefresher(
+            self.book,
+            sources_of(settings, pool),
+            KeptObservations(Path(settings.state_dir) / "intensity.jsonl"),
+        )
+        self._due_s = 0.0
+
+    def refresh(self, unix_s: float) -> None:
+        """Bring every backend's intensity up to this time; does nothing within the minute."""
+        if unix_s < self._due_s:
+            return
+        self._due_s = unix_s + REFRESH_S
+        for engine in self._pool.engines:
+            fixed = self._fixed.get(engine.name)
+            value = self.book.at(engine.facts.zone, unix_s).g_per_kwh if fixed is None else fixed
+            if value != engine.facts.intensity_g_per_kwh:
+                engine.facts = msgspec.structs.replace(engine.facts, intensity_g_per_kwh=value)
+
+
+def sources_of(settings: Settings, pool: Pool) -> dict[str, Source]:
+    """The best configured source of each zone that a backend is in; none is asked otherwise."""
+    carbon = settings.carbon
+    zones = {engine.facts.zone for engine in pool.engines if engine.facts.zone}
+    if carbon.zone:
+        zones.add(carbon.zone)
+    found: dict[str, Source] = {}
+    for zone in sorted(zones):
+        if carbon.intensity_file is not None:
+            found[zone] = File(carbon.intensity_file)
+        elif carbon.electricity_maps_token is not None:
+            found[zone] = ElectricityMaps(carbon.electricity_maps_token)
+        elif carbon.gb_api and zone.startswith("GB"):
+            found[zone] = GreatBritain()
+    return found

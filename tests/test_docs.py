@@ -1,0 +1,93 @@
+"""What a user can set, send, read or run is in the docs; what the docs generate is up to date."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from proxy import settings
+from proxy.commands import COMMANDS, load
+from proxy.front import ENDPOINTS
+from proxy.telemetry import Telemetry
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = "\n".join(
+    path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+)
+CODE = [
+    path
+    for folder in ("proxy", "policies", "estimators", "meters")
+    for path in (ROOT / folder).rglob("*.py")
+]
+
+
+def in_code(pattern: str) -> set[str]:
+    found: set[str] = set()
+    for path in CODE:
+        found.update(re.findall(pattern, path.read_text(encoding="utf-8")))
+    return found
+
+
+def test_the_page_of_settings_is_up_to_date() -> None:
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == settings.markdown()
+
+
+def test_every_setting_has_its_help() -> None:
+    assert [name for name, _, _, text in settings.table() if not text] == []
+
+
+@pytest.mark.parametrize("header", sorted(in_code(r"x-joulegate-[a-z0-9-]+[a-z0-9]")))
+def test_every_header_is_named(header: str) -> None:
+    assert f"`{header}`" in DOCS
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(metric.name for metric in Telemetry().registry.collect() if metric.name != "joulegate"),
+)
+def test_every_metric_is_named(name: str) -> None:
+    assert f"`{name}`" in DOCS or f"`{name}_total`" in DOCS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_every_command_is_named_and_has_an_example(command: str) -> None:
+    assert re.search(rf"`(joulegate )?{command}[ `]", DOCS)
+    module = load(command)
+    assert module.EXAMPLE.startswith(f"joulegate {command}")
+    assert module.__doc__
+
+
+@pytest.mark.parametrize("path", sorted(ENDPOINTS))
+def test_every_endpoint_is_named(path: str) -> None:
+    assert f"{path}`" in DOCS
+
+
+@pytest.mark.parametrize(
+    "code",
+    sorted(
+        set(
+            re.findall(
+                r'^\s+(?:\d{3}, |code=)?"([a-z]+_[a-z_]+)",?$',
+                (ROOT / "proxy/errors.py").read_text(encoding="utf-8"),
+                re.MULTILINE,
+            )
+        )
+        - {"invalid_request_error"}
+    ),
+)
+def test_every_error_code_is_named(code: str) -> None:
+    assert f"`{code}`" in DOCS
+
+
+def test_every_link_leads_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *ROOT.glob("docs/*.md")]
+    links = [
+        (page, target)
+        for page in pages
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
+        if not target.startswith("http")
+    ]
+    assert len(links) > 5
+    assert [f"{p.name}: {t}" for p, t in links if not (p.parent / t).exists()] == []
