@@ -21,12 +21,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.energy import EnergyEstimator
 from estimators.text import coarse_task
-from estimators.types import Backend
+from estimators.types import Backend, Features, Load, Outcome
 from meters.drain import Drain
+from meters.intake import WindowIntake
 from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
-from proxy import auth, backends, policy_book
+from proxy import auth, backends, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
@@ -59,6 +60,14 @@ def replica_name() -> str:
 def ledger_url(settings: Settings) -> str:
     """The configured ledger, or SQLite in the state folder."""
     return settings.ledger.url or f"sqlite:///{Path(settings.state_dir) / 'ledger.db'}"
+
+
+def agents(settings: Settings) -> dict[str, set[str]]:
+    """Each agent's token with the nodes it may speak for."""
+    nodes: dict[str, set[str]] = {}
+    for node, token in settings.meters.tokens.items():
+        nodes.setdefault(token, set()).add(node)
+    return nodes
 
 
 def store_of(settings: Settings) -> Store:
@@ -130,6 +139,12 @@ class Proxy:
             describe=describe,
         )
         self.measuring = Measuring(settings, self.pool, self.accounts.window)
+        self.intake = WindowIntake(
+            agents(settings),
+            {engine.node for engine in self.pool.engines},
+            time.time,
+            self.accounts.window,
+        )
         self.api = FastAPI(
             title="Joulegate",
             lifespan=self._lifespan,
@@ -146,6 +161,7 @@ class Proxy:
             refresh=self.refresh_metrics,
             ready=self.degraded,
             feedback=self.feedback,
+            intake=self.intake,
         )
         self.api.include_router(self.routes.router)
         handle_errors(self.api)
@@ -232,8 +248,24 @@ class Proxy:
         return gone
 
     def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
-        """Take a score of an answer in."""
-        raise NotImplementedError
+        """Take a score of an answer in; it teaches the quality of what answered."""
+        score, request_id = feedback.score_in(given)
+        receipt = self.find_receipt(request_id)
+        if receipt is None or (receipt.record.team != caller.team and caller.role != "admin"):
+            raise errors.not_found(f"There is no request {request_id!r} of your team.")
+        record = receipt.record
+        if record.backend is not None:
+            self.estimator.learn(
+                Outcome(
+                    backend=record.backend,
+                    features=Features(
+                        prompt_tokens=record.prompt_tokens or 0, task=record.task, team=record.team
+                    ),
+                    load=Load(),
+                    score=score,
+                )
+            )
+        return {"object": "joulegate.feedback", "request_id": request_id, "score": score}
 
 
 def build(settings: Settings, facts: dict[str, Backend], worker: int = 0) -> Proxy:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from estimators.types import Backend
+from meters.attribution import attribute_all
 from meters.engine_reader import EngineUnavailable
 from meters.local import LocalMeter
 from meters.settings import MeterSettings
@@ -43,8 +44,14 @@ class Learning:
 def divide(
     window: Window, activities: Sequence[Activity], physics: StepPhysics | None
 ) -> Attribution:
-    """Divide a window among the requests in it."""
-    return undivided(window)
+    """Divide a window among the requests in it; one that cannot be used stays undivided."""
+    known = None if physics is None else {window.node: physics}
+    books = attribute_all([window], activities, known)
+    if not books.attributions:
+        reason = next(iter(books.refused), "not usable")
+        log.warning("window %s is %s; nobody is charged for it", window.window_id, reason)
+        return undivided(window)
+    return books.attributions[0]
 
 
 class Measuring:

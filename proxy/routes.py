@@ -13,10 +13,11 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
+from meters.intake import WindowIntake
 from meters.receipts import Receipt
 from policies.types import NoBackendWithinLimits
 from proxy import errors, explanation, features, receipts
-from proxy.auth import Caller, KeyRing
+from proxy.auth import Caller, KeyRing, key_in
 from proxy.backends import Engine
 from proxy.errors import ApiError
 from proxy.flight import Flight
@@ -52,6 +53,7 @@ class Routes:
         refresh: Callable[[], None],
         ready: Callable[[], dict[str, str]],
         feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
+        intake: WindowIntake,
     ) -> None:
         self.keys = keys
         self.steps = steps
@@ -61,6 +63,7 @@ class Routes:
         self.refresh = refresh
         self.ready = ready
         self.feedback = feedback
+        self.intake = intake
         self.started_s = int(time.time())
         self.router = APIRouter()
         add = self.router.add_api_route
@@ -69,6 +72,8 @@ class Routes:
         add("/v1/route", self.route, methods=["POST"])
         add("/v1/usage/{request_id}", self.usage, methods=["GET"])
         add("/v1/feedback", self.give_feedback, methods=["POST"])
+        add("/meters/windows", self.windows, methods=["POST"])
+        add("/meters/clock", self.clock, methods=["GET"])
         add("/health/live", self.live, methods=["GET"])
         add("/health/ready", self.is_ready, methods=["GET"])
         add("/health", self.live, methods=["GET"])
@@ -170,6 +175,19 @@ class Routes:
             raise errors.invalid_body(f"The body should be a JSON object: {error}.") from None
         return answer(self.feedback(caller, given))
 
+    # -- agents ----------------------------------------------------------------------------------
+
+    async def windows(self, request: Request) -> Response:
+        """Closed windows from an agent; each is taken once, however often it is sent."""
+        body = await request.body()
+        status, said = await asyncio.to_thread(self.intake.accept, _bearer(request), body)
+        return Response(said, status, media_type="application/json")
+
+    async def clock(self, request: Request) -> Response:
+        """The time here, for agents to measure theirs by."""
+        status, said = self.intake.time(_bearer(request))
+        return Response(said, status, media_type="application/json")
+
     # -- operation -------------------------------------------------------------------------------
 
     async def live(self) -> Response:
@@ -191,6 +209,11 @@ class Routes:
             raise errors.forbidden("Metrics need the key of a lead or an administrator.")
         self.refresh()
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _bearer(request: Request) -> str | None:
+    key = key_in(request.scope["headers"])
+    return key.decode("latin-1") if key is not None else None
 
 
 def handle_errors(app: FastAPI) -> None:
