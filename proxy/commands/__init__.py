@@ -20,6 +20,7 @@ COMMANDS: dict[str, str] = {
     "demo": "proxy.commands.demo",
     "attribute": "proxy.commands.attribute",
     "meter": "proxy.commands.meter",
+    "replay": "proxy.commands.replay",
 }
 
 

@@ -1,0 +1,342 @@
+"""Traffic that was, through policies that were not: what would it have used?
+
+Each request of a trace is estimated and decided as the proxy does it, against the load that the
+requests before it made, and then served by a fluid engine (fleet.py) with the estimator's step
+physics. So energy depends on how a policy packs requests, not only on which model it likes.
+Backends without physics (closed APIs) answer as estimated. Everything printed is a simulation.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from estimators.types import Backend, Estimate, Features, Load
+from meters.types import StepPhysics
+from policies.fleet import FluidEngine, Served, Sleep
+from policies.guarantee import Guarantee
+from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
+
+JOULES_PER_KWH = 3.6e6
+PROGRESS_EVERY = 2000
+DEFAULT_SEQS = 256  # vLLM's own default batch limit on most GPUs
+
+
+class Arrival(NamedTuple):
+    """One request of a trace: ``at_s`` counts from its beginning, ``hour`` is of the day."""
+
+    at_s: float
+    prompt_tokens: int
+    output_tokens: int
+    team: str = ""
+    task: str | None = None
+    asked: str = "auto"
+    hour: int | None = None
+
+
+class Estimating(Protocol):
+    """What replay needs of an estimator."""
+
+    def estimate(
+        self, features: Features, backends: Sequence[Backend], loads: Sequence[Load]
+    ) -> list[Estimate]: ...
+
+    def physics(self, backend: Backend) -> StepPhysics | None: ...
+
+
+class Span(msgspec.Struct, frozen=True):
+    """A mean with its 80 % interval."""
+
+    low: float
+    mid: float
+    high: float
+
+
+class Quantiles(msgspec.Struct, frozen=True):
+    """How long requests took, in seconds."""
+
+    p50: float
+    p95: float
+    p99: float
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy would have done with a trace. Unknown is None."""
+
+    policy: str
+    version: str
+    requests: int
+    refused: int
+    energy_j: float | None  # of the whole fleet, idle included
+    active_energy_j: float | None  # above idle
+    energy_per_request_j: Span | None  # above idle, with the estimates' own uncertainty
+    carbon_g: float | None  # of the whole fleet's energy, PUE included
+    money_usd: float | None
+    quality: Span | None
+    ttft_s: Quantiles | None
+    latency_s: Quantiles | None
+    backends: dict[str, int]  # requests that each answered
+    moved: int = 0  # requests that another backend answered than under the first policy
+    moves: dict[str, int] = {}  # "from -> to", the most frequent first
+    refusals: dict[str, int] = {}  # code -> rejections of refused requests
+
+
+class Choices(msgspec.Struct, frozen=True):
+    """Which backend each request went to, in the trace's order; -1 was refused."""
+
+    names: tuple[str, ...]
+    chosen: array[int]
+
+    def __iter__(self) -> Iterator[str | None]:
+        return (None if index < 0 else self.names[index] for index in self.chosen)
+
+
+def replay(
+    trace: Sequence[Arrival],
+    backends: Sequence[Backend],
+    policy: Policy,
+    estimator: Estimating,
+    *,
+    limits: Limits | None = None,
+    team_limits: Mapping[str, Limits] | None = None,
+    sleep: Sleep | None = None,
+    seed: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Replayed, Choices]:
+    """Run a trace, in order of time and starting at 0 s, through one policy.
+
+    ``progress`` is told the number of requests done, now and then.
+    """
+    run = _Run(backends, policy, estimator, sleep, seed)
+    everyone = limits or Limits()
+    by_team = team_limits or {}
+    for index, arrival in enumerate(trace):
+        run.arrive(index, arrival, by_team.get(arrival.team, everyone))
+        if progress is not None and index % PROGRESS_EVERY == 0:
+            progress(index)
+    return run.result()
+
+
+def compared(first: Choices, other: Choices, result: Replayed, most: int = 12) -> Replayed:
+    """The result with which requests moved, against the choices of another policy."""
+    pairs = Counter(
+        f"{a or 'refused'} -> {b or 'refused'}" for a, b in zip(first, other, strict=True) if a != b
+    )
+    return msgspec.structs.replace(
+        result, moved=sum(pairs.values()), moves=dict(pairs.most_common(most))
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        backends: Sequence[Backend],
+        policy: Policy,
+        estimator: Estimating,
+        sleep: Sleep | None,
+        seed: int,
+    ) -> None:
+        self.backends = list(backends)
+        self.index = {backend.name: i for i, backend in enumerate(self.backends)}
+        self.policy = policy
+        self.promise = _guarantee_in(policy)
+        self.debt = self.promise.first_debt if self.promise is not None else 0.0
+        self.estimator = estimator
+        self.random = random.Random(seed)
+        self.engines = [_engine(estimator.physics(b), b, sleep) for b in self.backends]
+        self.loads = [e.load if e else Load(known=False) for e in self.engines]
+        self.chosen = array("h")
+        self.previous: dict[tuple[str, str | None], str] = {}
+        self.ttft_s = array("d")
+        self.latency_s = array("d")
+        self.quality: list[float] = [0.0, 0.0, 0.0]
+        self.quality_known = 0
+        self.energies = [0.0, 0.0, 0.0]  # estimates: low, mid, high
+        self.outside_j: dict[int, float] = {}  # backends without physics: as estimated
+        self.unknown_energy = False
+        self.money_usd: float | None = 0.0
+        self.refusals: Counter[str] = Counter()
+        self.last_s = 0.0
+
+    def arrive(self, key: int, arrival: Arrival, limits: Limits) -> None:
+        at_s = arrival.at_s
+        loads = self.loads
+        for place, engine in enumerate(self.engines):
+            if engine is None:
+                continue
+            if engine.next_event_s <= at_s:
+                self.note(engine.advance(at_s))
+                loads[place] = engine.load
+            if engine.sleep is not None:
+                asleep = engine.asleep_at(at_s)
+                if asleep != loads[place].asleep:
+                    loads[place] = Load(asleep=asleep, known=True)
+        self.last_s = at_s
+        kind = (arrival.team, arrival.task)
+        features = Features(
+            prompt_tokens=arrival.prompt_tokens,
+            prompt_tokens_counted=True,
+            task=arrival.task,
+            team=arrival.team,
+        )
+        request = Request(
+            features=features,
+            asked=arrival.asked,
+            team=arrival.team,
+            hour=arrival.hour,
+            previous_backend=self.previous.get(kind),
+            quality_debt=self.debt,
+            draw=self.random.random(),
+        )
+        estimates = self.estimator.estimate(features, self.backends, loads)
+        candidates = list(map(Candidate, self.backends, estimates, loads))
+        try:
+            decision = self.policy.choose(request, candidates, limits)
+        except NoBackendWithinLimits as refusal:
+            self.chosen.append(-1)
+            self.refusals.update(r.code for r in refusal.rejections)
+            return
+        self.serve(key, arrival, decision, estimates)
+        self.previous[kind] = decision.chosen
+
+    def serve(
+        self, key: int, arrival: Arrival, decision: Decision, estimates: Sequence[Estimate]
+    ) -> None:
+        place = self.index[decision.chosen]
+        backend, estimate, engine = self.backends[place], estimates[place], self.engines[place]
+        self.chosen.append(place)
+        if engine is not None:
+            self.note(engine.advance(arrival.at_s))
+            engine.submit(key, arrival.prompt_tokens, arrival.output_tokens)
+            self.loads[place] = engine.load
+        else:
+            if estimate.energy_j is None:
+                self.unknown_energy = True
+            else:
+                self.outside_j[place] = self.outside_j.get(place, 0.0) + estimate.energy_j.mid
+            if estimate.latency_s is not None:
+                self.latency_s.append(estimate.latency_s.mid)
+            if estimate.ttft_s is not None:
+                self.ttft_s.append(estimate.ttft_s.mid)
+        if estimate.energy_j is not None:
+            for end in range(3):
+                self.energies[end] += estimate.energy_j[end]
+        if estimate.quality is not None:
+            self.quality_known += 1
+            for end in range(3):
+                self.quality[end] += estimate.quality[end]
+            if self.promise is not None:
+                self.debt = self.promise.owe(self.debt, estimate.quality.mid)
+        if self.money_usd is not None:
+            price = _price(backend, arrival)
+            self.money_usd = None if price is None else self.money_usd + price
+
+    def note(self, served: Sequence[Served]) -> None:
+        for one in served:
+            self.ttft_s.append(one.first_token_s - one.arrival_s)
+            self.latency_s.append(one.end_s - one.arrival_s)
+
+    def result(self) -> tuple[Replayed, Choices]:
+        for engine in self.engines:
+            if engine is not None:
+                # To the end of what it serves, and no idle time beyond the others' ends.
+                while engine.next_event_s < float("inf"):
+                    self.last_s = max(self.last_s, engine.next_event_s)
+                    self.note(engine.advance(engine.next_event_s + 1e-9))
+        answered = sum(place >= 0 for place in self.chosen)
+        whole = self._energies()
+        active = None if self.unknown_energy else sum(self._active().values())
+        result = Replayed(
+            policy=self.policy.name,
+            version=self.policy.version,
+            requests=len(self.chosen),
+            refused=len(self.chosen) - answered,
+            energy_j=None if self.unknown_energy else sum(whole.values()),
+            active_energy_j=active,
+            energy_per_request_j=self._per_request(active, answered),
+            carbon_g=None if self.unknown_energy else self._carbon_g(whole),
+            money_usd=self.money_usd,
+            quality=(
+                Span(*(total / self.quality_known for total in self.quality))
+                if self.quality_known
+                else None
+            ),
+            ttft_s=_quantiles(self.ttft_s),
+            latency_s=_quantiles(self.latency_s),
+            backends={
+                b.name: count
+                for i, b in enumerate(self.backends)
+                if (count := self.chosen.count(i))
+            },
+            refusals=dict(self.refusals.most_common()),
+        )
+        return result, Choices(tuple(b.name for b in self.backends), self.chosen)
+
+    def _active(self) -> dict[int, float]:
+        joules = dict(self.outside_j)
+        for place, engine in enumerate(self.engines):
+            if engine is not None:
+                joules[place] = engine.active_j
+        return joules
+
+    def _energies(self) -> dict[int, float]:
+        joules = dict(self.outside_j)
+        for place, engine in enumerate(self.engines):
+            if engine is not None:
+                joules[place] = engine.energy_j(self.last_s)
+        return joules
+
+    def _carbon_g(self, joules: Mapping[int, float]) -> float | None:
+        total = 0.0
+        for place, energy_j in joules.items():
+            backend = self.backends[place]
+            if backend.intensity_g_per_kwh is None:
+                return None
+            pue = backend.pue or 1.0
+            total += energy_j / JOULES_PER_KWH * pue * backend.intensity_g_per_kwh
+        return total
+
+    def _per_request(self, active_j: float | None, answered: int) -> Span | None:
+        if active_j is None or not answered or self.energies[1] <= 0.0:
+            return None
+        mean_j = active_j / answered
+        low, mid, high = self.energies
+        return Span(mean_j * low / mid, mean_j, mean_j * high / mid)
+
+
+def _engine(
+    physics: StepPhysics | None, backend: Backend, sleep: Sleep | None
+) -> FluidEngine | None:
+    if physics is None:
+        return None
+    return FluidEngine(physics, backend.max_num_seqs or DEFAULT_SEQS, sleep)
+
+
+def _price(backend: Backend, arrival: Arrival) -> float | None:
+    if backend.input_usd_per_mtok is None or backend.output_usd_per_mtok is None:
+        return None
+    spent = arrival.prompt_tokens * backend.input_usd_per_mtok
+    return (spent + arrival.output_tokens * backend.output_usd_per_mtok) / 1e6
+
+
+def _quantiles(values: array[float]) -> Quantiles | None:
+    if not values:
+        return None
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Quantiles(*(ordered[round(q * last)] for q in (0.5, 0.95, 0.99)))
+
+
+def _guarantee_in(policy: object) -> Guarantee | None:
+    """The guarantee that a policy rests on, if it does: its debt must be kept."""
+    while policy is not None:
+        if isinstance(policy, Guarantee):
+            return policy
+        inner = getattr(policy, "policy", None) or getattr(policy, "strategy", None)
+        policy = inner or getattr(policy, "plain", None)
+    return None

@@ -1,0 +1,150 @@
+"""Run recorded or published traffic through policies, and compare what they would have used.
+
+Nothing is sent: requests are estimated and decided as the proxy does it, and served by simulated
+engines with each backend's step physics. The trace is a CSV file with the columns
+timestamp,prompt_tokens,output_tokens and, if it has them, team, task and model; the Azure LLM
+inference traces and exports of the ledger are read as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import msgspec
+
+from estimators.energy import EnergyEstimator
+from policies.fleet import Sleep
+from policies.replay import Replayed, compared, replay
+from policies.types import Limits
+from policies.wording import nearest
+from proxy import policy_book, serving
+from proxy.auth import limits_of
+from proxy.commands import CommandError
+from proxy.config_file import ConfigError
+from proxy.traces import BadTrace, read_trace
+
+EXAMPLE = "joulegate replay --trace trace.csv --config config.yaml --policy pinned --policy thrifty"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", metavar="F", required=True, help="CSV of requests")
+    parser.add_argument("--config", metavar="F", help="config file with backends and policies")
+    parser.add_argument(
+        "--policy",
+        metavar="P",
+        action="append",
+        help="a policy to try, may be repeated; default: pinned and the config's default",
+    )
+    parser.add_argument("--asked", metavar="MODEL", help="model name of every request")
+    parser.add_argument("--requests", metavar="N", type=int, help="only the first N requests")
+    parser.add_argument(
+        "--sleep-after-s",
+        metavar="S",
+        type=float,
+        help="let engines sleep that are idle for so long; default: never",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness; default 0")
+    parser.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        prepared = serving.prepare(args.config)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+    try:
+        trace = read_trace(args.trace, args.requests, args.asked)
+        settings = prepared.settings
+        book = policy_book.book_of(settings)
+        names = args.policy or list(dict.fromkeys(["pinned", settings.default_policy]))
+        for name in names:
+            if name not in book.policies:
+                close = nearest(name, book.policies)
+                hint = f" Did you mean {close!r}?" if close else ""
+                raise CommandError(f"There is no policy {name!r}.{hint}")
+        facts = list(prepared.facts.values())
+        sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
+        limits = {name: limits_of(team.limits) for name, team in settings.teams.items()}
+        results: list[Replayed] = []
+        first = None
+        for name in names:
+            result, choices = replay(
+                trace,
+                facts,
+                book.policies[name],
+                EnergyEstimator(),
+                limits=Limits(),
+                team_limits=limits,
+                sleep=sleep,
+                seed=args.seed,
+                progress=_progress(name, len(trace)),
+            )
+            first = first or choices
+            results.append(compared(first, choices, result))
+    except BadTrace as error:
+        raise CommandError(str(error)) from None
+    finally:
+        prepared.close()
+    if args.json:
+        print(json.dumps({"trace": args.trace, "policies": msgspec.to_builtins(results)}))
+    else:
+        show(results)
+    return 0
+
+
+def show(results: list[Replayed]) -> None:
+    """The policies side by side."""
+    print("Simulated; energy is the whole fleet's, idle included.")
+    header = ("policy", "energy kWh", "above idle", "J/request", "carbon g", "USD", "quality")
+    print(f"{header[0]:24}" + "".join(f"{h:>12}" for h in header[1:]), end="")
+    print(f"{'TTFT p95 s':>12}{'latency p95':>12}{'refused':>9}{'moved':>9}")
+    for r in results:
+        per = r.energy_per_request_j
+        cells = (
+            _kwh(r.energy_j),
+            _kwh(r.active_energy_j),
+            _figure(per.mid if per else None),
+            _figure(r.carbon_g),
+            _figure(r.money_usd),
+            _figure(r.quality.mid if r.quality else None),
+            _figure(r.ttft_s.p95 if r.ttft_s else None),
+            _figure(r.latency_s.p95 if r.latency_s else None),
+        )
+        moved = f"{r.moved / r.requests:.1%}" if r.requests else "-"
+        print(f"{r.policy:24}" + "".join(f"{c:>12}" for c in cells) + f"{r.refused:>9}{moved:>9}")
+    for r in results:
+        shares = ", ".join(f"{name} {count / r.requests:.1%}" for name, count in r.backends.items())
+        print(f"  {r.policy}: {shares or 'nothing was served'}")
+        for move, count in list(r.moves.items())[:5]:
+            print(f"    {count:8} moved {move}")
+        for code, count in list(r.refusals.items())[:5]:
+            print(f"    {count:8} times {code}")
+
+
+def _kwh(joules: float | None) -> str:
+    return _figure(None if joules is None else joules / 3.6e6)
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4g}"
+
+
+def _progress(name: str, total: int) -> Callable[[int], None]:
+    """Shows progress on stderr once two seconds have gone by."""
+    began_s = time.monotonic()
+    last_s = began_s
+
+    def tell(done: int) -> None:
+        nonlocal last_s
+        now_s = time.monotonic()
+        if now_s - began_s > 2.0 and now_s - last_s > 1.0:
+            last_s = now_s
+            left_s = (now_s - began_s) / max(1, done) * (total - done)
+            line = f"{name}: {done / total:.0%} of {total} requests, {left_s:.0f} s left"
+            print(line, file=sys.stderr, flush=True)
+
+    return tell

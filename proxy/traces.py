@@ -1,0 +1,126 @@
+"""Traces of requests from CSV files: our own form, Azure's public ones, the ledger's exports."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from policies.replay import Arrival
+
+# Column names by what they mean; the first found counts. TIMESTAMP, ContextTokens and
+# GeneratedTokens are those of the Azure LLM inference traces 2023 and 2024.
+COLUMNS = {
+    "at": ("timestamp", "TIMESTAMP", "start_s", "started_at"),
+    "prompt": ("prompt_tokens", "ContextTokens"),
+    "output": ("output_tokens", "GeneratedTokens"),
+    "team": ("team",),
+    "task": ("task",),
+    "asked": ("model", "model_asked", "asked"),
+}
+
+
+class BadTrace(Exception):
+    """A trace that cannot be used; the message names file, line and what to change."""
+
+
+def read_trace(path: str, most: int | None = None, asked: str | None = None) -> list[Arrival]:
+    """The requests of a CSV trace in order of time, the first at 0 s. Raises BadTrace.
+
+    ``asked`` takes the place of the file's model names; without either it is ``auto``.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            header = [name.strip() for name in next(rows, [])]
+            places = _places(path, header)
+            found = list(_arrivals(path, rows, places, most, asked))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadTrace(f"{path}: {error}. Name a readable CSV file.") from None
+    if not found:
+        raise BadTrace(f"{path} has no requests below its header.")
+    found.sort(key=lambda arrival: arrival.at_s)
+    start_s = found[0].at_s
+    return [arrival._replace(at_s=arrival.at_s - start_s) for arrival in found]
+
+
+def _places(path: str, header: list[str]) -> dict[str, int]:
+    places = {}
+    for meaning, names in COLUMNS.items():
+        for name in names:
+            if name in header:
+                places[meaning] = header.index(name)
+                break
+    for meaning in ("at", "prompt", "output"):
+        if meaning not in places:
+            wanted = " or ".join(COLUMNS[meaning])
+            raise BadTrace(
+                f"{path}, line 1: there is no column {wanted}; found: {', '.join(header)}"
+            )
+    return places
+
+
+def _arrivals(
+    path: str,
+    rows: Iterator[list[str]],
+    places: Mapping[str, int],
+    most: int | None,
+    asked: str | None,
+) -> Iterator[Arrival]:
+    at, prompt, output = places["at"], places["prompt"], places["output"]
+    team, task, model = places.get("team"), places.get("task"), places.get("asked")
+    taken = 0
+    for number, row in enumerate(rows, 2):
+        if not any(row):
+            continue
+        if most is not None and taken >= most:
+            return
+        try:
+            if not row[output].strip() or not row[prompt].strip():
+                continue  # refused or cancelled before anything was counted
+            at_s = seconds(row[at])
+            taken += 1
+            yield Arrival(
+                at_s,
+                _tokens(row[prompt]),
+                _tokens(row[output]),
+                row[team] if team is not None else "",
+                (row[task] or None) if task is not None else None,
+                asked or (row[model] if model is not None else "") or "auto",
+                int(at_s // 3600) % 24,
+            )
+        except (ValueError, IndexError) as error:
+            raise BadTrace(f"{path}, line {number}: {error}") from None
+
+
+def seconds(text: str) -> float:
+    """Seconds of a time stamp: a number as it is, a date and time as Unix time (UTC if unsaid).
+
+    Raises ValueError.
+    """
+    text = text.strip()
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    # Azure's have seven digits behind the second; Python reads six.
+    whole, dot, fraction = text.partition(".")
+    digits = fraction.rstrip("Z+:-0123456789")
+    zone = ""
+    for sign in ("Z", "+", "-"):
+        if dot and sign in fraction:
+            zone = fraction[fraction.index(sign) :]
+            fraction = fraction[: fraction.index(sign)]
+            break
+    if digits:
+        raise ValueError(f"{text!r} is no time stamp")
+    stamp = datetime.fromisoformat(f"{whole}{dot}{fraction[:6]}{zone}" if dot else whole)
+    return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+
+
+def _tokens(text: str) -> int:
+    tokens = int(float(text))
+    if tokens < 0:
+        raise ValueError(f"{text!r} tokens; should be 0 or more")
+    return tokens

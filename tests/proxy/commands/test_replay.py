@@ -1,0 +1,56 @@
+"""`joulegate replay`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from proxy.__main__ import main
+
+CONFIG = """
+backends:
+  - {model: m, precision: bf16, gpu: H100-SXM, params_b: 8, url: "http://127.0.0.1:9/v1",
+     quality: 0.80, intensity_g_per_kwh: 400}
+  - {model: m, precision: fp8, gpu: H100-SXM, params_b: 8, url: "http://127.0.0.1:9/v1",
+     quality: 0.79, intensity_g_per_kwh: 400}
+policies:
+  mine: {objective: energy, limits: {min_quality: 97 % of asked, judge: expected}}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    config, trace = tmp_path / "config.yaml", tmp_path / "trace.csv"
+    config.write_text(CONFIG)
+    rows = "".join(f"{n / 2},300,{50 + n}\n" for n in range(40))
+    trace.write_text(f"timestamp,prompt_tokens,output_tokens\n{rows}")
+    return str(config), str(trace)
+
+
+def test_policies_are_printed_side_by_side(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    arguments = ["replay", "--trace", trace, "--config", config, "--asked", "m"]
+    assert main([*arguments, "--policy", "pinned", "--policy", "mine", "--json"]) == 0
+    pinned, mine = json.loads(capsys.readouterr().out)["policies"]
+    assert pinned["backends"] == {"m@bf16": 40}
+    assert mine["backends"] == {"m@fp8": 40}
+    assert mine["moves"] == {"m@bf16 -> m@fp8": 40}
+    assert mine["active_energy_j"] < pinned["active_energy_j"]
+    assert main([*arguments, "--policy", "pinned", "--policy", "mine"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Simulated;")
+    assert "40 moved m@bf16 -> m@fp8" in text
+
+
+def test_what_a_user_can_mend_is_said(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    assert main(["replay", "--trace", trace, "--config", config, "--policy", "mien"]) == 1
+    assert "There is no policy 'mien'. Did you mean 'mine'?" in capsys.readouterr().err
+    assert main(["replay", "--trace", "none.csv", "--config", config]) == 1
+    assert "Name a readable CSV file." in capsys.readouterr().err

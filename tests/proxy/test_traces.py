@@ -1,0 +1,76 @@
+"""Traces from CSV: our own columns, Azure's, and what is wrong with a bad one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from policies.replay import Arrival
+from proxy.traces import BadTrace, read_trace, seconds
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "trace.csv"
+    path.write_text(text)
+    return str(path)
+
+
+def test_our_own_columns_in_any_order_and_time(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "team,timestamp,prompt_tokens,output_tokens,task\na,7205.5,10,20,code\nb,7200,30,40,\n",
+    )
+    assert read_trace(path) == [
+        Arrival(0.0, 30, 40, "b", None, "auto", 2),
+        Arrival(5.5, 10, 20, "a", "code", "auto", 2),
+    ]
+
+
+def test_azures_columns_and_time_stamps(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.9951690,396,109\n",
+    )
+    first, second = read_trace(path, asked="llama")
+    assert (first.prompt_tokens, first.output_tokens, first.hour) == (374, 44, 18)
+    assert second.at_s == pytest.approx(4.314579, abs=1e-5)
+    assert second.asked == "llama"
+
+
+def test_time_stamps_with_and_without_a_zone() -> None:
+    assert seconds("1700158546.68") == 1700158546.68
+    for text in (
+        "2023-11-16T18:15:46.68Z",
+        "2023-11-16 18:15:46.6800000",
+        "2023-11-16T19:15:46.68+01:00",
+    ):
+        assert seconds(text) == pytest.approx(1700158546.68)
+    with pytest.raises(ValueError, match=r"no time stamp|Invalid"):
+        seconds("noon")
+
+
+def test_only_as_many_as_asked_for_and_none_that_were_never_counted(tmp_path: Path) -> None:
+    rows = "".join(f"{n},1,{n or ''}\n" for n in range(5))
+    path = written(tmp_path, f"timestamp,prompt_tokens,output_tokens\n{rows}")
+    assert [a.output_tokens for a in read_trace(path, most=2)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n1,2\n", "line 1: there is no column timestamp or TIMESTAMP"),
+        ("timestamp,prompt_tokens,output_tokens\n1,2,x\n", "line 2"),
+        ("timestamp,prompt_tokens,output_tokens\n1,2,3\n1,-2,3\n", "line 3"),
+        ("timestamp,prompt_tokens,output_tokens\n", "no requests"),
+    ],
+)
+def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(BadTrace, match=says):
+        read_trace(written(tmp_path, text))
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(BadTrace, match=r"Name a readable CSV file\."):
+        read_trace(str(tmp_path / "none.csv"))
