@@ -72,6 +72,18 @@ class Database:
                 query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
             return int(connection.scalar(text(query)) or 0)
 
+    def vacuum(self) -> None:
+        """Give the space of deleted rows back."""
+        options = {"isolation_level": "AUTOCOMMIT"} if self.kind == "postgresql" else {}
+        with self.writer.connect().execution_options(**options) as connection:
+            if self.kind == "postgresql":
+                connection.execute(text("VACUUM (ANALYZE)"))
+            else:
+                raw: Any = connection.connection.driver_connection
+                raw.execute("VACUUM")  # outside any transaction
+                raw.execute("ANALYZE")
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()

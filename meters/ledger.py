@@ -7,29 +7,34 @@ serving process makes them from its writer thread and from a pool of readers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from sqlalchemy import Connection, Table, select
+from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from meters import audit, receipts, rollups, usage
+from meters import audit, compaction, receipts, rollups, usage
 from meters.audit import Balance
+from meters.compaction import Folded
 from meters.database import Database
 from meters.migrations import migrate
 from meters.receipts import Receipt
 from meters.rollups import Changes, Sums
-from meters.rows import Row, dimensions, record_row, totals_row, window_row
+from meters.rows import Row, clean, dimensions, record_row, totals_row, window_row
 from meters.schema import (
     DIMENSIONS,
     dims,
+    feedback,
     requests,
     shares,
     window_totals,
     windows,
 )
-from meters.types import Attribution, UsageRecord, Window
+from meters.types import Activity, Attribution, UsageRecord, Window
 from meters.usage import Usage
+
+log = logging.getLogger("joulegate.ledger")
 
 T = TypeVar("T")
 
@@ -43,6 +48,7 @@ class Written(NamedTuple):
     windows: int = 0
     attributions: int = 0
     shares: int = 0
+    late: int = 0  # windows of hours that are folded, and therefore not taken
 
 
 class Ledger:
@@ -51,7 +57,6 @@ class Ledger:
     def __init__(self, url: str) -> None:
         """Opens ``url`` and brings its tables up to date, or raises what the database raises."""
         self.database = Database(url)
-        self._known_dims: set[int] = set()
         with self.database.write() as connection:
             self.migrated = migrate(connection)
 
@@ -73,17 +78,91 @@ class Ledger:
         divided = [totals_row(attribution) for attribution in attributions]
         window_rows = [window_row(window) for window in windows]
         with self.database.write() as connection:
-            batch = _Batch(connection)
-            written = Written(
-                requests=batch.add_requests(request_rows),
-                windows=batch.add_windows(window_rows),
-                attributions=batch.add_totals(divided),
-                shares=batch.shares_added,
+            return self.add_rows(connection, request_rows, window_rows, divided)
+
+    def compact(self, before_s: float) -> Folded:
+        """Fold the hours before ``before_s`` and give the space back; see ``compaction``."""
+        with self.database.write() as connection:
+            folded = compaction.fold(connection, before_s)
+        self.database.vacuum()
+        return folded
+
+    def add_feedback(
+        self, request_id: str, source: str, score: float, team: str, at_s: float
+    ) -> None:
+        """Keep what ``source`` says an answer was worth, 0..1; the latest word counts."""
+        row = {
+            "request_id": clean(request_id),
+            "source": clean(source),
+            "score": score,
+            "team": clean(team),
+            "at_s": at_s,
+        }
+        with self.database.write() as connection:
+            statement = _insert(connection, feedback).values(row)
+            newer = {"score": score, "at_s": at_s}
+            connection.execute(
+                statement.on_conflict_do_update(index_elements=["request_id", "source"], set_=newer)
             )
-            self._add_dims(connection, batch.new_requests)
-            for table, sums in batch.changes.by_table():
-                add_sums(connection, table, sums)
-        self._known_dims.update(row["dim_id"] for row in batch.new_requests)
+
+    def activities(self, node: str, start_s: float, end_s: float) -> list[Activity]:
+        """What recorded requests did on a node between two Unix times, on any replica."""
+        c = requests.c
+        query = select(
+            c.request_id,
+            c.node,
+            func.coalesce(c.sent_s, c.start_s).label("start_s"),
+            c.first_token_s,
+            c.end_s,
+            c.prompt_tokens,
+            c.cached_prompt_tokens,
+            c.output_tokens,
+        ).where(c.node == node, c.end_s >= start_s, c.start_s < end_s)
+        with self.database.read() as connection:
+            return [
+                Activity(
+                    request_id=row["request_id"],
+                    node=node,
+                    start_s=row["start_s"],
+                    first_token_s=row["first_token_s"],
+                    end_s=row["end_s"],
+                    prompt_tokens=float(row["prompt_tokens"] or 0),
+                    cached_prompt_tokens=float(row["cached_prompt_tokens"] or 0),
+                    output_tokens=float(row["output_tokens"] or 0),
+                )
+                for row in connection.execute(query).mappings()
+            ]
+
+    def add_rows(
+        self,
+        connection: Connection,
+        request_rows: Sequence[Row],
+        window_rows: Sequence[Row] = (),
+        divided: Sequence[tuple[Row, dict[str, int]]] = (),
+        *,
+        open_from_s: int | None = None,
+    ) -> Written:
+        """Likewise rows, in a transaction of ``database.write()``; ``divided`` windows come with
+        micro-joules by request. Windows of hours before ``open_from_s`` (default: those that are
+        folded) are not taken."""
+        if open_from_s is None:
+            open_from_s = compaction.horizon(connection)
+        timely = [row for row in window_rows if row["hour_s"] >= open_from_s]
+        divided_timely = [entry for entry in divided if entry[0]["hour_s"] >= open_from_s]
+        late = len(divided) - len(divided_timely)
+        if late:
+            log.warning("%d windows came after their hour was folded: not taken", late)
+        batch = _Batch(connection)
+        written = Written(
+            requests=batch.add_requests(request_rows),
+            windows=batch.add_windows(timely),
+            attributions=batch.add_totals(divided_timely),
+            shares=batch.shares_added,
+            late=late,
+        )
+        add_dims(connection, batch.new_requests)
+        for table, sums in batch.changes.by_table():
+            add_sums(connection, table, sums)
         return written
 
     def receipt(self, request_id: str) -> Receipt | None:
@@ -107,15 +186,6 @@ class Ledger:
         """Everything added up again. Reads the whole ledger."""
         with self.database.read() as connection:
             return audit.check(connection)
-
-    def _add_dims(self, connection: Connection, rows: Sequence[Row]) -> None:
-        new = {row["dim_id"]: row for row in rows if row["dim_id"] not in self._known_dims}
-        if new:
-            values = [
-                {"dim_id": number, **dict(zip(DIMENSIONS, dimensions(row), strict=True))}
-                for number, row in new.items()
-            ]
-            connection.execute(_insert(connection, dims).on_conflict_do_nothing(), values)
 
 
 class _Batch:
@@ -211,6 +281,23 @@ class _Batch:
     def _insert(self, table: Table, rows: Sequence[Row]) -> None:
         if rows:
             self.connection.execute(table.insert(), rows)
+
+
+def add_dims(connection: Connection, rows: Sequence[Row]) -> None:
+    """Describe the combinations of dimensions that ``rows`` are the first to have."""
+    by_id = {row["dim_id"]: row for row in rows}
+    known = set(
+        connection.scalars(select(dims.c.dim_id).where(dims.c.dim_id.in_(list(by_id))))
+        if by_id
+        else ()
+    )
+    values = [
+        {"dim_id": number, **dict(zip(DIMENSIONS, dimensions(row), strict=True))}
+        for number, row in by_id.items()
+        if number not in known
+    ]
+    if values:
+        connection.execute(dims.insert(), values)
 
 
 def add_sums(connection: Connection, table: Table, sums: Sums) -> None:

@@ -12,10 +12,19 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, select, text
 
-from meters.schema import meta, metadata
+from meters.schema import changes, meta, metadata
+
+
+def _to_2(connection: Connection) -> None:
+    """Replicas notice changed keys; windows of an hour can be folded into one."""
+    changes.create(connection)
+    connection.execute(
+        text("ALTER TABLE window_totals ADD COLUMN windows BIGINT NOT NULL DEFAULT 1")
+    )
+
 
 # version -> what leads to it from the one before. Never change a step that was released.
-STEPS: dict[int, Callable[[Connection], None]] = {}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2}
 VERSION = 1 + len(STEPS)
 
 # Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.

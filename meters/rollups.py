@@ -110,8 +110,7 @@ class Changes:
     def totals(self, row: Row) -> None:
         """A new row of ``window_totals``."""
         sums = self.node_hours[row["node"], row["hour_s"], row["evidence"], row["meter"]]
-        sums["windows"] += 1
-        for name in NODE_PARTS:
+        for name in ("windows", *NODE_PARTS):
             sums[name] += row[name]
         sums["metered_us"] += row["metered_us"]
 
@@ -188,7 +187,7 @@ def expected_node_hours() -> Select[Any]:
     keys = (w.node, w.hour_s, w.evidence, w.meter)
     return select(
         *keys,
-        func.count().label("windows"),
+        func.sum(w.windows).label("windows"),
         *(func.sum(w[name]).label(name) for name in NODE_PARTS),
         func.sum(w.metered_us).label("metered_us"),
     ).group_by(*keys)

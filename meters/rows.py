@@ -102,6 +102,7 @@ def totals_row(attribution: Attribution) -> tuple[Row, dict[str, int]]:
         "external_uj": external,
         "unattributed_uj": unattributed,
         "metered_us": micro(attribution.end_s - attribution.start_s),
+        "windows": 1,
         "evidence": str(attribution.evidence),
         "meter": clean(attribution.meter),
     }

@@ -8,7 +8,7 @@ Rows:      requests, windows, window_totals, shares
 Roll-ups:  request_hours (by the hour a request arrived), energy_hours (by the hour energy was
            drawn, requests' part), node_hours (by the hour energy was drawn, all of it), each
            kept in the transaction that writes the rows. ``dims`` holds what they group by.
-People:    teams, projects, api_keys, accounts, audit_log, feedback
+People:    teams, projects, api_keys, accounts, changes, audit_log, feedback
 """
 
 from __future__ import annotations
@@ -139,6 +139,7 @@ window_totals = Table(
     Column("external_uj", BigInteger, nullable=False),
     Column("unattributed_uj", BigInteger, nullable=False),
     Column("metered_us", BigInteger, nullable=False),  # end_s - start_s
+    Column("windows", BigInteger, nullable=False, server_default="1"),  # that were folded into it
     Column("evidence", Text, nullable=False),
     Column("meter", Text, nullable=False),
     Index("window_totals_by_node", "node", "end_s"),
@@ -314,6 +315,14 @@ accounts = Table(
     Column("teams", Text, nullable=False, default="[]"),  # JSON list
     Column("created_s", Double, nullable=False),
     Column("disabled_s", Double),
+)
+
+# A number that every change raises, so that others notice without reading everything.
+changes = Table(
+    "changes",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("number", BigInteger, nullable=False),
 )
 
 audit_log = Table(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
 import msgspec
 
 from policies.types import Limits
 from proxy.errors import ApiError, invalid_api_key
-from proxy.settings import KeySettings, LimitSettings, Settings
+from proxy.settings import Budget, KeySettings, LimitSettings, Settings, Team
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -27,6 +28,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     share_cache: bool = False
     timezone: str = "UTC"
+    budgets: tuple[Budget, ...] = ()  # of its team, in the team's time zone
     expires_s: float | None = None  # Unix time
 
 
@@ -62,7 +64,8 @@ class KeyRing:
     def replace(self, callers: Mapping[str, Caller]) -> None:
         """Use these keys from now on; an open ring stays open only while there are none."""
         self._callers = dict(callers)
-        self.open = not self._callers
+        # once there were keys, revoking the last one must not let everybody in
+        self.open = self.open and not self._callers
 
     def lookup(self, key: str | bytes, now_s: float) -> Caller | None:
         """The holder of that key at that Unix time, or None. Looks up by hash, so that the time
@@ -109,26 +112,60 @@ def key_in(headers: RawHeaders) -> bytes | None:
     return None
 
 
-def from_settings(settings: Settings, expiry: Mapping[str, float] | None = None) -> KeyRing:
-    """The key ring of a config file; ``expiry`` maps ISO times of keys to Unix times."""
+def from_settings(settings: Settings) -> KeyRing:
+    """The key ring of a config file."""
     callers: dict[str, Caller] = {}
     for name, team in settings.teams.items():
-        for entry in team.keys:
-            key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
-            hashed = key.sha256.lower() if key.sha256 else digest(key.key or "")
-            callers[hashed] = Caller(
-                team=name,
-                key_id=hashed[:12],
-                role=key.role,
-                project=key.project,
-                organisation=team.organisation,
-                policy=team.policy,
-                limits=limits_of(team.limits),
-                share_cache=team.share_cache,
-                timezone=team.timezone,
-                expires_s=(expiry or {}).get(key.expires) if key.expires else None,
-            )
+        callers |= callers_of_team(name, team)
     return KeyRing(callers)
+
+
+def callers_of_team(name: str, team: Team) -> dict[str, Caller]:
+    """The keys that the config file gives a team, by hash."""
+    callers: dict[str, Caller] = {}
+    for entry in team.keys:
+        key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
+        hashed = key.sha256.lower() if key.sha256 else digest(key.key or "")
+        callers[hashed] = caller_of(
+            name,
+            team,
+            key_id=hashed[:12],
+            role=key.role,
+            project=key.project,
+            expires_s=None if key.expires is None else unix_time(key.expires),
+        )
+    return callers
+
+
+def caller_of(
+    name: str,
+    team: Team,
+    *,
+    key_id: str,
+    role: str,
+    project: str | None,
+    expires_s: float | None,
+) -> Caller:
+    """The holder of one key of a team."""
+    return Caller(
+        team=name,
+        key_id=key_id,
+        role=role,
+        project=project,
+        organisation=team.organisation,
+        policy=team.policy,
+        limits=limits_of(team.limits),
+        share_cache=team.share_cache,
+        timezone=team.timezone,
+        budgets=tuple(team.budgets),
+        expires_s=expires_s,
+    )
+
+
+def unix_time(text: str) -> float:
+    """The Unix time of an ISO 8601 time; UTC where it names no zone. Raises ValueError."""
+    at = datetime.fromisoformat(text)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def same_secret(given: str, expected: str) -> bool:

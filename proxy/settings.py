@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
@@ -355,6 +357,8 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
         if backend.gpu and backend.num_gpus and backend.params_b is None and not backend.hf_config:
             message = "has a gpu but no params_b or hf_config, so its energy cannot be predicted."
             yield Problem(line, config_file.key_text(path), message)
+    for name, team in settings.teams.items():
+        yield from _contradictions_of_team(name, team, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
         for name in (group, *others):
@@ -362,6 +366,24 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
                 path_ = ("fallbacks", group)
                 message = f"there is no backend of model {name!r}."
                 yield Problem(document.line(path_), config_file.key_text(path_), message)
+
+
+def _contradictions_of_team(name: str, team: Team, document: Document) -> Iterator[Problem]:
+    path: tuple[str | int, ...] = ("teams", name)
+    try:
+        ZoneInfo(team.timezone)
+    except (KeyError, ValueError, OSError):
+        where = (*path, "timezone")
+        message = f"{team.timezone!r} is not an IANA time zone, such as Europe/Berlin."
+        yield Problem(document.line(where), config_file.key_text(where), message)
+    for index, key in enumerate(team.keys):
+        if isinstance(key, KeySettings) and key.expires is not None:
+            try:
+                datetime.fromisoformat(key.expires)
+            except ValueError:
+                where = (*path, "keys", index)
+                message = f"'expires' is not an ISO 8601 time: {key.expires!r}."
+                yield Problem(document.line(where), config_file.key_text(where), message)
 
 
 def table(

@@ -13,6 +13,9 @@ from typing import Protocol, cast
 
 # name -> module; imported only when used, since some pull in heavy libraries
 COMMANDS: dict[str, str] = {
+    "ledger": "proxy.commands.ledger",
+    "keys": "proxy.commands.keys",
+    "teams": "proxy.commands.teams",
     "serve": "proxy.commands.serve",
     "init": "proxy.commands.init",
     "check": "proxy.commands.check",

@@ -1,0 +1,157 @@
+"""A whole ledger as JSON Lines, to keep it, look at it, or move it to another database.
+
+The first line names the format, the last counts the others, so that a file that was cut off is
+noticed. Rows go in by the same door as everything else: roll-ups are made anew from them, and
+what is there already changes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Table, select
+
+from meters import compaction
+from meters.ledger import Ledger
+from meters.migrations import VERSION
+from meters.schema import (
+    accounts,
+    api_keys,
+    audit_log,
+    changes,
+    feedback,
+    projects,
+    requests,
+    shares,
+    teams,
+    window_totals,
+    windows,
+)
+
+FORMAT = "joulegate-ledger-1"
+_PLAIN: tuple[Table, ...] = (teams, projects, api_keys, accounts, audit_log, feedback, changes)
+_BATCH = 1_000
+
+
+class BadExport(Exception):
+    """The lines are no export, or not all of one; the message says so."""
+
+
+def exported(ledger: Ledger) -> Iterator[bytes]:
+    """The lines of an export, of one state of the ledger however long it takes."""
+    counts: Counter[str] = Counter()
+    with ledger.database.read() as connection:
+        first = {"format": FORMAT, "version": VERSION, "exported_s": time.time()}
+        yield _line(first | {"folded_before_s": compaction.horizon(connection)})
+        for name, row in _rows(connection):
+            counts[name] += 1
+            yield _line({"table": name, "row": row})
+    yield _line({"end": counts})
+
+
+def imported(ledger: Ledger, lines: Iterable[bytes]) -> Counter[str]:
+    """Bring the lines of an export in; how many rows of each table they held. Raises BadExport.
+
+    Batches are transactions: when it stops in the middle, what is in is whole, and importing
+    again goes on.
+    """
+    counts: Counter[str] = Counter()
+    incoming = iter(lines)
+    first = _object(next(incoming, b""))
+    if first.get("format") != FORMAT:
+        raise BadExport("This is no export of a ledger: its first line does not say so.")
+    if first["version"] > VERSION:
+        raise BadExport("This export is of a newer ledger. Install the newer Joulegate.")
+    _refuse_other_folding(ledger, first["folded_before_s"])
+    end: dict[str, int] | None = None
+    while batch := [_object(line) for line in itertools.islice(incoming, _BATCH)]:
+        if "end" in batch[-1]:
+            end = batch.pop()["end"]
+        _take(ledger, batch)
+        counts.update(entry["table"] for entry in batch)
+    if end != dict(counts):
+        raise BadExport(f"The export is cut off: {dict(counts)} were read and {end} announced.")
+    return counts
+
+
+def _rows(connection: Connection) -> Iterator[tuple[str, dict[str, Any]]]:
+    for table in (*_PLAIN, requests, windows):
+        for row in _stream(connection, select(table)):
+            yield str(table.name), row
+    w, s = window_totals.c, shares.c
+    totals = _stream(connection, select(window_totals).order_by(w.window_id))
+    parts = itertools.groupby(
+        _stream(connection, select(shares).order_by(s.window_id, s.request_id)),
+        key=lambda row: row["window_id"],
+    )
+    of_window, group = next(parts, (None, iter(())))
+    for row in totals:
+        row["shares"] = {}
+        if of_window == row["window_id"]:
+            row["shares"] = {part["request_id"]: part["energy_uj"] for part in group}
+            of_window, group = next(parts, (None, iter(())))
+        yield str(window_totals.name), row
+
+
+def _stream(connection: Connection, query: Any) -> Iterator[dict[str, Any]]:
+    # a server-side cursor: ten million rows do not fit in memory
+    options = {"stream_results": True, "yield_per": _BATCH}
+    for row in connection.execute(query, execution_options=options).mappings():
+        yield {str(name): value for name, value in row.items()}
+
+
+def _refuse_other_folding(ledger: Ledger, folded_before_s: int) -> None:
+    """A window and the hour it was folded into must not both be counted."""
+    with ledger.database.read() as connection:
+        here = compaction.horizon(connection)
+        if here != folded_before_s and connection.execute(select(window_totals).limit(1)).first():
+            raise BadExport(
+                "This ledger and the export are compacted up to different hours. Import into an "
+                "empty ledger, or compact the one that is behind to the same hour first."
+            )
+
+
+def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
+    by_table: dict[str, list[dict[str, Any]]] = {}
+    for entry in batch:
+        by_table.setdefault(entry["table"], []).append(entry["row"])
+    divided = [(row, row.pop("shares")) for row in by_table.pop(window_totals.name, ())]
+    with ledger.database.write() as connection:
+        for table in _PLAIN:
+            _take_plain(connection, table, by_table.pop(table.name, []))
+        ledger.add_rows(
+            connection,
+            by_table.pop(requests.name, []),
+            by_table.pop(windows.name, []),
+            divided,
+            open_from_s=0,
+        )
+    if by_table:
+        raise BadExport(f"The export has tables that are not known: {', '.join(by_table)}.")
+
+
+def _take_plain(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        key = [column == row[column.name] for column in table.primary_key]
+        if table is changes and row["name"] == compaction.HORIZON:
+            row["number"] = max(row["number"], compaction.horizon(connection))
+            connection.execute(table.delete().where(*key))
+        elif connection.execute(select(table).where(*key)).first() is not None:
+            continue
+        connection.execute(table.insert().values(row))
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(line, type=dict[str, Any])
+    except msgspec.DecodeError:
+        raise BadExport("The export holds a line that is no JSON object.") from None

@@ -1,0 +1,63 @@
+"""The ledger that a config names, for commands that work on it beside a running server."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from meters.ledger import Ledger
+from meters.migrations import LedgerTooNew
+from proxy import settings as settings_file
+from proxy.commands import CommandError
+from proxy.config_file import ConfigError
+from proxy.settings import Settings
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """The option that names the config."""
+    parser.add_argument(
+        "--config", metavar="F", help="config file; default config.yaml where there is one"
+    )
+
+
+def settings_of(config: str | None) -> Settings:
+    """The settings of a config file, or the defaults. Raises CommandError."""
+    if config is None and Path("config.yaml").exists():
+        config = "config.yaml"
+    try:
+        return Settings() if config is None else settings_file.load(config)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+
+
+def url_of(settings: Settings) -> str:
+    """The configured ledger, or SQLite in the state folder."""
+    return settings.ledger.url or f"sqlite:///{Path(settings.state_dir) / 'ledger.db'}"
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[Ledger]:
+    """The ledger, closed at the end. Raises CommandError when the database does not answer."""
+    url = url_of(settings)
+    try:
+        ledger = Ledger(url)
+    except (SQLAlchemyError, OSError, ValueError, LedgerTooNew) as error:
+        told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        raise CommandError(f"The ledger cannot be opened: {told} Check ledger.url.") from None
+    try:
+        yield ledger
+    finally:
+        ledger.close()
+
+
+def actor() -> str:
+    """Who works at this terminal, for the audit log."""
+    try:
+        return f"command line, {getpass.getuser()}"
+    except (KeyError, OSError):
+        return "command line"

@@ -1,0 +1,136 @@
+"""Check, export, import or compact the ledger.
+
+check adds everything up again and says where the books do not agree; export and import move all
+of it, between SQLite and PostgreSQL too; compact folds what is older than some days.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO
+
+from meters import transfer
+from meters.ledger import Ledger
+from proxy import books, tables
+from proxy.commands import CommandError
+from proxy.commands.keys import seconds
+
+EXAMPLE = "joulegate ledger check --config config.yaml"
+
+_PROGRESS_S = 2.0
+_YOUNGEST_S = 2 * 86_400.0  # journals may still hold windows of the last hours
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    books.add_config(parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="add everything up again")
+    check.add_argument("--json", action="store_true", help="print as JSON")
+    export = actions.add_parser("export", help="write all of it as JSON Lines")
+    export.add_argument("--out", default="-", metavar="F", help="file; default standard output")
+    import_ = actions.add_parser("import", help="bring an export in")
+    import_.add_argument("file", metavar="F", help="file, or - for standard input")
+    compact = actions.add_parser("compact", help="fold hours that are older than some days")
+    compact.add_argument("--older-than", default="90d", metavar="TIME", help="default 90d")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = books.settings_of(args.config)
+    with books.opened(settings) as ledger:
+        if args.action == "check":
+            return _check(ledger, args.json)
+        if args.action == "export":
+            return _export(ledger, args.out)
+        if args.action == "import":
+            return _import(ledger, args.file)
+        return _compact(ledger, seconds(args.older_than))
+
+
+def _check(ledger: Ledger, as_json: bool) -> int:
+    found = ledger.check()
+    row = {
+        "balanced": found.balanced,
+        "requests": found.requests,
+        "windows": found.windows,
+        "shares": found.shares,
+        "metered_j": found.metered_uj / 1e6,
+        "attributed_j": found.attributed_uj / 1e6,
+        "idle_j": found.idle_uj / 1e6,
+        "external_j": found.external_uj / 1e6,
+        "unattributed_j": found.unattributed_uj / 1e6,
+        "pending_j": found.pending_uj / 1e6,
+        "imbalance_uj": found.imbalance_uj,
+    }
+    if as_json:
+        tables.show([{**row, "problems": list(found.problems)}], as_json=True)
+    else:
+        for name, value in row.items():
+            print(f"{name:15} {value}")
+        for problem in found.problems:
+            print(f"joulegate: {problem}", file=sys.stderr)
+    return 0 if found.balanced else 1
+
+
+def _export(ledger: Ledger, out: str) -> int:
+    if out == "-":
+        for line in _counted(transfer.exported(ledger), "lines written"):
+            sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        return 0
+    try:
+        with open(out, "xb", opener=_private) as file:
+            file.writelines(_counted(transfer.exported(ledger), "lines written"))
+    except FileExistsError:
+        raise CommandError(f"{out} is there already. Name a new file.") from None
+    except OSError as error:
+        raise CommandError(f"{out} cannot be written: {error.strerror}.") from None
+    return 0
+
+
+def _import(ledger: Ledger, name: str) -> int:
+    try:
+        with ExitStack() as stack:
+            stdin: IO[bytes] = sys.stdin.buffer
+            file = stdin if name == "-" else stack.enter_context(Path(name).open("rb"))
+            counts = transfer.imported(ledger, _counted(file, "lines read"))
+    except transfer.BadExport as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(f"{name} cannot be read: {error.strerror}.") from None
+    for table, count in counts.items():
+        print(f"{table:15} {count}")
+    return _check(ledger, False)
+
+
+def _compact(ledger: Ledger, older_than_s: float) -> int:
+    if older_than_s < _YOUNGEST_S:
+        raise CommandError("Hours younger than 2d stay open for late windows. Name 2d or more.")
+    before = ledger.database.size_bytes()
+    folded = ledger.compact(time.time() - older_than_s)
+    after = ledger.database.size_bytes()
+    print(
+        f"Folded {folded.windows} windows and {folded.shares} shares, forgot {folded.decisions} "
+        f"decisions: {before / 1e6:.1f} MB became {after / 1e6:.1f} MB."
+    )
+    return _check(ledger, False)
+
+
+def _counted(lines: Iterable[bytes], what: str) -> Iterator[bytes]:
+    """The lines, with a word on standard error every two seconds."""
+    said_s = time.monotonic()
+    for number, line in enumerate(lines, 1):
+        if time.monotonic() - said_s > _PROGRESS_S:
+            said_s = time.monotonic()
+            print(f"{number} {what}", file=sys.stderr)
+        yield line
+
+
+def _private(path: str, flags: int) -> int:
+    """Opens a file that only its owner can read: it holds hashes of keys."""
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,479 @@
+"""Teams, projects and keys that are kept in the ledger, merged with those of the config file.
+
+The config file comes first: a team that it names is set there and nowhere else, and so are its
+keys, except that any key can be revoked here. Every change is written to the audit log in the same
+transaction, and raises a number that replicas look at to notice it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from meters.database import Database
+from meters.rows import clean
+from meters.schema import api_keys, audit_log, changes, projects, teams
+from proxy.auth import Caller, KeyRing, caller_of, callers_of_team, digest
+from proxy.settings import Settings, Team
+
+log = logging.getLogger("joulegate.teams")
+
+ROLES = ("admin", "lead", "member")
+KEY_PREFIX = "jg-"
+_WATCHED = "teams"
+
+
+class TeamsError(Exception):
+    """Something the caller can mend; the message says what."""
+
+
+class NewKey(msgspec.Struct, frozen=True, kw_only=True):
+    """A key just made. ``key`` is known nowhere else, and never again."""
+
+    key_id: str
+    key: str
+    team: str
+    role: str
+    expires_s: float | None
+
+
+class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be shown of a key."""
+
+    key_id: str
+    team: str
+    role: str
+    project: str | None
+    name: str
+    created_s: float | None  # None: it is in the config file
+    expires_s: float | None
+    revoked_s: float | None
+    replaced_by: str | None
+    source: str  # config | ledger
+
+    def state(self, now_s: float) -> str:
+        """``active``, ``expired`` or ``revoked``."""
+        if self.revoked_s is not None:
+            return "revoked"
+        return "expired" if self.expires_s is not None and self.expires_s <= now_s else "active"
+
+
+class TeamInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One team with what is set for it."""
+
+    team: str
+    settings: Team
+    projects: tuple[str, ...]
+    archived: bool
+    source: str  # config | ledger
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One admin action. Holds no secret."""
+
+    at_s: float
+    actor: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+
+
+class TeamStore:
+    """Reads and changes teams and keys. Calls block; use a thread from the event loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._config = settings.teams
+        self._clock = clock
+
+    # -- teams -------------------------------------------------------------------------------------
+
+    def create_team(self, team: str, settings: Team, actor: str) -> None:
+        """Add a team; ``settings`` as in the config file, without keys. Raises TeamsError."""
+        if not team or clean(team) != team or len(team) > 200:
+            raise TeamsError(f"{team!r} cannot be a team's name.")
+        if settings.keys:
+            raise TeamsError("Keys are made with `joulegate keys create`, not with the team.")
+        with self._database.write() as connection:
+            if team in self._config:
+                raise TeamsError(f"The team {team!r} is in the config file. Change it there.")
+            known = self._row(connection, teams, teams.c.team == team)
+            if known is not None and known["archived_s"] is None:
+                raise TeamsError(f"There is a team {team!r} already.")
+            values = {
+                "team": team,
+                "organisation": settings.organisation or "",
+                "time_zone": settings.timezone,
+                "settings": msgspec.json.encode(settings).decode(),
+                "created_s": self._clock(),
+                "archived_s": None,
+            }
+            if known is None:
+                connection.execute(teams.insert().values(values))
+            else:
+                connection.execute(update(teams).where(teams.c.team == team).values(values))
+            self._note(connection, actor, "team.create", team)
+
+    def change_team(self, team: str, settings: Team, actor: str) -> None:
+        """Set a team's settings anew. Raises TeamsError."""
+        with self._database.write() as connection:
+            self._require_team(connection, team, own=True)
+            connection.execute(
+                update(teams)
+                .where(teams.c.team == team)
+                .values(
+                    organisation=settings.organisation or "",
+                    time_zone=settings.timezone,
+                    settings=msgspec.json.encode(settings).decode(),
+                )
+            )
+            self._note(connection, actor, "team.change", team)
+
+    def archive_team(self, team: str, actor: str) -> None:
+        """Refuse all keys of a team from now on; its books stay. Raises TeamsError."""
+        with self._database.write() as connection:
+            self._require_team(connection, team, own=True)
+            connection.execute(
+                update(teams).where(teams.c.team == team).values(archived_s=self._clock())
+            )
+            self._note(connection, actor, "team.archive", team)
+
+    def create_project(self, team: str, project: str, actor: str) -> None:
+        """Add a project to a team. Raises TeamsError."""
+        with self._database.write() as connection:
+            self._require_team(connection, team)
+            where = (projects.c.team == team) & (projects.c.project == project)
+            if self._row(connection, projects, where) is not None:
+                raise TeamsError(f"The team {team!r} has a project {project!r} already.")
+            connection.execute(
+                projects.insert().values(team=team, project=project, created_s=self._clock())
+            )
+            self._note(connection, actor, "project.create", f"{team}/{project}")
+
+    def list_teams(self) -> list[TeamInfo]:
+        """Every team, of config and ledger, by name."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(teams)).mappings().all()
+            under: dict[str, list[str]] = {}
+            for team, project in connection.execute(select(projects.c.team, projects.c.project)):
+                under.setdefault(team, []).append(project)
+        found = {
+            row["team"]: TeamInfo(
+                team=row["team"],
+                settings=_settings_of(row["settings"]),
+                projects=tuple(sorted(under.get(row["team"], ()))),
+                archived=row["archived_s"] is not None,
+                source="ledger",
+            )
+            for row in rows
+        }
+        for team, settings in self._config.items():
+            bare = msgspec.structs.replace(settings, keys=[])
+            listed = tuple(sorted(under.get(team, ())))
+            found[team] = TeamInfo(
+                team=team, settings=bare, projects=listed, archived=False, source="config"
+            )
+        return [found[team] for team in sorted(found)]
+
+    # -- keys --------------------------------------------------------------------------------------
+
+    def create_key(
+        self,
+        team: str,
+        *,
+        role: str = "member",
+        project: str | None = None,
+        name: str = "",
+        expires_s: float | None = None,
+        actor: str,
+    ) -> NewKey:
+        """Make a key. The result is the only place where it can be read. Raises TeamsError."""
+        with self._database.write() as connection:
+            made = self._make_key(connection, team, role, project, name, expires_s)
+            self._note(connection, actor, "key.create", made.key_id, {"team": team, "role": role})
+        return made
+
+    def rotate_key(self, key_id: str, *, overlap_s: float, actor: str) -> NewKey:
+        """A new key with the old one's rights; the old one is good for ``overlap_s`` more.
+
+        Raises TeamsError.
+        """
+        now_s = self._clock()
+        with self._database.write() as connection:
+            old = self._own_key(connection, key_id)
+            if old["revoked_s"] is not None:
+                raise TeamsError(f"The key {key_id} is revoked. Create a new one.")
+            made = self._make_key(
+                connection, old["team"], old["role"], old["project"], old["name"], old["expires_s"]
+            )
+            ends_s = now_s + max(0.0, overlap_s)
+            if old["expires_s"] is not None:
+                ends_s = min(ends_s, old["expires_s"])
+            connection.execute(
+                update(api_keys)
+                .where(api_keys.c.key_id == old["key_id"])
+                .values(expires_s=ends_s, replaced_by=made.key_id)
+            )
+            detail = {"new": made.key_id, "overlap_s": overlap_s}
+            self._note(connection, actor, "key.rotate", old["key_id"], detail)
+        return made
+
+    def revoke_key(self, key_id: str, actor: str) -> None:
+        """Refuse a key from now on, also one of the config file. Raises TeamsError."""
+        with self._database.write() as connection:
+            configured = self._configured().get(key_id)
+            known = self._row(connection, api_keys, api_keys.c.key_id == key_id)
+            if known is None and configured is None:
+                raise TeamsError(f"There is no key {key_id}. `joulegate keys list` shows them.")
+            now_s = self._clock()
+            if known is None and configured is not None:
+                hashed, caller = configured
+                connection.execute(
+                    api_keys.insert().values(
+                        key_id=key_id,
+                        key_hash=hashed,
+                        team=caller.team,
+                        project=caller.project,
+                        role=caller.role,
+                        name="from the config file",
+                        created_s=now_s,
+                        revoked_s=now_s,
+                    )
+                )
+            elif known is not None and known["revoked_s"] is None:
+                connection.execute(
+                    update(api_keys).where(api_keys.c.key_id == key_id).values(revoked_s=now_s)
+                )
+            self._note(connection, actor, "key.revoke", key_id)
+
+    def list_keys(self, team: str | None = None) -> list[KeyInfo]:
+        """Every key, of config and ledger, the newest last."""
+        with self._database.read() as connection:
+            rows = connection.execute(select(api_keys).order_by(api_keys.c.created_s)).mappings()
+            kept = {row["key_id"]: dict(row) for row in rows}
+        found = []
+        for key_id, (_, caller) in self._configured().items():
+            revoked = kept.pop(key_id, None)
+            found.append(
+                KeyInfo(
+                    key_id=key_id,
+                    team=caller.team,
+                    role=caller.role,
+                    project=caller.project,
+                    name="",
+                    created_s=None,
+                    expires_s=caller.expires_s,
+                    revoked_s=revoked["revoked_s"] if revoked else None,
+                    replaced_by=None,
+                    source="config",
+                )
+            )
+        names = [f.name for f in msgspec.structs.fields(KeyInfo) if f.name != "source"]
+        found += [
+            KeyInfo(source="ledger", **{name: row[name] for name in names}) for row in kept.values()
+        ]
+        return [key for key in found if team is None or key.team == team]
+
+    def callers(self) -> dict[str, Caller]:
+        """Every key that may call now or later, by hash: what a KeyRing holds."""
+        found = dict(self._configured().values())
+        with self._database.read() as connection:
+            rows = connection.execute(select(api_keys)).mappings().all()
+            kept = {r["team"]: r for r in connection.execute(select(teams)).mappings()}
+        for row in rows:
+            settings = self._config.get(row["team"])
+            if settings is None and row["team"] in kept:
+                team_row = kept[row["team"]]
+                archived = team_row["archived_s"] is not None
+                settings = None if archived else _settings_of(team_row["settings"])
+            if row["revoked_s"] is not None or settings is None:
+                found.pop(row["key_hash"], None)
+                continue
+            found[row["key_hash"]] = caller_of(
+                row["team"],
+                settings,
+                key_id=row["key_id"],
+                role=row["role"],
+                project=row["project"],
+                expires_s=row["expires_s"],
+            )
+        return found
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    def number(self) -> int:
+        """Raised by every change; cheap to ask."""
+        with self._database.read() as connection:
+            query = select(changes.c.number).where(changes.c.name == _WATCHED)
+            return int(connection.scalar(query) or 0)
+
+    def audit(self, limit: int = 100) -> list[AuditEntry]:
+        """The latest admin actions, newest first."""
+        with self._database.read() as connection:
+            query = select(audit_log).order_by(audit_log.c.at_s.desc()).limit(limit)
+            return [
+                AuditEntry(
+                    at_s=row["at_s"],
+                    actor=row["actor"],
+                    action=row["action"],
+                    subject=row["subject"],
+                    detail=msgspec.json.decode(row["detail"]),
+                )
+                for row in connection.execute(query).mappings()
+            ]
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _configured(self) -> dict[str, tuple[str, Caller]]:
+        from_config: dict[str, tuple[str, Caller]] = {}
+        for name, team in self._config.items():
+            for hashed, caller in callers_of_team(name, team).items():
+                from_config[caller.key_id or hashed] = (hashed, caller)
+        return from_config
+
+    def _make_key(
+        self,
+        connection: Connection,
+        team: str,
+        role: str,
+        project: str | None,
+        name: str,
+        expires_s: float | None,
+    ) -> NewKey:
+        if role not in ROLES:
+            raise TeamsError(f"{role!r} is not a role. Take one of {', '.join(ROLES)}.")
+        self._require_team(connection, team)
+        if project is not None:
+            where = (projects.c.team == team) & (projects.c.project == project)
+            if self._row(connection, projects, where) is None:
+                connection.execute(
+                    projects.insert().values(team=team, project=project, created_s=self._clock())
+                )
+        key = KEY_PREFIX + secrets.token_urlsafe(32)
+        hashed = digest(key)
+        connection.execute(
+            api_keys.insert().values(
+                key_id=hashed[:12],
+                key_hash=hashed,
+                team=team,
+                project=project,
+                role=role,
+                name=clean(name),
+                created_s=self._clock(),
+                expires_s=expires_s,
+            )
+        )
+        return NewKey(key_id=hashed[:12], key=key, team=team, role=role, expires_s=expires_s)
+
+    def _require_team(self, connection: Connection, team: str, *, own: bool = False) -> None:
+        if team in self._config:
+            if own:
+                raise TeamsError(f"The team {team!r} is in the config file. Change it there.")
+            return
+        row = self._row(connection, teams, teams.c.team == team)
+        if row is None or row["archived_s"] is not None:
+            raise TeamsError(
+                f"There is no team {team!r}. Create it with: joulegate teams create {team}"
+            )
+
+    def _own_key(self, connection: Connection, key_id: str) -> Mapping[str, Any]:
+        row = self._row(connection, api_keys, api_keys.c.key_id == key_id)
+        if row is not None:
+            return row
+        if key_id in self._configured():
+            raise TeamsError(f"The key {key_id} is in the config file. Rotate it there.")
+        raise TeamsError(f"There is no key {key_id}. `joulegate keys list` shows them.")
+
+    @staticmethod
+    def _row(connection: Connection, table: Any, where: Any) -> Mapping[str, Any] | None:
+        row = connection.execute(select(table).where(where)).mappings().first()
+        return None if row is None else dict(row)
+
+    def _note(
+        self,
+        connection: Connection,
+        actor: str,
+        action: str,
+        subject: str,
+        detail: Mapping[str, Any] | None = None,
+    ) -> None:
+        connection.execute(
+            audit_log.insert().values(
+                entry_id=os.urandom(12).hex(),
+                at_s=self._clock(),
+                actor=clean(actor),
+                action=action,
+                subject=clean(subject),
+                detail=msgspec.json.encode(detail or {}).decode(),
+            )
+        )
+        raised = connection.execute(
+            update(changes).where(changes.c.name == _WATCHED).values(number=changes.c.number + 1)
+        )
+        if raised.rowcount == 0:
+            connection.execute(changes.insert().values(name=_WATCHED, number=1))
+
+
+class KeyWatch:
+    """Keeps a key ring as the ledger has it: a change anywhere holds here within a second."""
+
+    def __init__(self, store: TeamStore, ring: KeyRing, interval_s: float = 0.5) -> None:
+        self._store = store
+        self._ring = ring
+        self._interval_s = interval_s
+        self._number = -1
+        self._failing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def refresh(self) -> bool:
+        """Look once; True when there was a change. Blocks, and raises what the ledger raises."""
+        number = self._store.number()
+        if number == self._number:
+            return False
+        self._ring.replace(self._store.callers())
+        self._number = number
+        return True
+
+    def start(self) -> None:
+        """Go on looking, from the running event loop."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                pass
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.refresh)
+                self._failing = False
+            except SQLAlchemyError as error:
+                if not self._failing:
+                    log.warning(
+                        "Keys cannot be read from the ledger (%s): those known stay in use.",
+                        type(error).__name__,
+                    )
+                self._failing = True
+            await asyncio.sleep(self._interval_s)
+
+
+def _settings_of(text: str) -> Team:
+    return msgspec.json.decode(text, type=Team)

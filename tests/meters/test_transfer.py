@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from meters import transfer
+from meters.ledger import Ledger
+from meters.types import Attribution, UsageRecord, Window
+from proxy.settings import Settings, Team
+from proxy.teams import TeamStore
+from tests.meters.books import NOON_S, attribution, record, window
+from tests.servers import new_database
+
+
+def traffic(seed: int = 1) -> tuple[list[UsageRecord], list[Attribution], list[Window]]:
+    """Two hours of five requests a minute, with a window every ten seconds."""
+    dice = random.Random(seed)
+    records = [
+        record(
+            n,
+            start_s=NOON_S + n * 12.0,
+            end_s=NOON_S + n * 12.0 + 8.0,
+            sent_s=NOON_S + n * 12.0,
+            team=dice.choice(["search", "ads"]),
+            energy_j=dice.choice([None, dice.expovariate(0.1)]),
+            decision='{"chosen":"x"}',
+            tags=("a", "b") if n % 3 else (),
+        )
+        for n in range(600)
+    ]
+    attributions, windows = [], []
+    for n in range(720):
+        start_s = NOON_S + n * 10.0
+        inside = [r for r in records if r.start_s < start_s + 10 and r.end_s > start_s]
+        shares = {r.request_id: dice.expovariate(0.02) for r in inside if dice.random() < 0.95}
+        divided = attribution(n, shares, start_s=start_s, end_s=start_s + 10.0)
+        attributions.append(divided)
+        windows.append(
+            window(
+                n,
+                start_s=start_s,
+                end_s=start_s + 10.0,
+                energy_j=divided.metered_j,
+                host_energy_j=dice.choice([None, 5.0]),
+                generated_tokens=dice.choice([None, 100.0]),
+            )
+        )
+    return records, attributions, windows
+
+
+@pytest.fixture
+def full(ledger_url: str) -> Iterator[Ledger]:
+    ledger = Ledger(ledger_url)
+    ledger.write(*traffic())
+    store = TeamStore(ledger.database, Settings())
+    store.create_team("search", Team(), "a test")
+    store.create_key("search", actor="a test")
+    ledger.add_feedback("req-1", "judge", 0.5, "search", NOON_S)
+    yield ledger
+    ledger.close()
+
+
+def rows(ledger: Ledger) -> list[bytes]:
+    """An export without its first line, which says when it was made."""
+    return sorted(list(transfer.exported(ledger))[1:])
+
+
+def day(ledger: Ledger, *group_by: str) -> object:
+    return ledger.usage(None, NOON_S - 86_400, NOON_S + 86_400, group_by)
+
+
+def test_a_ledger_moves_whole_to_another_of_its_kind(
+    full: Ledger, new_ledger_url: Callable[[], str]
+) -> None:
+    lines = list(transfer.exported(full))
+    moved = Ledger(new_ledger_url())
+    counts = transfer.imported(moved, lines)
+    assert counts["requests"] == 600
+    assert counts["api_keys"] == 1
+    assert moved.check() == full.check()
+    assert day(moved, "hour_s", "team", "tags") == day(full, "hour_s", "team", "tags")
+    assert moved.receipt("req-7") == full.receipt("req-7")
+    assert rows(moved) == rows(full)
+    moved.close()
+
+
+def test_a_ledger_moves_from_sqlite_to_postgresql_and_back(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    first = Ledger(f"sqlite:///{tmp_path / 'first.db'}")
+    first.write(*traffic())
+    second = Ledger(new_database(postgres_url, "moved"))
+    third = Ledger(f"sqlite:///{tmp_path / 'third.db'}")
+    transfer.imported(second, transfer.exported(first))
+    transfer.imported(third, transfer.exported(second))
+    assert second.check() == first.check() == third.check()
+    assert first.check().balanced
+    assert (
+        day(third, "hour_s", "tags")
+        == day(second, "hour_s", "tags")
+        == day(first, "hour_s", "tags")
+    )
+    assert rows(third) == rows(first)
+    for ledger in (first, second, third):
+        ledger.close()
+
+
+def test_importing_again_changes_nothing(full: Ledger) -> None:
+    before = full.check()
+    transfer.imported(full, list(transfer.exported(full)))
+    assert full.check() == before
+    assert before.balanced
+
+
+def test_an_export_that_was_cut_off_is_noticed_and_can_be_taken_up(
+    full: Ledger, new_ledger_url: Callable[[], str]
+) -> None:
+    lines = list(transfer.exported(full))
+    moved = Ledger(new_ledger_url())
+    with pytest.raises(transfer.BadExport, match="cut off"):
+        transfer.imported(moved, lines[:-1])
+    with pytest.raises(transfer.BadExport, match="cut off"):
+        transfer.imported(moved, [*lines[:700], lines[-1]])
+    transfer.imported(moved, lines)
+    assert moved.check() == full.check()
+    moved.close()
+
+
+@pytest.mark.parametrize("first", [b"", b"not json\n", b'{"format":"other"}\n'])
+def test_what_is_no_export_is_refused(tmp_path: Path, first: bytes) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'l.db'}")
+    with pytest.raises(transfer.BadExport):
+        transfer.imported(ledger, [first])
+    ledger.close()
+
+
+def test_folding_keeps_every_sum(full: Ledger) -> None:
+    before, sums = full.check(), day(full, "hour_s", "team", "tags")
+    receipts = [full.receipt(f"req-{n}") for n in range(200)]
+    receipt = next(r for r in receipts if r is not None and len(r.shares) == 2)
+    folded = full.compact(NOON_S + 3600 + 1800)
+    after = full.check()
+    assert folded.before_s == NOON_S + 3600
+    assert folded.windows == 359
+    assert after.balanced
+    assert (after.metered_uj, after.attributed_uj, after.idle_uj) == (
+        before.metered_uj,
+        before.attributed_uj,
+        before.idle_uj,
+    )
+    assert after.shares < before.shares
+    assert day(full, "hour_s", "team", "tags") == sums
+    now = full.receipt(receipt.record.request_id)
+    assert now is not None
+    assert now.attributed_j == receipt.attributed_j
+    assert (now.state, now.settled) == (receipt.state, receipt.settled)
+    assert len(now.shares) == 1
+    assert now.record.decision is None
+
+
+def test_a_window_of_a_folded_hour_is_not_counted_again(full: Ledger) -> None:
+    full.compact(NOON_S + 3600)
+    before = full.check()
+    written = full.write(*traffic())
+    assert written.late == 360
+    assert full.check() == before
+
+
+def test_folding_goes_on_where_it_ended(full: Ledger) -> None:
+    full.compact(NOON_S + 3600)
+    assert full.compact(NOON_S + 3600).windows == 0
+    assert full.compact(NOON_S + 7200).windows == 359
+    assert full.check().balanced
+    assert full.check().windows == 2
+
+
+def test_a_folded_ledger_moves_but_not_into_one_that_is_not_folded(
+    full: Ledger, new_ledger_url: Callable[[], str]
+) -> None:
+    whole = list(transfer.exported(full))
+    full.compact(NOON_S + 3600)
+    moved = Ledger(new_ledger_url())
+    lines = list(transfer.exported(full))
+    transfer.imported(moved, lines)
+    assert moved.check() == full.check()
+    with pytest.raises(transfer.BadExport, match="different hours"):
+        transfer.imported(moved, whole)
+    moved.close()

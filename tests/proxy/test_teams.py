@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import select
+
+from meters.ledger import Ledger
+from meters.schema import metadata
+from proxy.auth import Caller, KeyRing, digest
+from proxy.settings import Budget, KeySettings, LimitSettings, Settings, Team
+from proxy.teams import KeyWatch, TeamsError, TeamStore
+
+CONFIG = Settings(
+    teams={
+        "ops": Team(keys=["from-config", KeySettings(key="admin-key", role="admin")]),
+    }
+)
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    opened = Ledger(ledger_url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def store(ledger: Ledger) -> TeamStore:
+    store = TeamStore(ledger.database, CONFIG)
+    store.create_team(
+        "search",
+        Team(
+            organisation="acme",
+            timezone="Europe/Berlin",
+            budgets=[Budget(per="month", energy_j=5e6)],
+            limits=LimitSettings(max_energy_j=100.0),
+        ),
+        "a test",
+    )
+    return store
+
+
+def ring(store: TeamStore) -> KeyRing:
+    return KeyRing(store.callers())
+
+
+def test_a_new_key_calls_for_its_team_with_what_is_set_for_it(store: TeamStore) -> None:
+    made = store.create_key("search", role="lead", project="ranking", actor="a test")
+    caller = ring(store).lookup(made.key, time.time())
+    assert caller is not None
+    assert (caller.team, caller.role, caller.project) == ("search", "lead", "ranking")
+    assert (caller.organisation, caller.timezone) == ("acme", "Europe/Berlin")
+    assert caller.limits.max_energy_j == 100.0
+    assert caller.budgets == (Budget(per="month", energy_j=5e6),)
+    assert caller.key_id == made.key_id
+    assert ring(store).lookup("jg-guess", time.time()) is None
+
+
+def test_no_key_is_written_anywhere(store: TeamStore, ledger: Ledger) -> None:
+    made = store.create_key("search", actor="a test")
+    rotated = store.rotate_key(made.key_id, overlap_s=10, actor="a test")
+    with ledger.database.read() as connection:
+        text = "".join(
+            str(connection.execute(select(table)).all()) for table in metadata.sorted_tables
+        )
+    assert digest(made.key) in text
+    for key in (made.key, rotated.key, "from-config"):
+        assert key not in text
+
+
+def test_a_revoked_key_is_refused_and_others_are_not(store: TeamStore) -> None:
+    first = store.create_key("search", actor="a test")
+    second = store.create_key("search", actor="a test")
+    store.revoke_key(first.key_id, "a test")
+    store.revoke_key(first.key_id, "a test")  # again changes nothing
+    assert ring(store).lookup(first.key, time.time()) is None
+    assert ring(store).lookup(second.key, time.time()) is not None
+    with pytest.raises(TeamsError, match="is revoked"):
+        store.rotate_key(first.key_id, overlap_s=1, actor="a test")
+
+
+def test_a_key_of_the_config_can_be_revoked_but_not_rotated(store: TeamStore) -> None:
+    key_id = digest("from-config")[:12]
+    with pytest.raises(TeamsError, match="config file"):
+        store.rotate_key(key_id, overlap_s=1, actor="a test")
+    assert ring(store).lookup("from-config", time.time()) is not None
+    store.revoke_key(key_id, "a test")
+    assert ring(store).lookup("from-config", time.time()) is None
+    assert ring(store).lookup("admin-key", time.time()) is not None
+    states = {key.key_id: key.state(time.time()) for key in store.list_keys("ops")}
+    assert states == {key_id: "revoked", digest("admin-key")[:12]: "active"}
+
+
+def test_both_keys_work_while_a_rotation_overlaps(store: TeamStore) -> None:
+    old = store.create_key("search", role="lead", actor="a test")
+    new = store.rotate_key(old.key_id, overlap_s=3600, actor="a test")
+    now_s = time.time()
+    keys = ring(store)
+    assert keys.lookup(old.key, now_s) is not None
+    assert keys.lookup(old.key, now_s + 3601) is None
+    later = keys.lookup(new.key, now_s + 3601)
+    assert later is not None
+    assert later.role == "lead"
+
+
+def test_a_rotation_never_lengthens_a_life(store: TeamStore) -> None:
+    old = store.create_key("search", expires_s=time.time() + 10, actor="a test")
+    store.rotate_key(old.key_id, overlap_s=3600, actor="a test")
+    assert ring(store).lookup(old.key, time.time() + 11) is None
+
+
+def test_an_archived_team_is_refused_and_may_come_back(store: TeamStore) -> None:
+    made = store.create_key("search", actor="a test")
+    store.archive_team("search", "a test")
+    assert ring(store).lookup(made.key, time.time()) is None
+    with pytest.raises(TeamsError, match="no team 'search'"):
+        store.create_key("search", actor="a test")
+    store.create_team("search", Team(), "a test")
+    assert ring(store).lookup(made.key, time.time()) is not None
+
+
+def test_teams_of_the_config_are_changed_there(store: TeamStore) -> None:
+    for change in (
+        lambda: store.create_team("ops", Team(), "a test"),
+        lambda: store.change_team("ops", Team(), "a test"),
+        lambda: store.archive_team("ops", "a test"),
+    ):
+        with pytest.raises(TeamsError, match="config file"):
+            change()
+    made = store.create_key("ops", actor="a test")  # its keys may be here
+    assert ring(store).lookup(made.key, time.time()) is not None
+    assert [(t.team, t.source) for t in store.list_teams()] == [
+        ("ops", "config"),
+        ("search", "ledger"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "x\x00y", "a" * 201])
+def test_a_name_that_cannot_be_kept_is_refused(store: TeamStore, name: str) -> None:
+    with pytest.raises(TeamsError):
+        store.create_team(name, Team(), "a test")
+
+
+def test_every_change_is_in_the_audit_log(store: TeamStore) -> None:
+    made = store.create_key("search", actor="alice")
+    store.rotate_key(made.key_id, overlap_s=5, actor="bob")
+    store.revoke_key(made.key_id, "carol")
+    found = [(entry.actor, entry.action, entry.subject) for entry in store.audit()]
+    assert sorted(found) == sorted(
+        [
+            ("a test", "team.create", "search"),
+            ("alice", "key.create", made.key_id),
+            ("bob", "key.rotate", made.key_id),
+            ("carol", "key.revoke", made.key_id),
+        ]
+    )
+
+
+async def test_a_change_holds_on_another_replica_within_a_second(
+    ledger_url: str, store: TeamStore
+) -> None:
+    other_ledger = Ledger(ledger_url)
+    keys = KeyRing({})
+    watch = KeyWatch(TeamStore(other_ledger.database, CONFIG), keys, interval_s=0.05)
+    watch.start()
+    made = await asyncio.to_thread(store.create_key, "search", actor="a test")
+
+    async def becomes(known: bool) -> None:
+        async with asyncio.timeout(1.0):
+            while (keys.lookup(made.key, time.time()) is not None) is not known:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    await becomes(True)
+    await asyncio.to_thread(store.revoke_key, made.key_id, "a test")
+    await becomes(False)
+    await watch.stop()
+    other_ledger.close()
+
+
+def test_revoking_the_last_key_does_not_let_everybody_in() -> None:
+    keys = KeyRing({})
+    assert keys.open
+    keys.replace({digest("k"): Caller(team="t")})
+    assert not keys.open
+    keys.replace({})
+    assert not keys.open
