@@ -1,0 +1,713 @@
+"""Cells of energy with their grams, and sums of them that are the same however they are grouped.
+
+A cell is one hour, one combination of dimensions, one node, one evidence and one component
+(active, idle or host). Its energy is whole micro-joules and its carbon whole micro-grams, rounded
+once, here; every total is a sum of these whole numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import date
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from meters.carbon import HOST_PER_GPU_J
+from meters.exact import apportion
+from meters.intensity import IntensityBook, Tier
+from meters.types import Evidence
+from proxy.dashboard.accounting import allot_idle, split_by_tags
+from proxy.dashboard.periods import Period
+from proxy.dashboard.queries import ASKED, DAY_S, LATELY_DAYS, TRAILING_DAYS, Dim, Ints, Raw
+from proxy.dashboard.sites import Sites
+
+ACTIVE, IDLE, HOST = 0, 1, 2
+IDLE_LINE = "(idle share)"
+EVIDENCE = tuple(Evidence)
+TIERS = tuple(Tier)
+# micro-joules x g/kWh -> micro-grams: 1e-6 J/uJ / 3.6e6 J/kWh x 1e6 ug/g
+UJ_PER_KWH_G = 3.6e6
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of any table: whole numbers that add up. Joules are micro, grams are micro."""
+
+    key: str
+    requests: int = 0
+    unknown_requests: int = 0  # sent, but without any figure of energy
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    output_tokens: int = 0
+    active_uj: int = 0
+    idle_uj: int = 0
+    host_uj: int = 0
+    overhead_uj: int = 0
+    operational_ug: int = 0  # location-based
+    market_ug: int = 0  # equal to location-based where no instrument is stated
+    embodied_ug: int = 0
+
+    @property
+    def device_uj(self) -> int:
+        """GPU energy: caused by requests, and the idle share."""
+        return self.active_uj + self.idle_uj
+
+    @property
+    def facility_uj(self) -> int:
+        """Everything at the facility's meter."""
+        return self.active_uj + self.idle_uj + self.host_uj + self.overhead_uj
+
+    @property
+    def ug_per_1k_requests(self) -> float | None:
+        """Operational micro-grams per thousand requests; None without requests."""
+        return self.operational_ug / self.requests * 1e3 if self.requests else None
+
+    @property
+    def g_per_1k_requests(self) -> float | None:
+        per = self.ug_per_1k_requests
+        return None if per is None else per / 1e6
+
+    @property
+    def ug_per_mtok(self) -> float | None:
+        """Operational micro-grams per million tokens, input and output together."""
+        tokens = self.prompt_tokens + self.output_tokens
+        return self.operational_ug / tokens * 1e6 if tokens else None
+
+    @property
+    def g_per_mtok(self) -> float | None:
+        per = self.ug_per_mtok
+        return None if per is None else per / 1e6
+
+
+SUMMED = tuple(f.name for f in msgspec.structs.fields(Line) if f.name != "key")
+_COUNTED = SUMMED[:5]
+_WEIGHED = SUMMED[5:]
+
+
+def add(key: str, lines: Sequence[Line]) -> Line:
+    """The sum of lines."""
+    return Line(key=key, **{name: sum(getattr(line, name) for line in lines) for name in SUMMED})
+
+
+class Factor(msgspec.Struct, frozen=True, kw_only=True):
+    """How one zone's intensities entered: energy by tier, and the energy-weighted mean."""
+
+    zone: str
+    mean_g_per_kwh: float
+    facility_uj: int
+    operational_ug: int
+    sources: tuple[str, ...]
+    tiers: dict[str, int]  # micro-grams by tier
+    estimated_ug: int  # micro-grams of hours that were estimated
+    water_ml: int | None  # at power stations
+
+
+class Cells(NamedTuple):
+    """Columns, one entry a cell."""
+
+    hour_s: Ints
+    dim: Ints  # index into ``dims``; -1: the idle share
+    node: Ints  # index into ``nodes``; -1: not metered here
+    zone: Ints  # index into ``zones``
+    evidence: Ints  # index into EVIDENCE
+    tier: Ints  # index into TIERS
+    component: Ints
+    energy_uj: Ints
+    overhead_uj: Ints
+    operational_ug: Ints
+    low_ug: NDArray[np.float64]
+    high_ug: NDArray[np.float64]
+    market_ug: Ints
+    embodied_ug: Ints
+
+
+class Reconciliation(msgspec.Struct, frozen=True, kw_only=True):
+    """All nodes' metered energy in the period; the parts sum to ``metered_uj``."""
+
+    metered_uj: int
+    teams_uj: int  # caused by requests, and idle allotted to teams
+    platform_uj: int  # idle that no team's rule takes
+    external_uj: int  # work for traffic that did not come through here
+    residual_uj: int  # nobody can be charged for it
+    pending_uj: int  # shares whose request is not recorded yet
+
+    @property
+    def balanced(self) -> bool:
+        """Whether the parts sum exactly."""
+        parts = self.teams_uj + self.platform_uj + self.external_uj
+        return parts + self.residual_uj + self.pending_uj == self.metered_uj
+
+
+class Account(NamedTuple):
+    """One team's period, real or simulated."""
+
+    dims: list[Dim]
+    nodes: list[str]
+    zones: list[str]
+    cells: Cells
+    asked: Ints  # rows of requests that belong to this book
+    reconciliation: Reconciliation
+    factors: tuple[Factor, ...]
+    dim_zone: Ints  # index into ``zones`` of each of ``dims``
+
+
+_Day = Mapping[tuple[str, str], int]
+
+
+def idle_by_team(
+    raw: Raw, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
+) -> dict[tuple[str, int], dict[str, int]]:
+    """(node, hour) -> team -> idle micro-joules; "" is the platform."""
+    weights: dict[tuple[str, int], tuple[dict[str, int], bool]] = {}
+    found: dict[tuple[str, int], dict[str, int]] = {}
+    for row in raw.nodes:
+        if (row.evidence == Evidence.SIMULATED) is not simulated or not row.idle_uj:
+            continue
+        site = sites.site(row.node)
+        day = row.hour_s // DAY_S
+        if (row.node, day) not in weights:
+            weights[row.node, day] = _weights(trailing, row.node, day, site.entitled)
+        by_team, lately = weights[row.node, day]
+        parts = allot_idle(row.idle_uj, site.owner, by_team, lately, site.entitled)
+        into = found.setdefault((row.node, row.hour_s), {})
+        for team, uj in parts.items():
+            into[team] = into.get(team, 0) + uj
+    return found
+
+
+def _weights(
+    trailing: Mapping[int, _Day], node: str, day: int, entitled: Sequence[str] | None
+) -> tuple[dict[str, int], bool]:
+    """The 28 days before ``day``; a node's first day counts itself, having nothing before."""
+    sums: dict[str, int] = defaultdict(int)
+    lately = False
+    span = range(day - TRAILING_DAYS, day)
+    if not any(n == node for d in span for n, _ in trailing.get(d, {})):
+        span = range(day, day + 1)
+    for each in span:
+        for (name, team), uj in trailing.get(each, {}).items():
+            if name == node and team and uj > 0:
+                sums[team] += uj
+                if each >= day - LATELY_DAYS and (entitled is None or team in entitled):
+                    lately = True
+    return sums, lately
+
+
+def build(
+    raw: Raw,
+    team: str,
+    trailing: Mapping[int, _Day],
+    book: IntensityBook,
+    sites: Sites,
+    simulated: bool,
+) -> Account:
+    """The account of ``team``; with ``simulated`` only what was simulated, else all the rest."""
+    nodes = _Names()
+    zones = _Names()
+    parts = [
+        _active(raw, simulated, nodes),
+        _estimated(raw, simulated, sites, nodes),
+    ]
+    allotted = idle_by_team(raw, trailing, sites, simulated)
+    parts.append(_idle(allotted, team, simulated, nodes))
+    base = _Base.joined(parts)
+    base = _with_hosts(base, raw, simulated, nodes, sites)
+    cells, factors, dim_zone = _weigh(base, raw, nodes, zones, book, sites, simulated)
+    of_book = np.array([d.simulated is simulated for d in raw.dims], dtype=bool)
+    asked = raw.asked[of_book[raw.asked[:, 1]]] if len(raw.asked) else raw.asked
+    platform = sum(parts.get("", 0) for parts in allotted.values())
+    return Account(
+        dims=raw.dims,
+        nodes=nodes.names,
+        zones=zones.names,
+        cells=cells,
+        asked=asked,
+        reconciliation=_reconcile(raw, allotted, platform, simulated),
+        factors=factors,
+        dim_zone=dim_zone,
+    )
+
+
+def _reconcile(
+    raw: Raw,
+    allotted: Mapping[tuple[str, int], Mapping[str, int]],
+    platform_uj: int,
+    simulated: bool,
+) -> Reconciliation:
+    rows = [r for r in raw.nodes if (r.evidence == Evidence.SIMULATED) is simulated]
+    pending = raw.pending_simulated_uj if simulated else raw.pending_uj
+    to_teams = sum(uj for parts in allotted.values() for team, uj in parts.items() if team)
+    return Reconciliation(
+        metered_uj=sum(r.metered_uj for r in rows),
+        teams_uj=sum(r.attributed_uj for r in rows) - pending + to_teams,
+        platform_uj=platform_uj,
+        external_uj=sum(r.external_uj for r in rows),
+        residual_uj=sum(r.unattributed_uj for r in rows),
+        pending_uj=pending,
+    )
+
+
+class _Names:
+    """Names numbered in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, name: str) -> int:
+        if name not in self._places:
+            self._places[name] = len(self.names)
+            self.names.append(name)
+        return self._places[name]
+
+
+class _Base(NamedTuple):
+    """Cells before they have grams."""
+
+    hour_s: Ints
+    dim: Ints
+    node: Ints
+    evidence: Ints
+    component: Ints
+    energy_uj: Ints
+    low_uj: Ints
+    high_uj: Ints
+
+    @classmethod
+    def joined(cls, parts: Sequence[_Base]) -> _Base:
+        return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _evidence_place(name: str) -> int:
+    return EVIDENCE.index(Evidence(name)) if name in set(EVIDENCE) else len(EVIDENCE) - 1
+
+
+def _active(raw: Raw, simulated: bool, nodes: _Names) -> _Base:
+    """Metered energy of the team's requests."""
+    kinds = np.array([_evidence_place(e) for e in raw.drawn_evidence] or [0], dtype=np.int64)
+    places = np.array([nodes.place(n) for n in raw.drawn_nodes] or [0], dtype=np.int64)
+    of_book = np.array([(d.simulated is simulated) for d in raw.dims] or [False], dtype=bool)
+    rows = raw.drawn
+    if len(rows):
+        is_simulated = kinds[rows[:, 3]] == EVIDENCE.index(Evidence.SIMULATED)
+        # Simulated if its record or its meter says so: then it is never in the real book.
+        mine = of_book[rows[:, 1]]
+        rows = rows[(is_simulated | mine) if simulated else (~is_simulated & mine)]
+    energy = rows[:, 4]
+    zero = np.zeros_like(energy)
+    return _Base(
+        rows[:, 0],
+        rows[:, 1],
+        places[rows[:, 2]] if len(rows) else zero,
+        kinds[rows[:, 3]] if len(rows) else zero,
+        zero + ACTIVE,
+        energy,
+        zero,
+        zero,
+    )
+
+
+def _estimated(raw: Raw, simulated: bool, sites: Sites, nodes: _Names) -> _Base:
+    """Estimates of requests that no window has a share of."""
+    rows = raw.asked
+    of_book = np.array([(d.simulated is simulated) for d in raw.dims] or [False], dtype=bool)
+    if len(rows):
+        rows = rows[of_book[rows[:, 1]]]
+    energy = rows[:, ASKED["energy_uj"]] - rows[:, ASKED["metered_estimate_uj"]]
+    low = rows[:, ASKED["energy_low_uj"]] - rows[:, ASKED["metered_estimate_low_uj"]]
+    high = rows[:, ASKED["energy_high_uj"]] - rows[:, ASKED["metered_estimate_high_uj"]]
+    keep = energy > 0
+    rows, energy, low, high = rows[keep], energy[keep], low[keep], high[keep]
+    kinds = np.array([_evidence_place(d.evidence) for d in raw.dims] or [0], dtype=np.int64)
+    if simulated:
+        kinds[:] = EVIDENCE.index(Evidence.SIMULATED)
+    places = np.array([nodes.place(d.node) if d.node else -1 for d in raw.dims] or [0])
+    zero = np.zeros_like(energy)
+    dim = rows[:, 1]
+    return _Base(
+        rows[:, 0],
+        dim,
+        places[dim] if len(dim) else zero,
+        kinds[dim] if len(dim) else zero,
+        zero + ACTIVE,
+        energy,
+        low,
+        high,
+    )
+
+
+def _idle(
+    allotted: Mapping[tuple[str, int], Mapping[str, int]], team: str, simulated: bool, nodes: _Names
+) -> _Base:
+    kind = EVIDENCE.index(Evidence.SIMULATED if simulated else Evidence.METERED)
+    rows = [
+        (hour, -1, nodes.place(node), kind, IDLE, parts[team], 0, 0)
+        for (node, hour), parts in allotted.items()
+        if parts.get(team)
+    ]
+    table = np.array(rows, dtype=np.int64) if rows else np.zeros((0, 8), dtype=np.int64)
+    return _Base(*table.T)
+
+
+def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Sites) -> _Base:
+    """Adds a host cell for each cell of our own GPUs: metered where the node's host was."""
+    ratio: dict[tuple[int, int], float] = {}
+    for row in raw.nodes:
+        whole = row.host_known >= row.windows and row.metered_uj > 0
+        if (row.evidence == Evidence.SIMULATED) is simulated and whole:
+            ratio[nodes.place(row.node), row.hour_s] = row.host_energy_uj / row.metered_uj
+    own = base.evidence != EVIDENCE.index(Evidence.MODELLED)
+    if sites.hosted is not None:
+        hosted = np.array([d.backend in sites.hosted for d in raw.dims] or [False], dtype=bool)
+        own = np.where(base.dim >= 0, ~hosted[np.maximum(base.dim, 0)], True)
+    measured = np.array(
+        [
+            ratio.get((n, h), -1.0)
+            for n, h in zip(base.node.tolist(), base.hour_s.tolist(), strict=True)
+        ]
+        or [],
+        dtype=np.float64,
+    )
+    known = measured >= 0
+    share = np.where(known, measured, HOST_PER_GPU_J)
+    energy = np.where(own, np.rint(base.energy_uj * share), 0).astype(np.int64)
+    modelled = EVIDENCE.index(Evidence.SIMULATED if simulated else Evidence.MODELLED)
+    hosts = base._replace(
+        evidence=np.where(known, base.evidence, modelled).astype(np.int64),
+        component=np.full_like(base.component, HOST),
+        energy_uj=energy,
+        low_uj=np.rint(base.low_uj * share).astype(np.int64),
+        high_uj=np.rint(base.high_uj * share).astype(np.int64),
+    )
+    some = energy > 0
+    return _Base.joined([base, _Base(*(column[some] for column in hosts))])
+
+
+def _weigh(
+    base: _Base,
+    raw: Raw,
+    nodes: _Names,
+    zones: _Names,
+    book: IntensityBook,
+    sites: Sites,
+    simulated: bool,
+) -> tuple[Cells, tuple[Factor, ...], Ints]:
+    """Gives every cell its zone, PUE, intensity and grams."""
+    site_of = [sites.site(name) for name in nodes.names]
+    site_zone = np.array([zones.place(s.zone or "") for s in site_of] or [0], dtype=np.int64)
+    site_pue = np.array([s.pue or sites.default_pue for s in site_of] or [1.0])
+    dim_zone = np.array(
+        [
+            zones.place(d.zone)
+            if d.zone or not d.node
+            else zones.place(sites.site(d.node).zone or "")
+            for d in raw.dims
+        ]
+        or [0],
+        dtype=np.int64,
+    )
+    dim_pue = np.array(
+        [
+            d.pue or (sites.site(d.node).pue if d.node else None) or sites.default_pue
+            for d in raw.dims
+        ]
+        or [1.0]
+    )
+    has_dim = base.dim >= 0
+    at_dim, at_node = np.maximum(base.dim, 0), np.maximum(base.node, 0)
+    zone = np.where(has_dim, dim_zone[at_dim], site_zone[at_node]).astype(np.int64)
+    pue = np.where(has_dim, dim_pue[at_dim], site_pue[at_node])
+
+    hours, hour_place = np.unique(base.hour_s, return_inverse=True)
+    g = np.zeros((len(zones.names) or 1, len(hours) or 1))
+    tier = np.zeros_like(g, dtype=np.int64)
+    estimated = np.zeros_like(g, dtype=bool)
+    market = np.zeros_like(g)
+    sources: list[set[str]] = [set() for _ in zones.names]
+    for z, name in enumerate(zones.names):
+        instrument = sites.instruments.get(name)
+        for h in np.unique(hour_place[zone == z]).tolist():
+            answer = book.at(name or None, float(hours[h]))
+            g[z, h] = answer.g_per_kwh
+            tier[z, h] = TIERS.index(answer.tier)
+            estimated[z, h] = answer.estimated
+            market[z, h] = instrument.g_per_kwh if instrument else answer.g_per_kwh
+            sources[z].add(answer.source)
+    cell_g = g[zone, hour_place] if len(zone) else np.zeros(0)
+    cell_tier = tier[zone, hour_place] if len(zone) else np.zeros(0, dtype=np.int64)
+    per_uj = pue * cell_g / UJ_PER_KWH_G
+    cells = Cells(
+        hour_s=base.hour_s,
+        dim=base.dim,
+        node=base.node,
+        zone=zone,
+        evidence=base.evidence,
+        tier=cell_tier,
+        component=base.component,
+        energy_uj=base.energy_uj,
+        overhead_uj=_round(base.energy_uj * (pue - 1.0)),
+        operational_ug=_round(base.energy_uj * per_uj),
+        low_ug=base.low_uj * per_uj,
+        high_ug=base.high_uj * per_uj,
+        market_ug=_round(
+            base.energy_uj * pue * (market[zone, hour_place] if len(zone) else 1.0) / UJ_PER_KWH_G
+        ),
+        embodied_ug=_embodied(base, raw, nodes, sites, simulated),
+    )
+    flags = estimated[zone, hour_place] if len(zone) else np.zeros(0, dtype=bool)
+    return cells, _factors(cells, zones, sources, flags, book), dim_zone
+
+
+def _round(values: NDArray[Any]) -> Ints:
+    whole: Ints = np.rint(values).astype(np.int64)
+    return whole
+
+
+def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: bool) -> Ints:
+    """The node-hour's embodied grams, by each cell's part of the node-hour's metered energy."""
+    per_uj: dict[tuple[int, int], float] = {}
+    for row in raw.nodes:
+        site = sites.site(row.node)
+        if (row.evidence == Evidence.SIMULATED) is simulated and row.metered_uj > 0 and site.gpus:
+            hours = row.metered_us / 3.6e9
+            ug = site.gpus * hours * site.embodied.mid * 1e6
+            per_uj[nodes.place(row.node), row.hour_s] = ug / row.metered_uj
+    rates = np.array(
+        [
+            per_uj.get((n, h), 0.0)
+            for n, h in zip(base.node.tolist(), base.hour_s.tolist(), strict=True)
+        ]
+        or [],
+        dtype=np.float64,
+    )
+    kinds = [EVIDENCE.index(e) for e in (Evidence.METERED, Evidence.SIMULATED)]
+    # estimates are outside the node's metered hours
+    metered = np.isin(base.evidence, kinds) & (base.component != HOST) & (base.high_uj == 0)
+    return _round(np.where(metered, base.energy_uj * rates, 0.0))
+
+
+def _factors(
+    cells: Cells,
+    zones: _Names,
+    sources: Sequence[set[str]],
+    estimated: NDArray[np.bool_],
+    book: IntensityBook,
+) -> tuple[Factor, ...]:
+    found = []
+    for z, name in enumerate(zones.names):
+        of_zone = cells.zone == z
+        facility = int((cells.energy_uj + cells.overhead_uj)[of_zone].sum())
+        ug = int(cells.operational_ug[of_zone].sum())
+        if not facility:
+            continue
+        tiers = {
+            TIERS[t].value: int(cells.operational_ug[of_zone & (cells.tier == t)].sum())
+            for t in np.unique(cells.tier[of_zone]).tolist()
+        }
+        water = book.table.water_l_per_kwh(name or None)
+        found.append(
+            Factor(
+                zone=name or "world",
+                mean_g_per_kwh=ug / facility * UJ_PER_KWH_G,
+                facility_uj=facility,
+                operational_ug=ug,
+                sources=tuple(sorted(sources[z])),
+                tiers=tiers,
+                estimated_ug=int(cells.operational_ug[of_zone & estimated].sum()),
+                water_ml=None if water is None else round(facility / 3.6e12 * water * 1000),
+            )
+        )
+    return tuple(found)
+
+
+def _sums(cells: Cells, groups: Ints, count: int) -> list[list[int]]:
+    """Per group: active, idle, host, overhead, operational, market, embodied."""
+    columns = [
+        np.where(cells.component == ACTIVE, cells.energy_uj, 0),
+        np.where(cells.component == IDLE, cells.energy_uj, 0),
+        np.where(cells.component == HOST, cells.energy_uj, 0),
+        cells.overhead_uj,
+        cells.operational_ug,
+        cells.market_ug,
+        cells.embodied_ug,
+    ]
+    table = []
+    for column in columns:
+        out = np.zeros(count, dtype=np.int64)
+        np.add.at(out, groups, column)
+        table.append(out.tolist())
+    return [list(row) for row in zip(*table, strict=True)]
+
+
+def _counts(account: Account, groups: Ints, count: int) -> list[list[int]]:
+    """Per group: requests, unknown, prompt, cached, output tokens."""
+    asked = account.asked
+    columns = [
+        asked[:, ASKED["requests"]],
+        _unknown(account),
+        asked[:, ASKED["prompt_tokens"]],
+        asked[:, ASKED["cached_prompt_tokens"]],
+        asked[:, ASKED["output_tokens"]],
+    ]
+    table = []
+    for column in columns:
+        out = np.zeros(count, dtype=np.int64)
+        np.add.at(out, groups, column)
+        table.append(out.tolist())
+    return [list(row) for row in zip(*table, strict=True)]
+
+
+def _unknown(account: Account) -> Ints:
+    """Requests that were sent to a backend and have neither a share nor an estimate."""
+    asked = account.asked
+    sent = np.array([bool(d.backend) for d in account.dims] or [False], dtype=bool)
+    metered = asked[:, ASKED["metered_requests"]]
+    estimated = np.maximum(asked[:, ASKED["energy_known"]] - metered, 0)
+    unknown = np.maximum(asked[:, ASKED["requests"]] - metered - estimated, 0)
+    return np.where(sent[asked[:, 1]], unknown, 0) if len(asked) else unknown
+
+
+def total(account: Account) -> Line:
+    """Everything of the book."""
+    energy = _sums(account.cells, np.zeros(len(account.cells.dim), dtype=np.int64), 1)[0]
+    counts = _counts(account, np.zeros(len(account.asked), dtype=np.int64), 1)[0]
+    return _line("total", counts, energy)
+
+
+def _line(key: str, counts: Sequence[int], energy: Sequence[int]) -> Line:
+    values = dict(zip((*_COUNTED, *_WEIGHED), (*counts, *energy), strict=True))
+    return Line(key=key, **values)
+
+
+def by_dim(account: Account) -> list[Line]:
+    """One line per combination of dimensions, and last the idle share."""
+    count = len(account.dims)
+    groups = np.where(account.cells.dim < 0, count, account.cells.dim)
+    energy = _sums(account.cells, groups, count + 1)
+    counts = _counts(account, account.asked[:, 1], count + 1)
+    return [_line(str(i), counts[i], energy[i]) for i in range(count + 1)]
+
+
+DIM_KEYS: Mapping[str, Callable[[Dim], str]] = {
+    "model": lambda d: d.model,
+    "backend": lambda d: d.backend or "(nothing sent)",
+    "key": lambda d: d.key_id or "(no key)",
+    "project": lambda d: d.project or "(no project)",
+    "task": lambda d: d.task or "(no task)",
+    "policy": lambda d: d.policy or "(no policy)",
+}
+
+
+def group_by_dims(account: Account, lines: Sequence[Line], name: str) -> tuple[Line, ...]:
+    """Lines by a dimension, largest first; ``lines`` are those of ``by_dim``."""
+    if name == "tag":
+        return _by_tag(account, lines)
+    key_of = DIM_KEYS[name]
+    groups: dict[str, list[Line]] = defaultdict(list)
+    for dim, line in zip(account.dims, lines, strict=False):
+        if any(getattr(line, field) for field in SUMMED):
+            groups[key_of(dim)].append(line)
+    if any(getattr(lines[-1], field) for field in SUMMED):
+        groups[IDLE_LINE].append(lines[-1])
+    return _largest_first(add(key, group) for key, group in groups.items())
+
+
+def _by_tag(account: Account, lines: Sequence[Line]) -> tuple[Line, ...]:
+    """A request with several tags counts in equal parts for each of them."""
+    sums: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(SUMMED, 0))
+    for dim, line in zip(account.dims, lines, strict=False):
+        tags = [tag for tag in dim.tags.split(",") if tag]
+        for field in SUMMED:
+            amount = getattr(line, field)
+            if amount:
+                for tag, part in split_by_tags(amount, tags):
+                    sums[tag or "(untagged)"][field] += part
+    found = [Line(key=key, **values) for key, values in sums.items()]
+    if any(getattr(lines[-1], field) for field in SUMMED):
+        found.append(add(IDLE_LINE, [lines[-1]]))
+    return _largest_first(found)
+
+
+def _largest_first(lines: Iterable[Line]) -> tuple[Line, ...]:
+    return tuple(sorted(lines, key=lambda x: (-x.operational_ug, -x.requests, x.key)))
+
+
+def by_day(account: Account, period: Period) -> tuple[Line, ...]:
+    """One line for each local day, also those without requests."""
+    edges = np.array([day_start for day_start, _ in _days(period)], dtype=np.int64)
+    names = [name for _, name in _days(period)]
+    return _by_place(account, names, lambda hours: np.searchsorted(edges, hours, "right") - 1)
+
+
+def _days(period: Period) -> list[tuple[int, str]]:
+    from_s = [
+        (Period(name="", first=d, last=d, time_zone=period.time_zone).start_s, d)
+        for d in period.days
+    ]
+    return [(start_s, date.isoformat(d)) for start_s, d in from_s]
+
+
+def by_hour(account: Account) -> tuple[Line, ...]:
+    """One line for each UTC hour that has anything."""
+    hours = np.unique(np.concatenate([account.cells.hour_s, account.asked[:, 0]]))
+    names = [np.datetime_as_string(np.datetime64(int(h), "s"), "s") + "Z" for h in hours]
+    return _by_place(account, names, lambda found: np.searchsorted(hours, found))
+
+
+def by_zone(account: Account) -> tuple[Line, ...]:
+    """One line for each grid zone."""
+    names = [name or "world" for name in account.zones] or ["world"]
+    energy = _sums(account.cells, account.cells.zone, len(names))
+    # requests are counted where their dimension says they went
+    of_dim = account.dim_zone[account.asked[:, 1]] if len(account.asked) else account.asked[:, 0]
+    counts = _counts(account, of_dim, len(names))
+    return tuple(
+        line
+        for line in map(_line, names, counts, energy)
+        if any(getattr(line, field) for field in SUMMED)
+    )
+
+
+def _by_place(
+    account: Account, names: Sequence[str], place: Callable[[Ints], Ints]
+) -> tuple[Line, ...]:
+    energy = _sums(account.cells, place(account.cells.hour_s), len(names))
+    counts = _counts(account, place(account.asked[:, 0]), len(names))
+    return tuple(_line(n, c, e) for n, c, e in zip(names, counts, energy, strict=True))
+
+
+def by_evidence(account: Account) -> tuple[Line, ...]:
+    """One line per evidence; requests count where their energy's figure comes from."""
+    count = len(EVIDENCE)
+    energy = _sums(account.cells, account.cells.evidence, count)
+    asked = account.asked
+    counts = [[0] * 5 for _ in EVIDENCE]
+    unknown = _unknown(account)
+    simulated = EVIDENCE.index(Evidence.SIMULATED)
+    for row, lost in zip(asked.tolist(), unknown.tolist(), strict=True):
+        dim = account.dims[row[1]]
+        n, metered = row[ASKED["requests"]], row[ASKED["metered_requests"]]
+        whole = {
+            simulated if dim.simulated else EVIDENCE.index(Evidence.METERED): metered,
+            EVIDENCE.index(Evidence.UNKNOWN): lost,
+        }
+        rest = simulated if dim.simulated else _evidence_place(dim.evidence)
+        whole[rest] = whole.get(rest, 0) + n - metered - lost
+        for place, column in enumerate(
+            ("requests", "", "prompt_tokens", "cached_prompt_tokens", "output_tokens")
+        ):
+            if not column:
+                counts[EVIDENCE.index(Evidence.UNKNOWN)][1] += lost
+                continue
+            amount = row[ASKED[column]]
+            parts = apportion(amount, [amount * w / n for w in whole.values()]) if n else []
+            for kind, part in zip(whole, parts, strict=False):
+                counts[kind][place] += part
+    return tuple(
+        _line(e.value, c, w)
+        for e, c, w in zip(EVIDENCE, counts, energy, strict=True)
+        if any(c) or any(w)
+    )

@@ -1,0 +1,213 @@
+"""What to do next: the largest savings that a team's own traffic makes feasible. Pure.
+
+Each is a range, not a promise: the low end is what is left when half of it works out.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+import numpy as np
+
+from proxy.dashboard.account import ACTIVE, IDLE, IDLE_LINE, Account, Line
+
+SMALLEST_UG = 1_000_000  # less than a gram is not worth a line
+SCHEDULED_HOURS = 3  # a job whose energy lies in so few hours of the day runs to a schedule
+SCHEDULED_SHARE = 0.8
+
+
+class Advice(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing to do, with what it would save in the period looked at."""
+
+    kind: str  # shift | model | idle | region
+    title: str
+    why: str
+    effort: str
+    low_ug: float
+    high_ug: float
+
+
+def advise(
+    account: Account,
+    models: Sequence[Line],
+    local_hour: Callable[[int], int],
+    intensity: Callable[[str, int], tuple[float, bool]],
+) -> tuple[Advice, ...]:
+    """The three largest. ``local_hour`` gives the hour of the team's day of a UTC hour;
+    ``intensity`` g/kWh of a zone and hour, and whether it knows the time of day."""
+    found = [
+        *_shift(account, local_hour, intensity),
+        *_model(models),
+        *_idle(account),
+        *_region(account),
+    ]
+    worth = [a for a in found if a.high_ug >= SMALLEST_UG]
+    return tuple(sorted(worth, key=lambda a: -(a.low_ug + a.high_ug))[:3])
+
+
+def _shift(
+    account: Account,
+    local_hour: Callable[[int], int],
+    intensity: Callable[[str, int], tuple[float, bool]],
+) -> list[Advice]:
+    """Scheduled jobs, each by its tag, moved to the cleanest hour of the same grid."""
+    c = account.cells
+    by_tag: dict[str, list[int]] = defaultdict(list)
+    for place, dim in enumerate(account.dims):
+        if dim.tags and "," not in dim.tags:
+            by_tag[dim.tags].append(place)
+    means = _zone_means(account, local_hour, intensity)
+    found = []
+    for tag, places in by_tag.items():
+        mine = np.isin(c.dim, places) & (c.component == ACTIVE)
+        ug_by_hour: dict[int, int] = defaultdict(int)
+        saved = 0.0
+        best_hours: dict[int, int] = defaultdict(int)
+        for hour_s, zone, ug in zip(
+            c.hour_s[mine].tolist(),
+            c.zone[mine].tolist(),
+            c.operational_ug[mine].tolist(),
+            strict=True,
+        ):
+            hour = local_hour(hour_s)
+            ug_by_hour[hour] += ug
+            by_hour = means.get(account.zones[zone])
+            if by_hour and by_hour.get(hour):
+                best = min(by_hour, key=lambda h: by_hour[h])
+                best_hours[best] += ug
+                saved += ug * max(0.0, 1.0 - by_hour[best] / by_hour[hour])
+        total = sum(ug_by_hour.values())
+        top = sorted(ug_by_hour, key=lambda h: -ug_by_hour[h])[:SCHEDULED_HOURS]
+        if not total or not best_hours:
+            continue
+        if sum(ug_by_hour[h] for h in top) < SCHEDULED_SHARE * total:
+            continue
+        best = max(best_hours, key=lambda h: best_hours[h])
+        found.append(
+            Advice(
+                kind="shift",
+                title=f"Move {tag} from {min(top):02d}:00 to {best:02d}:00",
+                why="Its energy lies in few hours of the day; another hour of the same grid was "
+                "cleaner in this period. Forecasts reach about half to all of the difference.",
+                effort="change a schedule",
+                low_ug=saved * 0.5,
+                high_ug=saved,
+            )
+        )
+    return found
+
+
+def _zone_means(
+    account: Account,
+    local_hour: Callable[[int], int],
+    intensity: Callable[[str, int], tuple[float, bool]],
+) -> dict[str, dict[int, float]]:
+    """Zone -> local hour -> mean g/kWh over the hours of the period, where that is known."""
+    c = account.cells
+    hours = np.unique(c.hour_s).tolist()
+    found: dict[str, dict[int, float]] = {}
+    for place in np.unique(c.zone).tolist():
+        name = account.zones[place]
+        sums: dict[int, list[float]] = defaultdict(list)
+        for hour_s in hours:
+            g, knows_the_hour = intensity(name, hour_s)
+            if knows_the_hour:
+                sums[local_hour(hour_s)].append(g)
+        if len(sums) == 24:
+            found[name] = {hour: sum(v) / len(v) for hour, v in sums.items()}
+    return found
+
+
+def _model(models: Sequence[Line]) -> list[Advice]:
+    """The heaviest model's work on the thriftiest that the team uses already."""
+    used = [m for m in models if m.key != IDLE_LINE and m.output_tokens and m.active_uj]
+    if len(used) < 2:
+        return []
+    heavy = max(used, key=lambda m: m.operational_ug)
+    thrifty = min(used, key=_ug_per_token)
+    if thrifty.key == heavy.key:
+        return []
+    saved = heavy.operational_ug * (1.0 - _ug_per_token(thrifty) / _ug_per_token(heavy))
+    return [
+        Advice(
+            kind="model",
+            title=f"{heavy.key} → {thrifty.key} where it is good enough",
+            why="If 25 to 75 % of its requests pass your quality gate on the smaller one, at what "
+            "each model's tokens have cost you in this period.",
+            effort="set a policy, check quality",
+            low_ug=saved * 0.25,
+            high_ug=saved * 0.75,
+        )
+    ]
+
+
+def _ug_per_token(line: Line) -> float:
+    return line.operational_ug / (line.prompt_tokens + line.output_tokens)
+
+
+def _idle(account: Account) -> list[Advice]:
+    """Nodes that idled for the team in hours in which it sent them nothing."""
+    c = account.cells
+    busy = {
+        (n, h)
+        for n, h, component in zip(
+            c.node.tolist(), c.hour_s.tolist(), c.component.tolist(), strict=True
+        )
+        if component == ACTIVE
+    }
+    unused: dict[str, int] = defaultdict(int)
+    for node, hour_s, component, ug in zip(
+        c.node.tolist(),
+        c.hour_s.tolist(),
+        c.component.tolist(),
+        c.operational_ug.tolist(),
+        strict=True,
+    ):
+        if component == IDLE and (node, hour_s) not in busy:
+            unused[account.nodes[node]] += ug
+    return [
+        Advice(
+            kind="idle",
+            title=f"Scale {node} to zero when unused",
+            why="Its idle energy in hours without a request of yours. It falls away only when the "
+            "other teams on it do not need it either.",
+            effort="operations",
+            low_ug=ug * 0.3,
+            high_ug=ug * 0.9,
+        )
+        for node, ug in unused.items()
+    ]
+
+
+def _region(account: Account) -> list[Advice]:
+    """The largest zone's work in the cleanest zone that the team uses already."""
+    energy: dict[str, int] = defaultdict(int)
+    grams: dict[str, int] = defaultdict(int)
+    c = account.cells
+    own = c.node >= 0
+    for place in np.unique(c.zone[own]).tolist():
+        mine = own & (c.zone == place) & (c.component == ACTIVE)
+        name = account.zones[place]
+        energy[name] += int((c.energy_uj + c.overhead_uj)[mine].sum())
+        grams[name] += int(c.operational_ug[mine].sum())
+    rates: Mapping[str, float] = {z: grams[z] / energy[z] for z in energy if energy[z]}
+    if len(rates) < 2:
+        return []
+    largest = max(rates, key=lambda z: grams[z])
+    cleanest = min(rates, key=lambda z: rates[z])
+    if largest == cleanest:
+        return []
+    saved = grams[largest] * (1.0 - rates[cleanest] / rates[largest])
+    return [
+        Advice(
+            kind="region",
+            title=f"Serve from {cleanest or 'world'} instead of {largest or 'world'}",
+            why="The same energy at the other grid's intensity, where data rules and capacity "
+            "allow it for half to all of the work.",
+            effort="capacity, data rules",
+            low_ug=saved * 0.5,
+            high_ug=saved,
+        )
+    ]

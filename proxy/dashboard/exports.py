@@ -1,0 +1,302 @@
+"""Files of a snapshot: CSV, JSON, Parquet, FOCUS and an ESRS E1-6 sheet.
+
+Each says its boundary, method, factor set, licences and hash. Energy and carbon are written in
+exact decimals of the snapshot's whole numbers, so that a spreadsheet's sum is the page's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import msgspec
+
+from meters.intensity.hours import iso
+from proxy.dashboard.account import SUMMED, Line
+from proxy.dashboard.accounting import METHOD
+from proxy.dashboard.periods import Period, parse
+from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot
+
+FORMATS = ("csv", "json", "parquet", "focus", "esrs", "pdf")
+COLUMNS = (
+    "grouping",
+    "key",
+    "requests",
+    "unknown_requests",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "output_tokens",
+    "active_kwh",
+    "idle_kwh",
+    "host_kwh",
+    "overhead_kwh",
+    "facility_kwh",
+    "co2e_location_kg",
+    "co2e_market_kg",
+    "co2e_embodied_kg",
+)
+
+
+def kwh(uj: int) -> str:
+    """Kilowatt-hours of micro-joules, to eighteen places: far below a micro-joule."""
+    return _plain(Decimal(uj) / Decimal(3_600_000_000_000))
+
+
+def kg(ug: int) -> str:
+    """Kilograms of micro-grams, exact."""
+    return _plain(Decimal(ug) / Decimal(1_000_000_000))
+
+
+def _plain(value: Decimal) -> str:
+    text = format(round(value, 18), "f")
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def about(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """What every export says of itself."""
+    s = snapshot
+    return [
+        ("product", "Joulegate"),
+        ("team", s.team),
+        ("period", s.period),
+        ("time_zone", s.time_zone),
+        ("from", iso(s.start_s)),
+        ("to", iso(s.end_s)),
+        (
+            "data",
+            "SIMULATED: made by simulated engines, no footprint of anything"
+            if s.simulated
+            else "provisional"
+            if s.provisional
+            else "final",
+        ),
+        ("grade", s.grade),
+        ("evidence", "; ".join(f"{e} {kg(ug)} kg" for e, ug in s.evidence) or "none"),
+        ("range_80_percent_kg", f"{s.range.low_ug / 1e9:.6f} to {s.range.high_ug / 1e9:.6f}"),
+        (
+            "market_based",
+            "by stated instruments" if s.market_instruments else "no instruments supplied",
+        ),
+        ("method_version", s.method_version),
+        *((f"method: {name.lower()}", words) for name, words in METHOD),
+        ("factor_set", s.set_version),
+        ("ledger_version", s.ledger_version),
+        (
+            "factors",
+            "; ".join(
+                f"{f.zone} {f.mean_g_per_kwh:.2f} g/kWh ({', '.join(f.sources)})" for f in s.factors
+            )
+            or "none",
+        ),
+        ("attribution", "; ".join(s.attributions) or "none"),
+        ("sha256", s.hash),
+    ]
+
+
+def rows(
+    snapshot: Snapshot, groupings: Sequence[str] = (*GROUPINGS, *SERIES)
+) -> list[dict[str, str]]:
+    """The total and every line of every grouping, in COLUMNS."""
+    found = [_row("total", snapshot.total, snapshot)]
+    for name in groupings:
+        found += [_row(name, line, snapshot) for line in snapshot.lines[name]]
+    return found
+
+
+def _row(grouping: str, line: Line, snapshot: Snapshot) -> dict[str, str]:
+    row = {"grouping": grouping, "key": guarded(line.key)}
+    row |= {name: str(getattr(line, name)) for name in SUMMED[:5]}
+    row |= {
+        "active_kwh": kwh(line.active_uj),
+        "idle_kwh": kwh(line.idle_uj),
+        "host_kwh": kwh(line.host_uj),
+        "overhead_kwh": kwh(line.overhead_uj),
+        "facility_kwh": kwh(line.facility_uj),
+        "co2e_location_kg": kg(line.operational_ug),
+        "co2e_market_kg": kg(line.market_ug) if snapshot.market_instruments else "",
+        "co2e_embodied_kg": kg(line.embodied_ug) if snapshot.embodied_known else "",
+    }
+    return row
+
+
+def guarded(text: str) -> str:
+    """Text that a spreadsheet will not run as a formula; tags and keys are callers' words."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def as_csv(snapshot: Snapshot) -> bytes:
+    """``#`` lines that say what it is, then the table."""
+    return _written(about(snapshot), COLUMNS, rows(snapshot))
+
+
+def _written(
+    head: Iterable[tuple[str, str]], columns: Sequence[str], table: Iterable[dict[str, str]]
+) -> bytes:
+    out = io.StringIO()
+    for name, words in head:
+        out.write(f"# {name}: {' '.join(words.split())}\n")
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return out.getvalue().encode()
+
+
+def as_json(snapshot: Snapshot) -> bytes:
+    """The snapshot itself, whole micro-units, with the words of the method beside it."""
+    return msgspec.json.encode(
+        {
+            "about": dict(about(snapshot)),
+            "units": {"*_uj": "1e-6 J", "*_ug": "1e-6 g CO2e", "*_ml": "1e-3 L"},
+            "snapshot": snapshot,
+        },
+        order="deterministic",
+    )
+
+
+def as_parquet(snapshot: Snapshot) -> bytes:
+    """The rows of the CSV with whole micro-units, the head as file metadata."""
+    # pyarrow takes a third of a second to import, and most processes never write this
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = [("total", snapshot.total)]
+    lines += [(name, line) for name, group in snapshot.lines.items() for line in group]
+    columns: dict[str, list[object]] = {
+        "grouping": [name for name, _ in lines],
+        "key": [line.key for _, line in lines],
+    }
+    for field in SUMMED:
+        columns[field] = [getattr(line, field) for _, line in lines]
+    if not snapshot.market_instruments:
+        columns["market_ug"] = [None for _ in lines]
+    if not snapshot.embodied_known:
+        columns["embodied_ug"] = [None for _ in lines]
+    types = {"grouping": pa.string(), "key": pa.string()}
+    table = pa.table({n: pa.array(v, type=types.get(n, pa.int64())) for n, v in columns.items()})
+    table = table.replace_schema_metadata(dict(about(snapshot)))
+    out = io.BytesIO()
+    pq.write_table(table, out)
+    return out.getvalue()
+
+
+FOCUS_COLUMNS = (
+    "BillingAccountId",
+    "BillingPeriodStart",
+    "BillingPeriodEnd",
+    "ChargePeriodStart",
+    "ChargePeriodEnd",
+    "ChargeCategory",
+    "ServiceCategory",
+    "ServiceName",
+    "SubAccountId",
+    "SubAccountName",
+    "ResourceId",
+    "SkuId",
+    "ConsumedQuantity",
+    "ConsumedUnit",
+    "BilledCost",
+    "EffectiveCost",
+    "BillingCurrency",
+    "AllocatedMethodId",
+    "x_EnergyKwh",
+    "x_Co2eLocationKg",
+    "x_Co2eMarketKg",
+    "x_Co2eEmbodiedKg",
+    "x_EvidenceTier",
+    "x_Co2eLowKg",
+    "x_Co2eHighKg",
+    "x_CarbonFactorSet",
+    "x_MethodVersion",
+    "x_SnapshotSha256",
+)
+
+
+def as_focus(snapshot: Snapshot) -> bytes:
+    """One FOCUS charge a model for the period, with the footprint in ``x_`` columns.
+
+    Money is left empty: this account does not know what anything cost. The range of a model is
+    the whole's range in proportion.
+    """
+    s = snapshot
+    middle = s.total.operational_ug or 1
+    share_low, share_high = s.range.low_ug / middle, s.range.high_ug / middle
+    mix = "+".join(e for e, _ in s.evidence)
+    table = [
+        {
+            "BillingAccountId": "joulegate",
+            "BillingPeriodStart": iso(s.start_s),
+            "BillingPeriodEnd": iso(s.end_s),
+            "ChargePeriodStart": iso(s.start_s),
+            "ChargePeriodEnd": iso(s.end_s),
+            "ChargeCategory": "Usage",
+            "ServiceCategory": "AI and Machine Learning",
+            "ServiceName": "Joulegate inference",
+            "SubAccountId": guarded(s.team),
+            "SubAccountName": guarded(s.team),
+            "ResourceId": guarded(line.key),
+            "SkuId": guarded(line.key),
+            "ConsumedQuantity": str(line.prompt_tokens + line.output_tokens),
+            "ConsumedUnit": "Tokens",
+            "BilledCost": "",
+            "EffectiveCost": "",
+            "BillingCurrency": "",
+            "AllocatedMethodId": f"joulegate-{s.method_version}",
+            "x_EnergyKwh": kwh(line.facility_uj),
+            "x_Co2eLocationKg": kg(line.operational_ug),
+            "x_Co2eMarketKg": kg(line.market_ug) if s.market_instruments else "",
+            "x_Co2eEmbodiedKg": kg(line.embodied_ug) if s.embodied_known else "",
+            "x_EvidenceTier": mix,
+            "x_Co2eLowKg": f"{line.operational_ug * share_low / 1e9:.9f}",
+            "x_Co2eHighKg": f"{line.operational_ug * share_high / 1e9:.9f}",
+            "x_CarbonFactorSet": s.set_version,
+            "x_MethodVersion": s.method_version,
+            "x_SnapshotSha256": s.hash,
+        }
+        for line in s.lines["model"]
+    ]
+    out = io.StringIO()  # importers of FOCUS do not skip comment lines
+    writer = csv.DictWriter(out, FOCUS_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    return out.getvalue().encode()
+
+
+def as_esrs(snapshot: Snapshot) -> bytes:
+    """Rows for ESRS E1-6, gross, by scope, in tonnes; empty where not supplied, never 0."""
+    columns = ("disclosure", "scope", "what", "location_based_t", "market_based_t")
+    table = [
+        {
+            "disclosure": "E1-6",
+            "scope": row.scope,
+            "what": row.what,
+            "location_based_t": tonnes(row.location_ug),
+            "market_based_t": tonnes(row.market_ug),
+        }
+        for row in snapshot.scopes
+    ]
+    return _written(about(snapshot), columns, table)
+
+
+def tonnes(ug: int | None) -> str:
+    """Tonnes of micro-grams, exact; '' for None."""
+    return "" if ug is None else _plain(Decimal(ug) / Decimal(10**12))
+
+
+def period_of(snapshot: Snapshot) -> Period:
+    """The period that the snapshot is of."""
+    return parse(snapshot.period, snapshot.time_zone)
+
+
+def file_name(snapshot: Snapshot, ending: str) -> str:
+    """A name that says what is in the file."""
+    team = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in snapshot.team)
+    book = "-simulated" if snapshot.simulated else ""
+    return f"joulegate-{team}-{snapshot.period}{book}-{snapshot.hash[:8]}.{ending}"
+
+
+def today_utc() -> str:
+    """Today, for a printed page."""
+    return datetime.now(UTC).date().isoformat()

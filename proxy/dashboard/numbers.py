@@ -1,0 +1,131 @@
+"""Numbers, masses, energies and dates as readers of German, English and French write them."""
+
+from __future__ import annotations
+
+import math
+from datetime import date, datetime
+from zoneinfo import ZoneInfo
+
+from babel import Locale
+from babel.dates import format_date, format_datetime
+from babel.numbers import format_decimal
+
+LANGUAGES = ("en", "de", "fr")
+UNKNOWN = "–"
+_NARROW = "\u202f"  # thin space between number and unit, does not break
+
+
+def language_of(wanted: str | None, accepted: str | None) -> str:
+    """One of LANGUAGES: the one asked for, else the browser's first that is known, else English."""
+    if wanted in LANGUAGES:
+        return str(wanted)
+    for part in (accepted or "").split(","):
+        code = part.split(";")[0].strip().split("-")[0].lower()
+        if code in LANGUAGES:
+            return code
+    return "en"
+
+
+class Numbers:
+    """Writes figures for one language. Unknown (None) is a dash, never 0."""
+
+    def __init__(self, language: str) -> None:
+        self.language = language
+        self._locale = Locale.parse({"en": "en_GB", "de": "de_DE", "fr": "fr_FR"}[language])
+
+    def plain(self, value: float | None, digits: int = 0) -> str:
+        """A number with grouping and that many decimals."""
+        if value is None or not math.isfinite(value):
+            return UNKNOWN
+        pattern = "#,##0" + ("." + "0" * digits if digits else "")
+        text = format_decimal(value, format=pattern, locale=self._locale)
+        return "0" if not digits and text == "-0" else text.replace("-", "−")
+
+    def significant(self, value: float | None, figures: int = 3) -> str:
+        """A number with that many significant figures, never in powers of ten."""
+        if value is None or not math.isfinite(value):
+            return UNKNOWN
+        if value == 0:
+            return "0"
+        digits = figures - 1 - math.floor(math.log10(abs(value)))
+        return self.plain(round(value, digits), max(0, min(digits, 9)))
+
+    def short(self, value: float | None) -> str:
+        """A count: 941, 12,400, 1.21 M."""
+        if value is None:
+            return UNKNOWN
+        if abs(value) >= 1e9:
+            return f"{self.significant(value / 1e9)}{_NARROW}G"
+        if abs(value) >= 1e6:
+            return f"{self.significant(value / 1e6)}{_NARROW}M"
+        return self.plain(value)
+
+    def mass(self, ug: float | None, signed: bool = False) -> str:
+        """Micro-grams as mg, g, kg or t."""
+        if ug is None:
+            return UNKNOWN
+        for unit, per in (("t", 1e12), ("kg", 1e9), ("g", 1e6), ("mg", 1e3)):
+            if abs(ug) >= per or unit == "mg":
+                sign = "+" if signed and ug > 0 else ""
+                return f"{sign}{self.significant(ug / per)}{_NARROW}{unit}"
+        return UNKNOWN
+
+    def kg(self, ug: float | None, digits: int = 3) -> str:
+        """Micro-grams as kilograms, with fixed decimals, for columns."""
+        return UNKNOWN if ug is None else self.plain(ug / 1e9, digits)
+
+    def kwh(self, uj: float | None, digits: int = 3) -> str:
+        """Micro-joules as kilowatt-hours, with fixed decimals, for columns."""
+        return UNKNOWN if uj is None else self.plain(uj / 3.6e12, digits)
+
+    def energy(self, uj: float | None) -> str:
+        """Micro-joules as J, Wh, kWh or MWh."""
+        if uj is None:
+            return UNKNOWN
+        for unit, per in (("MWh", 3.6e15), ("kWh", 3.6e12), ("Wh", 3.6e9)):
+            if abs(uj) >= per:
+                return f"{self.significant(uj / per)}{_NARROW}{unit}"
+        return f"{self.significant(uj / 1e6)}{_NARROW}J"
+
+    def joules(self, j: float | None) -> str:
+        """Joules, as joules."""
+        return UNKNOWN if j is None else f"{self.significant(j)}{_NARROW}J"
+
+    def litres(self, ml: float | None) -> str:
+        return UNKNOWN if ml is None else f"{self.significant(ml / 1000)}{_NARROW}L"
+
+    def percent(self, share: float | None, digits: int = 0, signed: bool = False) -> str:
+        """A share of 1 as per cent."""
+        if share is None or not math.isfinite(share):
+            return UNKNOWN
+        sign = "+" if signed and share > 0 else ""
+        return f"{sign}{self.plain(share * 100, digits)}{_NARROW}%"
+
+    def change(self, now: float | None, before: float | None) -> str:
+        """Relative change as "▲ 12 %" or "▼ 12 %"; a dash when there is nothing to compare."""
+        if now is None or not before:
+            return UNKNOWN
+        share = now / before - 1.0
+        if abs(share) < 0.0005:
+            return f"= 0{_NARROW}%"
+        if share > 9.99:
+            return f"▲ ×{self.significant(share + 1, 2)}"
+        return (
+            f"{'▲' if share > 0 else '▼'} {self.percent(abs(share), 0 if abs(share) >= 0.1 else 1)}"
+        )
+
+    def day(self, day: date | str) -> str:
+        """A day, in words short enough for a table."""
+        if isinstance(day, str):
+            day = date.fromisoformat(day)
+        return str(format_date(day, "medium", locale=self._locale))
+
+    def month(self, day: date) -> str:
+        return str(format_date(day, "LLL y", locale=self._locale))
+
+    def moment(self, unix_s: float | None, time_zone: str) -> str:
+        """A moment in a time zone, with the zone's offset beside it."""
+        if unix_s is None:
+            return UNKNOWN
+        at = datetime.fromtimestamp(unix_s, ZoneInfo(time_zone))
+        return f"{format_datetime(at, 'd MMM y HH:mm:ss', locale=self._locale)} {at:%z}"

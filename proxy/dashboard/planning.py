@@ -1,0 +1,172 @@
+"""The planning page: what a request like yours would cost elsewhere, by the estimator, in ranges.
+
+The quantities of the published decision framework (model size, precision, serving engine, prompt
+and output length, region, hardware) are the form's fields; the answers come from the same
+estimator that routes requests, with its 80 % bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from estimators.types import Backend, Band, Estimator, Features, Load, ModelFacts
+from meters.carbon import R_ICE_PUE, operational_g, r_ice_g
+from meters.intensity import IntensityBook
+
+ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers")
+PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4", "nvfp4")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """One configuration, as the form gives it."""
+
+    params_b: float = 8.0
+    precision: str = "bf16"
+    engine: str = "vllm"
+    gpu: str = "H100-SXM"
+    num_gpus: int = 1
+    concurrency: float = 16.0
+    prompt_tokens: int = 500
+    output_tokens: int = 300
+    zone: str = "DE"
+    pue: float = R_ICE_PUE
+    requests: int = 100_000
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """What one configuration would use for one request; None: the estimator cannot say."""
+
+    what: str
+    plan: Plan
+    energy_j: Band | None
+    carbon_g: Band | None
+    latency_s: Band | None
+    evidence: str
+    tier: str
+    r_ice_g: float | None = None
+
+
+_BOUNDS: Mapping[str, tuple[float, float]] = {
+    "params_b": (0.1, 2000.0),
+    "num_gpus": (1, 64),
+    "concurrency": (1, 4096),
+    "prompt_tokens": (1, 1_000_000),
+    "output_tokens": (1, 200_000),
+    "pue": (1.0, 3.0),
+    "requests": (1, 10**9),
+}
+
+
+def parse(query: Mapping[str, str], gpus: Sequence[str]) -> Plan:
+    """The form's fields; what is missing or makes no sense takes its default, within bounds."""
+    plan = Plan()
+    values: dict[str, Any] = {}
+    for name, (least, most) in _BOUNDS.items():
+        try:
+            number = float(query[name].replace(",", "."))
+        except (KeyError, ValueError):
+            continue
+        if number == number:  # not NaN
+            kind = type(getattr(plan, name))
+            values[name] = kind(min(max(number, least), most))
+    for name, known in (("precision", PRECISIONS), ("engine", ENGINES), ("gpu", gpus)):
+        if query.get(name) in known:
+            values[name] = query[name]
+    if gpus and values.get("gpu", plan.gpu) not in gpus:
+        values["gpu"] = gpus[0]
+    if query.get("zone"):
+        values["zone"] = query["zone"][:32]
+    return msgspec.structs.replace(plan, **values)
+
+
+def compare(
+    plan: Plan,
+    estimator: Estimator,
+    gpus: Mapping[str, Any],
+    book: IntensityBook,
+    now_s: float,
+) -> list[Planned]:
+    """The configuration, and it with one thing changed at a time."""
+    smaller = msgspec.structs.replace(plan, params_b=max(0.1, round(plan.params_b / 4, 1)))
+    lighter = "fp8" if plan.precision in ("bf16", "fp16") else "int4"
+    variants = [
+        ("as asked", plan),
+        (f"a model of {smaller.params_b:g} B", smaller),
+        (f"in {lighter}", msgspec.structs.replace(plan, precision=lighter)),
+        (
+            "half the output",
+            msgspec.structs.replace(plan, output_tokens=max(1, plan.output_tokens // 2)),
+        ),
+        (
+            "half the prompt",
+            msgspec.structs.replace(plan, prompt_tokens=max(1, plan.prompt_tokens // 2)),
+        ),
+        (
+            f"batch of {min(plan.concurrency * 4, 512):g}",
+            msgspec.structs.replace(plan, concurrency=min(plan.concurrency * 4, 512.0)),
+        ),
+        ("in zone FR", msgspec.structs.replace(plan, zone="FR")),
+        ("in zone PL", msgspec.structs.replace(plan, zone="PL")),
+    ]
+    return [_planned(what, each, estimator, gpus, book, now_s) for what, each in variants]
+
+
+def _planned(
+    what: str,
+    plan: Plan,
+    estimator: Estimator,
+    gpus: Mapping[str, Any],
+    book: IntensityBook,
+    now_s: float,
+) -> Planned:
+    answer = book.at(plan.zone, now_s)
+    backend = Backend(
+        name=f"plan-{plan.params_b:g}b",
+        group="plan",
+        precision=plan.precision,
+        engine=plan.engine,
+        gpu=gpus.get(plan.gpu),
+        num_gpus=plan.num_gpus,
+        model=ModelFacts(params_b=plan.params_b),
+        zone=plan.zone,
+        pue=plan.pue,
+        intensity_g_per_kwh=answer.g_per_kwh,
+    )
+    features = Features(
+        prompt_tokens=plan.prompt_tokens,
+        prompt_tokens_counted=True,
+        max_tokens=plan.output_tokens,
+    )
+    context = plan.prompt_tokens + plan.output_tokens / 2
+    load = Load(
+        running=plan.concurrency,
+        context_tokens=plan.concurrency * context,
+        known=True,
+    )
+    estimate = estimator.estimate(features, [backend], [load])[0]
+    energy = estimate.energy_j
+    carbon = (
+        None
+        if energy is None
+        else Band(*(operational_g(j, plan.pue, answer.g_per_kwh) for j in energy))
+    )
+    latency = estimate.latency_s
+    tdp_w = getattr(gpus.get(plan.gpu), "tdp_w", None)
+    parametric = (
+        None
+        if latency is None or tdp_w is None
+        else r_ice_g(plan.num_gpus, tdp_w, latency.mid / plan.concurrency, answer.g_per_kwh)
+    )
+    return Planned(
+        what=what,
+        plan=plan,
+        energy_j=energy,
+        carbon_g=carbon,
+        latency_s=latency,
+        evidence=estimate.evidence.value,
+        tier=answer.tier.value,
+        r_ice_g=parametric,
+    )

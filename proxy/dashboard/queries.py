@@ -1,0 +1,311 @@
+"""One team's period as columns of whole numbers, read from the ledger's roll-ups.
+
+Nothing here reads a request row except ``request_rows``, which lists a page of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import Connection, and_, func, or_, select
+
+from meters.ledger import Ledger
+from meters.schema import (
+    DIMENSIONS,
+    REQUEST_SUMS,
+    dims,
+    energy_hours,
+    node_hours,
+    request_hours,
+    requests,
+    shares,
+)
+
+Ints = NDArray[np.int64]
+DAY_S = 86_400
+TRAILING_DAYS = 28
+LATELY_DAYS = 7
+PAGE_ROWS = 50
+
+
+class Dim(NamedTuple):
+    """One combination of what requests are grouped by; '' where a row has none."""
+
+    team: str
+    project: str
+    key_id: str
+    tags: str
+    endpoint: str
+    model_asked: str
+    model_group: str
+    backend: str
+    node: str
+    zone: str
+    pue: float | None
+    policy: str
+    task: str
+    cache: str
+    outcome: str
+    evidence: str
+    simulated: bool
+    counterfactual_backend: str
+
+    @property
+    def model(self) -> str:
+        """What served: the backend's group, else its name, else what was asked for."""
+        return self.model_group or self.backend or self.model_asked or "(none)"
+
+
+class NodeHour(NamedTuple):
+    """One node's hour, in whole micro-units."""
+
+    node: str
+    hour_s: int
+    evidence: str
+    metered_uj: int
+    attributed_uj: int
+    idle_uj: int
+    external_uj: int
+    unattributed_uj: int
+    metered_us: int
+    host_energy_uj: int
+    host_known: int
+    windows: int
+
+
+class Raw(NamedTuple):
+    """What the roll-ups hold of one team and period."""
+
+    dims: list[Dim]
+    # metered energy by the hour it was drawn: hour, dim, index of node, index of evidence, uJ
+    drawn: Ints
+    drawn_nodes: list[str]
+    drawn_evidence: list[str]
+    # sums of requests by the hour they arrived: hour, dim, then REQUEST_SUMS
+    asked: Ints
+    nodes: list[NodeHour]  # of all nodes: the organisation's, not the team's
+    pending_uj: int  # shares in the period whose request has not been recorded yet
+    pending_simulated_uj: int
+
+    @property
+    def version(self) -> str:
+        """A digest of everything that was read: the ledger as this account saw it."""
+        digest = hashlib.sha256()
+        for part in (self.drawn, self.asked):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(repr((self.dims, self.nodes, self.drawn_nodes, self.pending_uj)).encode())
+        return digest.hexdigest()[:12]
+
+
+# Where a column of REQUEST_SUMS is in a row of ``Raw.asked``.
+ASKED = {name: place + 2 for place, name in enumerate(REQUEST_SUMS)}
+
+
+def read(ledger: Ledger, team: str, start_s: int, end_s: int) -> Raw:
+    """The roll-ups of ``team`` for the hours that start in [start_s, end_s), in one transaction."""
+    with ledger.database.read() as connection:
+        return _read(connection, team, start_s, end_s)
+
+
+def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
+    found = connection.execute(
+        select(dims.c.dim_id, *(dims.c[name] for name in DIMENSIONS))
+        .where(dims.c.team == team)
+        .order_by(dims.c.dim_id)
+    ).all()
+    place = {row[0]: number for number, row in enumerate(found)}
+    e, r, n = energy_hours.c, request_hours.c, node_hours.c
+
+    nodes: dict[str, int] = {}
+    evidence: dict[str, int] = {}
+    drawn = [
+        (
+            hour,
+            place[dim],
+            nodes.setdefault(node, len(nodes)),
+            evidence.setdefault(how, len(evidence)),
+            uj,
+        )
+        for hour, dim, node, how, uj in connection.execute(
+            select(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence, e.energy_uj)
+            .where(e.team == team, e.hour_s >= start_s, e.hour_s < end_s)
+            .order_by(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence)
+        )
+    ]
+    asked = [
+        (hour, place[dim], *sums)
+        for hour, dim, *sums in connection.execute(
+            select(r.hour_s, r.dim_id, *(r[name] for name in REQUEST_SUMS))
+            .where(r.team == team, r.hour_s >= start_s, r.hour_s < end_s)
+            .order_by(r.hour_s, r.dim_id)
+        )
+    ]
+    node_rows = connection.execute(
+        select(
+            n.node,
+            n.hour_s,
+            n.evidence,
+            *(func.sum(n[name]) for name in NodeHour._fields[3:]),
+        )
+        .where(n.hour_s >= start_s, n.hour_s < end_s)
+        .group_by(n.node, n.hour_s, n.evidence)
+        .order_by(n.node, n.hour_s, n.evidence)
+    )
+    pending = dict(
+        connection.execute(
+            select(e.metered_evidence, func.sum(e.energy_uj))
+            .where(e.team == "", e.hour_s >= start_s, e.hour_s < end_s)
+            .group_by(e.metered_evidence)
+        ).all()
+    )
+    simulated = int(pending.pop("simulated", 0) or 0)
+    return Raw(
+        dims=[Dim(*row[1:]) for row in found],
+        drawn=_columns(drawn, 5),
+        drawn_nodes=list(nodes),
+        drawn_evidence=list(evidence),
+        asked=_columns(asked, 2 + len(REQUEST_SUMS)),
+        nodes=[NodeHour(row[0], row[1], row[2], *map(int, row[3:])) for row in node_rows],
+        pending_uj=sum(int(v or 0) for v in pending.values()),
+        pending_simulated_uj=simulated,
+    )
+
+
+def _columns(rows: Sequence[Sequence[int]], width: int) -> Ints:
+    if not rows:
+        return np.zeros((0, width), dtype=np.int64)
+    return np.array(rows, dtype=np.int64)
+
+
+class Trailing:
+    """Energy by node, day and team, for the rule that allots idle; whole days are remembered."""
+
+    def __init__(self, ledger: Ledger, kept_s: float = 3600.0) -> None:
+        self._ledger = ledger
+        self._kept_s = kept_s
+        self._days: dict[int, Mapping[tuple[str, str], int]] = {}
+        self._read_at_s: dict[int, float] = {}
+
+    def by_day(self, first_day: int, last_day: int) -> dict[int, Mapping[tuple[str, str], int]]:
+        """(node, team) -> micro-joules, for each UTC day since 1970 in the span, both included."""
+        now_s = time.time()
+        settled = int(now_s // DAY_S) - 2  # later days still receive windows
+        missing = [
+            day
+            for day in range(first_day, last_day + 1)
+            if day > settled or now_s - self._read_at_s.get(day, 0.0) > self._kept_s
+        ]
+        if missing:
+            fresh = self._query(missing[0], missing[-1])
+            for day in range(missing[0], missing[-1] + 1):
+                self._days[day] = fresh.get(day, {})
+                self._read_at_s[day] = now_s
+        return {day: self._days[day] for day in range(first_day, last_day + 1)}
+
+    def _query(self, first_day: int, last_day: int) -> dict[int, Mapping[tuple[str, str], int]]:
+        e = energy_hours.c
+        day = e.hour_s // DAY_S
+        found: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
+        query = (
+            select(day, e.metered_node, e.team, func.sum(e.energy_uj))
+            .where(e.hour_s >= first_day * DAY_S, e.hour_s < (last_day + 1) * DAY_S)
+            .group_by(day, e.metered_node, e.team)
+        )
+        with self._ledger.database.read() as connection:
+            for number, node, team, uj in connection.execute(query):
+                found[int(number)][node, team] = int(uj)
+        return dict(found)
+
+
+class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which requests to list. None does not filter; '' means "has none"."""
+
+    team: str
+    start_s: float
+    end_s: float
+    model: str | None = None
+    backend: str | None = None
+    key: str | None = None
+    tag: str | None = None
+    project: str | None = None
+    task: str | None = None
+    policy: str | None = None
+    zone: str | None = None
+    evidence: str | None = None
+    outcome: str | None = None
+    cache: str | None = None
+    simulated: bool = False
+
+
+def request_rows(
+    ledger: Ledger, wanted: RequestFilter, before: tuple[float, str] | None = None
+) -> list[dict[str, Any]]:
+    """The newest PAGE_ROWS requests that fit, older than ``before`` (start and id), with the sum
+    of each one's shares as ``metered_uj`` (None: none)."""
+    c = requests.c
+    rules = [
+        c.team == wanted.team,
+        c.start_s >= wanted.start_s,
+        c.start_s < wanted.end_s,
+        c.simulated == wanted.simulated,
+    ]
+    named = {
+        "backend": wanted.backend,
+        "key_id": wanted.key,
+        "project": wanted.project,
+        "task": wanted.task,
+        "policy": wanted.policy,
+        "zone": wanted.zone,
+        "outcome": wanted.outcome,
+        "cache": wanted.cache,
+    }
+    for column, value in named.items():
+        if value is not None:
+            rules.append(func.coalesce(c[column], "") == value)
+    if wanted.model is not None:
+        served = func.coalesce(
+            func.nullif(c.model_group, ""), func.nullif(c.backend, ""), c.model_asked
+        )
+        rules.append(served == ("" if wanted.model == "(none)" else wanted.model))
+    if wanted.tag is not None:
+        if wanted.tag == "":
+            rules.append(c.tags == "")
+        else:
+            rules.append(("," + c.tags + ",").contains(f",{wanted.tag},", autoescape=True))
+    if before is not None:
+        at_s, request_id = before
+        rules.append(or_(c.start_s < at_s, and_(c.start_s == at_s, c.request_id < request_id)))
+    metered = (
+        select(func.sum(shares.c.energy_uj))
+        .where(shares.c.request_id == c.request_id)
+        .scalar_subquery()
+    )
+    if wanted.evidence == "metered":
+        rules.append(metered.is_not(None))
+    elif wanted.evidence is not None:
+        rules += [metered.is_(None), c.evidence == wanted.evidence]
+    query = (
+        select(requests, metered.label("metered_uj"))
+        .where(*rules)
+        .order_by(c.start_s.desc(), c.request_id.desc())
+        .limit(PAGE_ROWS)
+    )
+    with ledger.database.read() as connection:
+        return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def span(ledger: Ledger, team: str) -> tuple[float, float] | None:
+    """The first and last hour with requests of the team; None when there are none."""
+    r = request_hours.c
+    with ledger.database.read() as connection:
+        first, last = connection.execute(
+            select(func.min(r.hour_s), func.max(r.hour_s)).where(r.team == team)
+        ).one()
+    return None if first is None else (float(first), float(last))

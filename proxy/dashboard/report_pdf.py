@@ -1,0 +1,184 @@
+"""The report as an A4 document: the same figures as the page, for people who file paper."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from fpdf import FPDF
+from fpdf.enums import XPos, YPos
+
+from proxy.dashboard.account import Line
+from proxy.dashboard.accounting import METHOD
+from proxy.dashboard.exports import kg, kwh
+from proxy.dashboard.numbers import Numbers
+from proxy.dashboard.snapshot import GROUPINGS, Snapshot
+
+_WORDS = str.maketrans(
+    {
+        "₂": "2",
+        "−": "-",
+        "–": "-",
+        "…": "...",
+        "×": "x",
+        "→": "->",
+        "▲": "+",
+        "▼": "-",
+        "\u202f": " ",
+        "\u2009": " ",
+        "≥": ">=",
+        "≤": "<=",
+    }
+)
+_NAMES = {"model": "model", "backend": "backend", "key": "key", "tag": "tag"}
+
+
+class _Page(FPDF):
+    """A page with the boundary and hash at its foot."""
+
+    foot = ""
+    banner = ""
+
+    def header(self) -> None:
+        if self.banner:
+            self.set_font("Helvetica", "B", 10)
+            self.set_fill_color(0)
+            self.set_text_color(255)
+            self.cell(0, 8, self.banner, fill=True, align="C", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+            self.set_text_color(0)
+            self.ln(2)
+
+    def footer(self) -> None:
+        self.set_y(-14)
+        self.set_font("Helvetica", "", 7)
+        self.cell(0, 4, self.foot, new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+        self.cell(0, 4, f"Page {self.page_no()} of {{nb}}", align="R")
+
+
+def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
+    """The PDF's bytes. Figures in tables are exact, in kWh and kg; the headline is rounded."""
+    s = snapshot
+    pdf = _Page(format="A4")
+    pdf.set_title(f"CO2e of {_plain(s.team)}, {s.period}")
+    pdf.set_creator("Joulegate")
+    pdf.set_creation_date(datetime.fromtimestamp(s.end_s, UTC))  # same snapshot, same bytes
+    pdf.set_auto_page_break(True, 18)
+    pdf.foot = f"sha256 {s.hash}"
+    if s.simulated:
+        pdf.banner = "SIMULATED DATA: made by simulated engines, no footprint of anything"
+    pdf.add_page()
+    pdf.set_font("Helvetica", "B", 16)
+    _say(pdf, f"CO2e of {s.team}, {s.period}", 9)
+    pdf.set_font("Helvetica", "", 9)
+    _say(
+        pdf,
+        f"{s.time_zone}. {'Provisional' if s.provisional else 'Final'} figures. Grade {s.grade}.",
+    )
+    pdf.ln(2)
+    pdf.set_font("Helvetica", "B", 13)
+    _say(
+        pdf,
+        f"{n.mass(s.total.operational_ug)} CO2e operational, location-based "
+        f"(range {n.mass(s.range.low_ug)} to {n.mass(s.range.high_ug)})",
+        7,
+    )
+    pdf.set_font("Helvetica", "", 9)
+    market = n.mass(s.total.market_ug) if s.market_instruments else "no instruments supplied"
+    embodied = n.mass(s.total.embodied_ug) if s.embodied_known else "not known"
+    _say(pdf, f"Market-based: {market}. Embodied, apart: {embodied}.")
+    _say(
+        pdf,
+        f"{n.energy(s.total.facility_uj)} at the facility: active {n.energy(s.total.active_uj)}, "
+        f"idle share {n.energy(s.total.idle_uj)}, host {n.energy(s.total.host_uj)}, overhead "
+        f"{n.energy(s.total.overhead_uj)}.",
+    )
+    _say(
+        pdf,
+        f"{n.plain(s.total.requests)} requests ({n.plain(s.total.unknown_requests)} without a "
+        f"figure), {n.significant(s.total.g_per_1k_requests)} g per 1,000 requests, "
+        f"{n.significant(s.total.g_per_mtok)} g per million tokens.",
+    )
+    total = sum(ug for _, ug in s.evidence) or 1
+    mix = ", ".join(f"{n.percent(ug / total, 1)} {e}" for e, ug in s.evidence) or "none"
+    _say(pdf, f"Evidence: {mix}.")
+    r = s.reconciliation
+    _say(
+        pdf,
+        f"Reconciles, all teams: metered {kwh(r.metered_uj)} kWh = teams {kwh(r.teams_uj)} + "
+        f"platform {kwh(r.platform_uj)} + external {kwh(r.external_uj)} + residual "
+        f"{kwh(r.residual_uj)} + pending {kwh(r.pending_uj)}.",
+    )
+    _heading(pdf, "Scopes")
+    with _table(pdf, (28, 92, 35, 35)) as table:
+        _row(table, "scope", "what", "location, kg", "market, kg")
+        for row in s.scopes:
+            _row(
+                table,
+                row.scope,
+                row.what,
+                "not supplied" if row.location_ug is None else kg(row.location_ug),
+                "not supplied" if row.market_ug is None else kg(row.market_ug),
+            )
+    _lines(pdf, "Total", (s.total,), s)
+    for name in GROUPINGS:
+        _lines(pdf, f"By {_NAMES.get(name, name)}", s.lines[name], s)
+    _lines(pdf, "By day", s.lines["day"], s)
+    _heading(pdf, "Factors")
+    with _table(pdf, (25, 30, 135)) as table:
+        _row(table, "zone", "mean g/kWh", "sources")
+        for f in s.factors:
+            _row(table, f.zone, f"{f.mean_g_per_kwh:.2f}", ", ".join(f.sources))
+    _say(pdf, f"Factor set {s.set_version}; ledger {s.ledger_version}; method {s.method_version}.")
+    _say(pdf, f"Attribution: {'; '.join(s.attributions) or 'none'}")
+    _heading(pdf, "Method")
+    for name, words in METHOD:
+        _say(pdf, f"{name}. {words}")
+    return bytes(pdf.output())
+
+
+def _heading(pdf: FPDF, text: str) -> None:
+    pdf.ln(3)
+    pdf.set_font("Helvetica", "B", 10)
+    _say(pdf, text, 6)
+    pdf.set_font("Helvetica", "", 8)
+
+
+def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot) -> None:
+    if not lines:
+        return
+    _heading(pdf, title)
+    with _table(pdf, (50, 22, 38, 42, 38)) as table:
+        _row(table, "", "requests", "facility, kWh", "operational, kg", "embodied, kg")
+        for line in lines:
+            _row(
+                table,
+                line.key,
+                str(line.requests),
+                f"{line.facility_uj / 3.6e12:.6f}",
+                kg(line.operational_ug),
+                kg(line.embodied_ug) if s.embodied_known else "not known",
+            )
+
+
+def _table(pdf: FPDF, widths: tuple[int, ...]) -> Any:
+    return pdf.table(
+        col_widths=widths,
+        line_height=4.6,
+        text_align=("LEFT", *("RIGHT",) * (len(widths) - 1)),
+        borders_layout="HORIZONTAL_LINES",
+    )
+
+
+def _row(table: Any, *cells: str) -> None:
+    row = table.row()
+    for cell in cells:
+        row.cell(_plain(cell))
+
+
+def _say(pdf: FPDF, text: str, height: float = 4.6) -> None:
+    pdf.multi_cell(0, height, _plain(text), new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+
+
+def _plain(text: str) -> str:
+    """What the document's built-in fonts can write; other letters become "?"."""
+    return text.translate(_WORDS).encode("latin-1", "replace").decode("latin-1")

@@ -1,0 +1,410 @@
+"""Everything that a page or an export may show of one team and period, with its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from calendar import monthrange
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from meters.carbon import sci
+from meters.intensity import IntensityBook, Tier
+from meters.ledger import Ledger
+from meters.types import Evidence
+from proxy.dashboard import account as cells
+from proxy.dashboard.account import (
+    ACTIVE,
+    EVIDENCE,
+    HOST,
+    IDLE,
+    TIERS,
+    Account,
+    Factor,
+    Line,
+    Reconciliation,
+)
+from proxy.dashboard.accounting import (
+    HOST_MODEL_ERROR,
+    METERED_ERROR,
+    METHOD_VERSION,
+    TIER_ERROR,
+    Forecast,
+    Part,
+    Saving,
+    ScopeRow,
+    combine,
+    forecast,
+    grade,
+    saving,
+    scope_rows,
+)
+from proxy.dashboard.decomposition import Bars, Group, decompose
+from proxy.dashboard.periods import Period, local_day
+from proxy.dashboard.queries import ASKED, DAY_S, TRAILING_DAYS, Raw, Trailing, read
+from proxy.dashboard.sites import Sites
+
+GROUPINGS = ("model", "backend", "key", "tag", "project", "task", "policy", "evidence", "zone")
+SERIES = ("day", "hour")
+PROVISIONAL_S = 90 * DAY_S  # sources restate their figures for about three months
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One team's period. Whole micro-joules and micro-grams; ``hash`` covers all of it."""
+
+    team: str
+    period: str
+    start_s: int
+    end_s: int
+    time_zone: str
+    simulated: bool
+    provisional: bool  # the period is not over, or its factors may still be restated
+    total: Line
+    lines: dict[str, tuple[Line, ...]]  # by each of GROUPINGS and SERIES
+    range: Part  # 80 %, of total.operational_ug
+    grade: str  # A to E
+    evidence: tuple[tuple[str, int], ...]  # micro-grams by evidence
+    tiers: tuple[tuple[str, int], ...]  # micro-grams by intensity tier
+    factors: tuple[Factor, ...]
+    scopes: tuple[ScopeRow, ...]
+    market_instruments: bool
+    embodied_known: bool
+    sci_g_per_request: float | None
+    sci_g_per_mtok: float | None
+    water_ml: int | None
+    reconciliation: Reconciliation
+    savings: tuple[Saving, ...]
+    savings_without_figure: int  # requests without a counterfactual estimate
+    bars: Bars | None  # None: no period before
+    previous: Line | None
+    previous_period: str
+    forecast: Forecast | None
+    budget_ug: int | None
+    attributions: tuple[str, ...]
+    set_version: str
+    ledger_version: str
+    method_version: str = METHOD_VERSION
+    hash: str = ""
+
+    @property
+    def previous_words(self) -> str:
+        """The period compared with, said shortly."""
+        return self.previous_period.replace("..", " to ")
+
+    @property
+    def covered(self) -> float | None:
+        """Share of requests with a figure, or that needed none; None without requests."""
+        n = self.total.requests
+        return 1.0 - self.total.unknown_requests / n if n else None
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """The canonical bytes of a snapshot."""
+    return msgspec.json.encode(snapshot, order="deterministic")
+
+
+def sealed(snapshot: Snapshot) -> Snapshot:
+    """The snapshot with the SHA-256 of everything else in it."""
+    bare = msgspec.structs.replace(snapshot, hash="")
+    return msgspec.structs.replace(bare, hash=hashlib.sha256(encode(bare)).hexdigest())
+
+
+def is_genuine(snapshot: Snapshot) -> bool:
+    """Whether its hash is that of its contents."""
+    return sealed(snapshot).hash == snapshot.hash
+
+
+class Snapshots:
+    """Makes snapshots from a ledger; keeps the last few, since a page is asked for often.
+
+    ``budgets_g``: grams CO2e per calendar month by team. ``attributions``: licence lines of the
+    intensity sources in use. ``clock`` gives Unix time.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        book: IntensityBook,
+        sites: Sites | None = None,
+        budgets_g: Mapping[str, float] | Callable[[str], float | None] | None = None,
+        attributions: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.time,
+        keep_s: float = 15.0,
+    ) -> None:
+        self.ledger = ledger
+        self.book = book
+        self.sites = sites or Sites()
+        self._budgets = budgets_g
+        self._attributions = dict(attributions or {})
+        self._clock = clock
+        self._keep_s = keep_s
+        self._trailing = Trailing(ledger)
+        self._kept: dict[tuple[Any, ...], tuple[float, Account, Raw]] = {}
+
+    def of(self, team: str, period: Period, simulated: bool | None = None) -> Snapshot:
+        """The snapshot, now. ``simulated`` None: the real book, or the simulated one when the
+        period has nothing real."""
+        account, raw = self._account(team, period, bool(simulated))
+        if simulated is None and not len(account.asked) and not len(account.cells.dim):
+            other, other_raw = self._account(team, period, True)
+            if len(other.asked) or len(other.cells.dim):
+                account, raw, simulated = other, other_raw, True
+        before, _ = self._account(team, period.compared(self._clock()), bool(simulated))
+        return self._assemble(team, period, bool(simulated), account, raw, before)
+
+    def has_simulated(self, team: str, period: Period) -> bool:
+        """Whether the period has a simulated book."""
+        account, _ = self._account(team, period, True)
+        return bool(len(account.asked) or len(account.cells.dim))
+
+    def account(self, team: str, period: Period, simulated: bool) -> Account:
+        """The cells themselves, for what needs hours and models together."""
+        return self._account(team, period, simulated)[0]
+
+    def _account(self, team: str, period: Period, simulated: bool) -> tuple[Account, Raw]:
+        key = (team, period.start_s, period.end_s, simulated, self.book.version)
+        now_s = self._clock()
+        kept = self._kept.get(key)
+        if kept and now_s - kept[0] < self._keep_s:
+            return kept[1], kept[2]
+        twin = self._kept.get((*key[:3], not simulated, key[4]))
+        if twin and now_s - twin[0] < self._keep_s:
+            raw = twin[2]
+        else:
+            raw = read(self.ledger, team, period.start_s, period.end_s)
+        days = [row.hour_s // DAY_S for row in raw.nodes if row.idle_uj]
+        trailing = self._trailing.by_day(min(days) - TRAILING_DAYS, max(days)) if days else {}
+        account = cells.build(raw, team, trailing, self.book, self.sites, simulated)
+        if len(self._kept) >= 64:
+            self._kept.clear()
+        self._kept[key] = (now_s, account, raw)
+        return account, raw
+
+    def budget_ug(self, team: str, period: Period) -> int | None:
+        """The team's monthly budget for the period, by its days; None when there is none."""
+        source = self._budgets
+        monthly = source(team) if callable(source) else (source or {}).get(team)
+        if monthly is None:
+            return None
+        share = sum(1.0 / _days_of_month(day.year, day.month) for day in period.days)
+        return round(monthly * share * 1e6)
+
+    def _assemble(
+        self,
+        team: str,
+        period: Period,
+        simulated: bool,
+        account: Account,
+        raw: Raw,
+        before: Account,
+    ) -> Snapshot:
+        now_s = self._clock()
+        total = cells.total(account)
+        per_dim = cells.by_dim(account)
+        lines = {
+            name: cells.group_by_dims(account, per_dim, name)
+            for name in GROUPINGS
+            if name not in ("evidence", "zone")
+        }
+        lines["evidence"] = cells.by_evidence(account)
+        lines["zone"] = cells.by_zone(account)
+        lines["day"] = cells.by_day(account, period)
+        lines["hour"] = cells.by_hour(account)
+        evidence = dict.fromkeys(Evidence, 0)
+        tiers = dict.fromkeys(Tier, 0)
+        c = account.cells
+        for place, e in enumerate(EVIDENCE):
+            evidence[e] = int(c.operational_ug[c.evidence == place].sum())
+        for place, t in enumerate(TIERS):
+            tiers[t] = int(c.operational_ug[c.tier == place].sum())
+        old = cells.total(before)
+        has_before = bool(len(before.cells.dim) or len(before.asked))
+        own, hosted, own_market, hosted_market = self._scopes(account)
+        instruments = bool(self.sites.instruments)
+        embodied_known = any(self.sites.site(node).gpus for node in account.nodes)
+        units = total.operational_ug / 1e6, total.embodied_ug / 1e6
+        waters = [f.water_ml for f in account.factors]
+        savings, lost = _savings(account)
+        used = {source for f in account.factors for source in f.sources}
+        snapshot = Snapshot(
+            team=team,
+            period=period.name,
+            start_s=period.start_s,
+            end_s=period.end_s,
+            time_zone=period.time_zone,
+            simulated=simulated,
+            provisional=now_s < period.end_s + PROVISIONAL_S,
+            total=total,
+            lines=lines,
+            range=_range(account),
+            grade=grade(evidence, tiers, total.requests, total.unknown_requests),
+            evidence=tuple((e.value, ug) for e, ug in evidence.items() if ug),
+            tiers=tuple((t.value, ug) for t, ug in tiers.items() if ug),
+            factors=account.factors,
+            scopes=scope_rows(
+                own,
+                hosted,
+                total.embodied_ug if embodied_known else None,
+                own_market if instruments else None,
+                hosted_market if instruments else None,
+            ),
+            market_instruments=instruments,
+            embodied_known=embodied_known,
+            sci_g_per_request=sci(*units, float(total.requests)),
+            sci_g_per_mtok=sci(*units, (total.prompt_tokens + total.output_tokens) / 1e6),
+            water_ml=sum(w for w in waters if w is not None)
+            if waters and None not in waters
+            else None,
+            reconciliation=account.reconciliation,
+            savings=savings,
+            savings_without_figure=lost,
+            bars=_bars(before, account) if has_before else None,
+            previous=old if has_before else None,
+            previous_period=period.compared(now_s).name,
+            forecast=self._forecast(lines["day"], period, now_s),
+            budget_ug=self.budget_ug(team, period),
+            attributions=tuple(sorted({self._attributions.get(source, source) for source in used})),
+            set_version=self.book.version,
+            ledger_version=raw.version,
+        )
+        return sealed(snapshot)
+
+    def _forecast(self, days: tuple[Line, ...], period: Period, now_s: float) -> Forecast | None:
+        if not period.start_s <= now_s < period.end_s:
+            return None
+        today = local_day(now_s, period.time_zone)
+        whole = [line.operational_ug for line in days if line.key < today.isoformat()]
+        left = (period.last - today + timedelta(days=1)).days
+        return forecast(whole, float(left))
+
+    def _scopes(self, account: Account) -> tuple[int, int, int, int]:
+        """Own and hosted micro-grams, location-based and market-based."""
+        c = account.cells
+        if self.sites.hosted is None:
+            by_evidence = c.evidence == EVIDENCE.index(Evidence.MODELLED)
+            hosted = by_evidence & (c.component == ACTIVE)
+        else:
+            names = self.sites.hosted
+            flags = np.array([d.backend in names for d in account.dims] or [False], dtype=bool)
+            hosted = (c.dim >= 0) & flags[np.maximum(c.dim, 0)]
+        return (
+            int(c.operational_ug[~hosted].sum()),
+            int(c.operational_ug[hosted].sum()),
+            int(c.market_ug[~hosted].sum()),
+            int(c.market_ug[hosted].sum()),
+        )
+
+
+def _days_of_month(year: int, month: int) -> int:
+    return monthrange(year, month)[1]
+
+
+def _range(account: Account) -> Part:
+    c = account.cells
+    estimated = c.high_ug > 0
+    metered = (c.evidence == EVIDENCE.index(Evidence.METERED)) | (
+        (c.evidence == EVIDENCE.index(Evidence.SIMULATED)) & ~estimated
+    )
+    parts: list[Part] = []
+    names = [d.backend for d in account.dims]
+    groups: dict[str, list[int]] = {}
+    for place, name in enumerate(names):
+        groups.setdefault(name, []).append(place)
+    own = c.component != HOST
+    for places in groups.values():
+        of_backend = np.isin(c.dim, places) & own
+        ug = c.operational_ug[of_backend].astype(np.float64)
+        if not len(ug):
+            continue
+        low = np.where(estimated[of_backend], c.low_ug[of_backend], ug * (1 - METERED_ERROR))
+        high = np.where(estimated[of_backend], c.high_ug[of_backend], ug * (1 + METERED_ERROR))
+        # a figure without a band of its own may be wrong by half
+        bare = ~estimated[of_backend] & ~metered[of_backend]
+        low, high = np.where(bare, ug * 0.5, low), np.where(bare, ug * 1.5, high)
+        parts.append(Part(float(low.sum()), float(ug.sum()), float(high.sum())))
+    idle = float(c.operational_ug[c.component == IDLE].sum())
+    parts.append(Part(idle * (1 - METERED_ERROR), idle, idle * (1 + METERED_ERROR)))
+    host = c.component == HOST
+    host_ug = float(c.operational_ug[host].sum())
+    parts.append(Part(host_ug, host_ug, host_ug))
+    modelled_host = float(c.operational_ug[host & ~metered].sum())
+    relative = [(modelled_host, HOST_MODEL_ERROR)]
+    for zone in range(len(account.zones)):
+        of_zone = c.zone == zone
+        error = sum(
+            float(c.operational_ug[of_zone & (c.tier == place)].sum()) * TIER_ERROR[tier]
+            for place, tier in enumerate(TIERS)
+        )
+        relative.append((error, 1.0))
+    return combine(parts, relative)
+
+
+def _bars(before: Account, after: Account) -> Bars:
+    return decompose(_groups(before), _groups(after), _idle_ug(before), _idle_ug(after))
+
+
+def _groups(account: Account) -> dict[str, Group]:
+    lines = cells.group_by_dims(account, cells.by_dim(account), "model")
+    return {
+        line.key: Group(line.requests, line.active_uj + line.host_uj, line.operational_ug)
+        for line in lines
+        if line.key != cells.IDLE_LINE
+    }
+
+
+def _idle_ug(account: Account) -> int:
+    return int(account.cells.operational_ug[account.cells.dim < 0].sum())
+
+
+def _savings(account: Account) -> tuple[tuple[Saving, ...], int]:
+    """By lever, from the estimates on both sides; and how many requests have no counterfactual."""
+    asked = account.asked
+    if not len(asked):
+        return (), 0
+    metered = float(asked[:, ASKED["metered_uj"]].sum())
+    predicted = float(asked[:, ASKED["metered_estimate_uj"]].sum())
+    correction = metered / predicted if metered > 0 and predicted > 0 else 1.0
+    hit = np.array([d.cache == "hit" for d in account.dims], dtype=bool)[asked[:, 1]]
+    found = []
+    for lever, of_lever in (("route", ~hit), ("cache", hit)):
+        rows = asked[of_lever]
+        n = int(rows[:, ASKED["counterfactual_known"]].sum())
+        if not n:
+            continue
+        middle = float(rows[:, ASKED["energy_uj"]].sum())
+        width = float((rows[:, ASKED["energy_high_uj"]] - rows[:, ASKED["energy_low_uj"]]).sum())
+        error = width / 2 / middle if middle > 0 and width > 0 else 0.5
+        found.append(
+            saving(
+                lever,
+                n,
+                float(rows[:, ASKED["counterfactual_carbon_ug"]].sum()) / 1e6,
+                float(rows[:, ASKED["compared_carbon_ug"]].sum()) / 1e6,
+                correction,
+                min(error, 1.0),
+            )
+        )
+    known = int(asked[:, ASKED["counterfactual_known"]].sum())
+    return tuple(found), int(asked[:, ASKED["requests"]].sum()) - known
+
+
+def claimed(savings: tuple[Saving, ...]) -> Saving | None:
+    """The sum of the levers that may be claimed, half-widths in quadrature; None: nothing is."""
+    good = [s for s in savings if s.claimed]
+    if not good:
+        return None
+    middle = sum(s.mid_g for s in good)
+    below = math.sqrt(sum((s.mid_g - s.low_g) ** 2 for s in good))
+    above = math.sqrt(sum((s.high_g - s.mid_g) ** 2 for s in good))
+    return Saving(
+        lever="all",
+        requests=sum(s.requests for s in good),
+        low_g=middle - below,
+        mid_g=middle,
+        high_g=middle + above,
+    )

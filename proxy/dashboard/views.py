@@ -1,0 +1,430 @@
+"""What each page shows: from a snapshot to the values its template writes. No web framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
+
+import msgspec
+from markupsafe import Markup
+
+from meters.carbon import HOST_PER_GPU_J, operational_g
+from meters.intensity import IntensityBook, Tier
+from meters.receipts import Receipt
+from meters.types import Evidence
+from proxy.dashboard import charts, planning
+from proxy.dashboard.account import IDLE_LINE, Line
+from proxy.dashboard.accounting import METHOD
+from proxy.dashboard.advice import advise
+from proxy.dashboard.links import View
+from proxy.dashboard.numbers import Numbers
+from proxy.dashboard.periods import Period, parse
+from proxy.dashboard.queries import PAGE_ROWS, RequestFilter, request_rows
+from proxy.dashboard.sites import Sites
+from proxy.dashboard.snapshot import Snapshot, claimed
+from proxy.dashboard.viewers import Viewer
+
+if TYPE_CHECKING:
+    from proxy.dashboard.pages import Dashboard
+
+Values = dict[str, Any]
+Page = Callable[["Dashboard", View, Snapshot, Numbers, Mapping[str, str], Viewer], Values]
+
+EVIDENCE_WORDS = {
+    "metered": "metered",
+    "calibrated": "calibrated",
+    "benchmark": "from benchmarks",
+    "modelled": "modelled",
+    "simulated": "SIMULATED",
+    "unknown": "unknown",
+}
+TIER_WORDS = {
+    "hourly": "this hour, actual",
+    "hourly_estimated": "this hour, estimated or provisional",
+    "live": "an hour at most 2 h older",
+    "last_value": "an hour at most 6 h older",
+    "climatology": "mean of this hour over 28 days",
+    "annual_zone": "annual mean of the zone",
+    "annual_country": "annual mean of the country",
+    "world": "annual mean of the world",
+}
+FILTERS = (
+    "model",
+    "backend",
+    "key",
+    "tag",
+    "project",
+    "task",
+    "policy",
+    "zone",
+    "evidence",
+    "outcome",
+    "cache",
+)
+
+
+class PolicyOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy would have done with a period's traffic."""
+
+    policy: str
+    energy_j: float
+    carbon_g: float
+    low_g: float
+    high_g: float
+    quality: float | None = None
+    ttft_p95_s: float | None = None
+    money_usd: float | None = None
+    refused: int = 0
+    note: str = ""
+
+
+def overview(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """The first screen."""
+    days = s.lines["day"]
+    budget_day = None
+    if s.budget_ug is not None:
+        budget_day = s.budget_ug / len(days) / 1e9
+    daily = charts.stacked_days(
+        [line.key for line in days],
+        [
+            ("active", "active", [_active_ug(x) / 1e9 for x in days]),
+            ("idle", "idle share", [_idle_ug(x) / 1e9 for x in days]),
+            ("embodied", "embodied", [x.embodied_ug / 1e9 for x in days]),
+        ],
+        lambda kg: n.mass(kg * 1e9),
+        "CO2e by day",
+        budget_day,
+    )
+    return {
+        "daily": daily if s.total.operational_ug or s.total.embodied_ug else None,
+        "why_chart": _why_chart(s, n),
+        "evidence_bar": _evidence_bar(s, n),
+        "evidence_words": EVIDENCE_WORDS,
+        "advice": _advice(dashboard, view, s),
+        "drivers": _drivers(s, who),
+        "before": {} if s.previous is None else {"total": s.previous},
+        "claimed": claimed(s.savings),
+        "budget_chart": _budget_chart(s, n),
+        "idle_line": IDLE_LINE,
+    }
+
+
+def _active_ug(line: Line) -> int:
+    """The part of a line's grams that is not idle: in proportion to energy, hosts with both."""
+    device = line.device_uj
+    return line.operational_ug if not device else line.operational_ug * line.active_uj // device
+
+
+def _idle_ug(line: Line) -> int:
+    return line.operational_ug - _active_ug(line)
+
+
+def _why_chart(s: Snapshot, n: Numbers) -> Markup | None:
+    if s.bars is None:
+        return None
+    bars = [(name, float(ug)) for name, ug in s.bars.named()]
+    return charts.diverging(bars, lambda ug: n.mass(ug, signed=True), "Why the total changed")
+
+
+def _evidence_bar(s: Snapshot, n: Numbers) -> Markup | None:
+    if not s.evidence:
+        return None
+    total = sum(ug for _, ug in s.evidence)
+    text = ", ".join(f"{n.percent(ug / total)} {EVIDENCE_WORDS[e]}" for e, ug in s.evidence)
+    return charts.evidence_bar(
+        [(e, float(ug)) for e, ug in s.evidence], "Evidence of the figure", text
+    )
+
+
+def _budget_chart(s: Snapshot, n: Numbers) -> Markup | None:
+    if s.budget_ug is None:
+        return None
+    low, high = (s.forecast.low_ug, s.forecast.high_ug) if s.forecast else (0.0, 0.0)
+    text = f"{n.mass(s.total.operational_ug)} of {n.mass(s.budget_ug)}"
+    return charts.meter(s.total.operational_ug, low, high, s.budget_ug, "Budget", text)
+
+
+def _advice(dashboard: Dashboard, view: View, s: Snapshot) -> Sequence[Any]:
+    account = dashboard.snapshots.account(view.team, view.period, s.simulated)
+    zone = ZoneInfo(s.time_zone)
+    book = dashboard.snapshots.book
+
+    def intensity(name: str, hour_s: int) -> tuple[float, bool]:
+        answer = book.at(name or None, hour_s)
+        return answer.g_per_kwh, answer.tier.is_hourly or answer.tier is Tier.CLIMATOLOGY
+
+    return advise(
+        account,
+        s.lines["model"],
+        lambda hour_s: datetime.fromtimestamp(hour_s, zone).hour,
+        intensity,
+    )
+
+
+def _drivers(s: Snapshot, who: Viewer) -> list[tuple[str, str, tuple[Line, ...]]]:
+    """(heading, filter, lines): models, keys where the viewer may see them, tags."""
+    shown = [("Models", "model", s.lines["model"][:5])]
+    if who.sees_keys:
+        shown.append(("Keys", "key", s.lines["key"][:4]))
+    shown.append(("Tags", "tag", s.lines["tag"][:4]))
+    return shown
+
+
+def why(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """The change, bar by bar, and each model on both sides."""
+    before = dashboard.snapshots.of(view.team, parse(s.previous_period, s.time_zone), s.simulated)
+    old = {line.key: line for line in before.lines["model"]}
+    new = {line.key: line for line in s.lines["model"]}
+    names = [*new, *(name for name in old if name not in new)]
+    return {
+        "why_chart": _why_chart(s, n),
+        "before": before,
+        "models": [(name, old.get(name), new.get(name)) for name in names],
+        "idle_line": IDLE_LINE,
+    }
+
+
+def where(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """Hours of the day by month for each zone, the team's energy over them, regions beside."""
+    book = dashboard.snapshots.book
+    zone = ZoneInfo(s.time_zone)
+    by_hour = [0.0] * 24
+    for line in s.lines["hour"]:
+        at = datetime.fromisoformat(line.key.replace("Z", "+00:00")).astimezone(zone)
+        by_hour[at.hour] += line.facility_uj / 3.6e12
+    grids = []
+    for factor in s.factors:
+        rows, values = _heat(book, factor.zone, view.period, s.end_s, zone, n)
+        chart = (
+            charts.heat(
+                rows, values, lambda g: f"{n.plain(g)} g/kWh", f"{factor.zone}: g/kWh by hour"
+            )
+            if any(v is not None for row in values for v in row)
+            else None
+        )
+        grids.append((factor, chart, rows, values))
+    zones = sorted(
+        {r.zone for r in book.table.regions.values()}
+        | {f.zone for f in s.factors}
+        | set(book.zones)
+    )
+    now_s = dashboard.clock()
+    regions = sorted((book.at(z, now_s) for z in zones if z != "world"), key=lambda i: i.g_per_kwh)
+    return {
+        "energy_chart": charts.columns(
+            by_hour, lambda kwh: n.energy(kwh * 3.6e12), "Energy by hour of the day"
+        ),
+        "energy_by_hour": by_hour,
+        "grids": grids,
+        "regions": regions,
+        "used_zones": {f.zone for f in s.factors},
+        "tier_words": TIER_WORDS,
+        "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
+    }
+
+
+def _heat(
+    book: IntensityBook, name: str, period: Period, end_s: int, zone: ZoneInfo, n: Numbers
+) -> tuple[list[str], list[list[float | None]]]:
+    """Up to twelve months until the period's end: mean g/kWh by local hour; None: no figures."""
+    first = date(period.last.year - 1, period.last.month, 1)
+    months = []
+    for _ in range(12):
+        first = date(first.year + first.month // 12, first.month % 12 + 1, 1)
+        months.append(first)
+    rows, values = [], []
+    for month in months:
+        span = parse(f"{month:%Y-%m}", period.time_zone)
+        sums: list[list[float]] = [[] for _ in range(24)]
+        for seen in book.hourly(name, span.start_s, span.end_s):
+            at = datetime.fromtimestamp(seen.hour_s, UTC).astimezone(zone)
+            sums[at.hour].append(seen.g_per_kwh)
+        if any(sums):
+            rows.append(n.month(month))
+            values.append([sum(v) / len(v) if v else None for v in sums])
+    return rows, values
+
+
+def savings(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """What was avoided, apart from the footprint."""
+    held_out = sum(
+        line.requests
+        for line in s.lines["policy"]
+        if "holdout" in line.key or "control" in line.key
+    )
+    return {
+        "claimed": claimed(s.savings),
+        "held_out": held_out,
+        "advice": _advice(dashboard, view, s),
+    }
+
+
+def requests(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """A page of requests, newest first, filtered as the link says."""
+    active = {name: query[name] for name in FILTERS if query.get(name) is not None}
+    rows: list[dict[str, Any]] = []
+    following: str | None = None
+    if who.sees_keys:
+        blank = {"(no key)", "(no project)", "(no task)", "(no policy)", "(untagged)"}
+        words = {k: "" if v in blank or v == "(nothing sent)" else v for k, v in active.items()}
+        if words.get("zone") == "world":
+            words["zone"] = ""
+        wanted = RequestFilter(
+            team=view.team,
+            start_s=float(s.start_s),
+            end_s=float(s.end_s),
+            simulated=s.simulated,
+            **words,
+        )
+        rows = request_rows(dashboard.snapshots.ledger, wanted, _before(query.get("before")))
+        if len(rows) == PAGE_ROWS:
+            last = rows[-1]
+            following = f"{last['start_s']!r}|{last['request_id']}"
+    return {
+        "rows": rows,
+        "filters": active,
+        "filter_names": FILTERS,
+        "groups": {name: s.lines[name] for name in s.lines if name not in ("day", "hour")},
+        "next": following,
+        "idle_line": IDLE_LINE,
+    }
+
+
+def _before(text: str | None) -> tuple[float, str] | None:
+    at, _, request_id = (text or "").partition("|")
+    try:
+        return (float(at), request_id) if request_id else None
+    except ValueError:
+        return None
+
+
+def receipt(found: Receipt, book: IntensityBook, sites: Sites) -> Values:
+    """One request: everything that was known and measured of it."""
+    record = found.record
+    site = sites.site(record.node or "")
+    zone = record.zone or site.zone
+    pue = record.pue or site.pue or sites.default_pue
+    moment_s = record.sent_s or record.start_s
+    answer = book.at(zone, moment_s)
+    energy_j = found.energy_j
+    hosted = record.evidence is Evidence.MODELLED or (
+        sites.hosted is not None and record.backend in sites.hosted
+    )
+    host_j = None if energy_j is None or hosted else energy_j * HOST_PER_GPU_J
+    device_g = None if energy_j is None else operational_g(energy_j, pue, answer.g_per_kwh)
+    host_g = None if host_j is None else operational_g(host_j, pue, answer.g_per_kwh)
+    seconds = record.end_s - (record.sent_s or record.start_s)
+    return {
+        "r": record,
+        "receipt": found,
+        "intensity": answer,
+        "tier_words": TIER_WORDS,
+        "pue": pue,
+        "pue_source": "recorded with the request"
+        if record.pue
+        else site.pue_source or sites.default_pue_source,
+        "host_j": host_j,
+        "device_g": device_g,
+        "host_g": host_g,
+        "hosted": hosted,
+        "embodied": None
+        if site.gpus is None or hosted
+        else site.embodied.mid * site.gpus * seconds / 3600.0,
+        "idle_power_j": sum(share.idle_j for share in found.shares),
+    }
+
+
+def plan(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """What if: another model, precision, engine, length, region or hardware."""
+    asked = planning.parse(query, sorted(dashboard.gpus))
+    results = (
+        planning.compare(
+            asked, dashboard.estimator, dashboard.gpus, dashboard.snapshots.book, dashboard.clock()
+        )
+        if dashboard.estimator is not None and dashboard.gpus
+        else []
+    )
+    return {
+        "plan": asked,
+        "results": results,
+        "can_plan": dashboard.estimator is not None and bool(dashboard.gpus),
+        "gpu_names": sorted(dashboard.gpus),
+        "zones": sorted({r.zone for r in dashboard.snapshots.book.table.regions.values()}),
+        "engines": planning.ENGINES,
+        "precisions": planning.PRECISIONS,
+        "requests_month": s.total.requests,
+    }
+
+
+def policies(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """What each policy would have done with this traffic."""
+    outcomes = (
+        list(dashboard.replay(view.team, float(s.start_s), float(s.end_s)))
+        if dashboard.replay is not None
+        else []
+    )
+    return {"outcomes": outcomes, "can_replay": dashboard.replay is not None}
+
+
+def report(s: Snapshot) -> Values:
+    """The printed report: no control, everything stated."""
+    return {
+        "method_words": METHOD,
+        "tier_words": TIER_WORDS,
+        "evidence_words": EVIDENCE_WORDS,
+        "claimed": claimed(s.savings),
+        "idle_line": IDLE_LINE,
+    }
+
+
+def _report(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    return report(s) | {"frozen": None, "differs": False, "now": None}
+
+
+def method(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """Rules, sources, their health, restatements, and whether the books balance."""
+    book = dashboard.snapshots.book
+    mine = {f.zone for f in s.factors}
+    return {
+        "method_words": METHOD,
+        "tier_words": TIER_WORDS,
+        "health": list(dashboard.health()),
+        "restatements": [r for r in book.restatements if r.zone in mine][-50:],
+        "sites": dashboard.snapshots.sites,
+        "table": book.table,
+        "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
+        "edited": [r for r in book.table.regions.values() if r.edited],
+    }
+
+
+PAGES: Mapping[str, Page] = {
+    "overview": overview,
+    "why": why,
+    "where": where,
+    "savings": savings,
+    "requests": requests,
+    "plan": plan,
+    "policies": policies,
+    "report": _report,
+    "method": method,
+}

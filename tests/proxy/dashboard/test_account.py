@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meters.carbon import HOST_PER_GPU_J
+from meters.intensity import IntensityBook
+from meters.intensity.table import AnnualTable
+from meters.ledger import Ledger
+from meters.types import Attribution, Evidence, Share, UsageRecord, Window
+from proxy.dashboard import account as cells
+from proxy.dashboard.account import SUMMED
+from proxy.dashboard.periods import parse
+from proxy.dashboard.sites import Instrument, Site, Sites
+from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots
+from tests.seed_ledger import MONTH
+
+DAY = parse("2026-06-01", "UTC")
+HOUR_S = 3600
+
+
+def record(number: int, hour: int, **more: object) -> UsageRecord:
+    start_s = DAY.start_s + hour * HOUR_S + 10.0
+    values: dict[str, object] = {
+        "request_id": f"r{number}",
+        "start_s": start_s,
+        "end_s": start_s + 1,
+        "team": "t",
+        "backend": "b@fp8",
+        "group": "b",
+        "node": "n",
+        "zone": "FR",
+        "pue": 1.5,
+        "prompt_tokens": 10,
+        "output_tokens": 7,
+        "energy_j": 100.0,
+        "energy_low_j": 80.0,
+        "energy_high_j": 130.0,
+        "evidence": Evidence.CALIBRATED,
+    }
+    return UsageRecord(**{**values, **more})  # type: ignore[arg-type]
+
+
+def divided(
+    hour: int,
+    by_request: dict[str, float],
+    idle_j: float = 0.0,
+    evidence: Evidence = Evidence.METERED,
+) -> Attribution:
+    start_s = DAY.start_s + hour * HOUR_S
+    name = f"w{hour}{evidence}"
+    return Attribution(
+        window_id=name,
+        node="n",
+        start_s=float(start_s),
+        end_s=float(start_s + HOUR_S),
+        metered_j=sum(by_request.values()) + idle_j,
+        idle_j=idle_j,
+        external_j=0.0,
+        unattributed_j=0.0,
+        shares=tuple(Share(name, r, j) for r, j in by_request.items()),
+        evidence=evidence,
+    )
+
+
+BOOK = IntensityBook(AnnualTable(zones={"FR": 100.0, "DE": 500.0}))
+SITE = Site(node="n", zone="DE", pue=1.5, gpus=2)
+
+
+def snapshot(
+    tmp_path: Path,
+    records: list[UsageRecord],
+    attributions: list[Attribution],
+    windows: list[Window] | None = None,
+    sites: Sites | None = None,
+    simulated: bool | None = None,
+    team: str = "t",
+) -> Snapshot:
+    ledger = Ledger(str(tmp_path / "l.db"))
+    ledger.write(records, attributions, windows or [])
+    made = Snapshots(ledger, BOOK, sites or Sites(nodes={"n": SITE})).of(team, DAY, simulated)
+    ledger.close()
+    return made
+
+
+def test_a_metered_request_is_its_energy_times_pue_times_the_zones_grams(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5)], [divided(5, {"r1": 3.6e6})])
+    host_uj = round(3.6e12 * HOST_PER_GPU_J)
+    assert s.total.active_uj == 3_600_000_000_000
+    assert s.total.host_uj == host_uj
+    assert s.total.operational_ug == 150_000_000 + round(host_uj * 1.5 * 100 / 3.6e6)
+    assert s.total.overhead_uj == 1_800_000_000_000 + round(host_uj * 0.5)
+    assert dict(s.evidence) == {
+        "metered": 150_000_000,
+        "modelled": s.total.operational_ug - 150_000_000,
+    }
+
+
+def test_a_metered_host_takes_the_place_of_the_model(tmp_path: Path) -> None:
+    window = Window(
+        window_id="w5metered",
+        node="n",
+        start_s=DAY.start_s + 5.0 * HOUR_S,
+        end_s=DAY.start_s + 6.0 * HOUR_S,
+        energy_j=1000.0,
+        host_energy_j=250.0,
+    )
+    s = snapshot(tmp_path, [record(1, 5)], [divided(5, {"r1": 1000.0})], [window])
+    assert s.total.host_uj == 250_000_000
+    assert [e for e, _ in s.evidence] == ["metered"]
+
+
+def test_requests_without_a_share_keep_their_estimate_and_its_evidence(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5), record(2, 6)], [divided(5, {"r1": 50.0})])
+    assert s.total.active_uj == 50_000_000 + 100_000_000
+    assert {e for e, _ in s.evidence} == {"metered", "calibrated", "modelled"}
+    by = {line.key: line.requests for line in s.lines["evidence"]}
+    assert (by["metered"], by["calibrated"]) == (1, 1)
+
+
+def test_unknown_is_counted_as_unknown_and_never_as_zero(tmp_path: Path) -> None:
+    bare = {"energy_j": None, "energy_low_j": None, "energy_high_j": None}
+    lost = record(1, 5, evidence=Evidence.UNKNOWN, **bare)
+    refused = record(2, 5, backend=None, node=None, outcome="refused", **bare)
+    s = snapshot(tmp_path, [lost, refused, record(3, 5)], [])
+    assert (s.total.requests, s.total.unknown_requests) == (3, 1)
+    assert s.covered == pytest.approx(2 / 3)
+    by = {line.key: line for line in s.lines["evidence"]}
+    assert by["unknown"].unknown_requests == 1
+
+
+def test_simulated_traffic_is_a_book_of_its_own(tmp_path: Path) -> None:
+    pretend = record(9, 5, simulated=True, evidence=Evidence.SIMULATED)
+    mixed = [divided(5, {"r1": 1000.0}), divided(5, {"r9": 7777.0}, 500.0, Evidence.SIMULATED)]
+    real = snapshot(tmp_path, [record(1, 5), pretend], mixed)
+    assert (real.simulated, real.total.active_uj, real.total.requests) == (False, 1_000_000_000, 1)
+    assert "simulated" not in dict(real.evidence)
+    assert real.reconciliation.metered_uj == 1_000_000_000
+    other = snapshot(tmp_path, [], [], simulated=True)
+    assert (other.total.active_uj, other.total.idle_uj) == (7_777_000_000, 500_000_000)
+    assert [e for e, _ in other.evidence] == ["simulated"]
+
+
+def test_a_period_with_nothing_real_shows_the_simulated_book_and_says_so(tmp_path: Path) -> None:
+    pretend = record(9, 5, simulated=True, evidence=Evidence.SIMULATED)
+    s = snapshot(tmp_path, [pretend], [divided(5, {"r9": 7.0}, 0.0, Evidence.SIMULATED)])
+    assert s.simulated
+
+
+def test_a_real_record_on_a_simulated_meter_is_simulated(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5)], [divided(5, {"r1": 7.0}, 0.0, Evidence.SIMULATED)])
+    assert s.total.active_uj == 0
+
+
+def test_market_based_follows_the_instrument_and_is_otherwise_not_supplied(tmp_path: Path) -> None:
+    contract = {"FR": Instrument(g_per_kwh=10.0, what="a contract")}
+    args = [record(1, 5)], [divided(5, {"r1": 3.6e6})]
+    s = snapshot(tmp_path, *args, sites=Sites(nodes={"n": SITE}, instruments=contract))
+    assert s.total.market_ug == pytest.approx(s.total.operational_ug / 10, abs=2)
+    none = snapshot(tmp_path, *args)
+    assert none.scopes[0].market_ug is None
+    assert not none.market_instruments
+
+
+def test_embodied_accrues_while_idle_and_goes_where_the_energy_goes(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5)], [divided(5, {"r1": 300.0}, idle_j=700.0)])
+    whole_ug = 2 * SITE.embodied.mid * 1e6  # two GPUs, one hour
+    assert s.total.embodied_ug == pytest.approx(whole_ug, abs=4)
+    assert {ln.key: ln.embodied_ug for ln in s.lines["model"]}["(idle share)"] == pytest.approx(
+        0.7 * whole_ug, abs=2
+    )
+    unknown = snapshot(tmp_path, [], [], sites=Sites(nodes={"n": Site(node="n")}))
+    assert not unknown.embodied_known
+
+
+def test_hosted_apis_are_scope_3_and_get_no_host_of_their_own(tmp_path: Path) -> None:
+    api = record(1, 5, backend="gpt", group="gpt", node=None, evidence=Evidence.MODELLED)
+    s = snapshot(tmp_path, [api, record(2, 5)], [divided(5, {"r2": 1000.0})])
+    assert s.scopes[1].location_ug == round(100e6 * 1.5 * 100 / 3.6e6)
+    assert s.scopes[0].location_ug == s.total.operational_ug - (s.scopes[1].location_ug or 0)
+    by = {line.key: line for line in s.lines["backend"]}
+    assert (by["gpt"].host_uj, by["b@fp8"].host_uj > 0) == (0, True)
+
+
+def test_energy_counts_in_the_hour_in_which_it_was_drawn(tmp_path: Path) -> None:
+    late = record(1, 5)
+    s = snapshot(tmp_path, [late], [divided(5, {"r1": 1.0}), divided(6, {"r1": 2.0})])
+    hours = {line.key: line.active_uj for line in s.lines["hour"]}
+    assert hours == {"2026-06-01T05:00:00Z": 1_000_000, "2026-06-01T06:00:00Z": 2_000_000}
+
+
+@pytest.mark.parametrize("team", ["search", "support", "research"])
+@pytest.mark.parametrize("name", [*GROUPINGS, *SERIES])
+def test_every_grouping_sums_to_the_total(snapshots: Snapshots, team: str, name: str) -> None:
+    s = snapshots.of(team, MONTH)
+    for field in SUMMED:
+        assert sum(getattr(ln, field) for ln in s.lines[name]) == getattr(s.total, field), field
+
+
+rows = st.lists(
+    st.tuples(
+        st.integers(0, 23),
+        st.sampled_from([(), ("a",), ("a", "b"), ("a", "b", "c")]),
+        st.sampled_from(["k1", "k2", None]),
+        st.sampled_from(["m1", "m2"]),
+        st.floats(0, 1e5),
+        st.booleans(),  # metered
+        st.integers(0, 5000),
+    ),
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=rows, idle_j=st.floats(0, 1e6))
+def test_groupings_sum_to_the_total_and_the_books_balance_for_any_mix(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple], idle_j: float
+) -> None:
+    records, by_hour = [], {}
+    for number, (hour, tags, key, model, energy_j, metered, tokens) in enumerate(rows):
+        records.append(
+            record(
+                number,
+                hour,
+                tags=tags,
+                key_id=key,
+                group=model,
+                backend=model,
+                energy_j=energy_j,
+                prompt_tokens=tokens,
+            )
+        )
+        if metered:
+            by_hour.setdefault(hour, {})[f"r{number}"] = energy_j
+    windows = [divided(hour, by, idle_j) for hour, by in by_hour.items()]
+    s = snapshot(tmp_path_factory.mktemp("any"), records, windows)
+    assert s.reconciliation.balanced
+    for name in (*GROUPINGS, *SERIES):
+        for field in SUMMED:
+            assert sum(getattr(ln, field) for ln in s.lines[name]) == getattr(s.total, field)
+
+
+def test_tags_share_a_request_in_equal_parts(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5, tags=("a", "b", "c"))], [divided(5, {"r1": 100.0})])
+    parts = {line.key: line.active_uj for line in s.lines["tag"]}
+    assert sorted(parts.values()) == [33_333_333, 33_333_333, 33_333_334]
+
+
+def test_idle_of_all_teams_and_the_platform_closes_the_meter(snapshots: Snapshots) -> None:
+    of = [snapshots.of(team, MONTH) for team in ("search", "support", "research")]
+    r = of[0].reconciliation
+    assert r.balanced
+    metered = [sum(ln.active_uj for ln in s.lines["evidence"] if ln.key == "metered") for s in of]
+    idle = sum(s.total.idle_uj for s in of)
+    assert sum(metered) + idle + r.platform_uj + r.external_uj + r.residual_uj == r.metered_uj
+
+
+def test_cells_are_empty_for_a_team_that_never_asked(snapshots: Snapshots) -> None:
+    s = snapshots.of("nobody", MONTH)
+    assert (s.total.requests, s.total.facility_uj, s.grade, s.bars) == (0, 0, "E", None)
+    assert cells.IDLE_LINE not in [line.key for line in s.lines["model"]]
