@@ -28,6 +28,8 @@ USUAL_POLL_S = 0.1
 # A boundary is only as sharp as the look that saw the counter move: look four times as often as
 # it moves, within what one percent of a core allows.
 LOOKS_A_PERIOD = 4
+# Of a core, that reading the meter may take: drivers with many boards are slow to answer.
+READING_BUDGET = 0.005
 # A window shorter than two updates would be interpolation, not measurement.
 PERIODS_A_WINDOW = 2
 # A window may grow so many times its length while the engine fails to answer; then it is closed
@@ -102,6 +104,7 @@ class Sampler:
         self._ticket = 0
         self._look: _Look | None = None
         self._min_poll_s = FASTEST_POLL_S
+        self._read_cpu_s = 0.0  # what one look costs, smoothed
 
     def start(self, callback: Callable[[Window], None]) -> None:
         """Begin; the callback gets each window in the sampler's thread. Call it once."""
@@ -177,8 +180,10 @@ class Sampler:
         last_counters_s: float | None = None
         while not self._stopping.is_set():
             now_s = self._clock()
+            before_s = time.thread_time()
             closer.read(self._meter.read())
             self._read_host(closer)
+            self._read_cpu_s += 0.1 * (time.thread_time() - before_s - self._read_cpu_s)
             if waiting_since_s is not None:
                 look = self._look
                 answered = look is not None and look.ticket == self._ticket
@@ -205,7 +210,10 @@ class Sampler:
                     self._asked.set()
             for window in closer.take(now_s):
                 self._deliver(window)
-            next_poll_s = max(next_poll_s + self._poll_interval_s(), self._clock())
+            pause_s = self._poll_interval_s()
+            if waiting_since_s is None and not closer.waiting:
+                pause_s = self._far_from(next_tick_s - now_s, pause_s)
+            next_poll_s = max(next_poll_s + pause_s, self._clock())
             self._stopping.wait(next_poll_s - self._clock())
 
     def _ask_engine(self) -> None:
@@ -286,10 +294,19 @@ class Sampler:
         usual_s = max(USUAL_POLL_S, self._min_poll_s)
         if meter is not None and getattr(meter, "continuous", False):
             return usual_s
+        least_s = min(max(self._min_poll_s, self._read_cpu_s / READING_BUDGET), usual_s)
         period_s = closer.period_s if closer else None
         if period_s is None:
-            return self._min_poll_s  # find out
-        return min(max(period_s / LOOKS_A_PERIOD, self._min_poll_s), usual_s)
+            return least_s  # find out
+        return min(max(period_s / LOOKS_A_PERIOD, least_s), usual_s)
+
+    def _far_from(self, boundary_s: float, pause_s: float) -> float:
+        """Only the movements next to a boundary count: in between, look as rarely as is usual."""
+        period_s = self._closer.period_s if self._closer else None
+        if self._poll_s is not None or period_s is None:
+            return pause_s
+        usual_s = max(USUAL_POLL_S, self._min_poll_s)
+        return usual_s if boundary_s > 2 * period_s + usual_s else pause_s
 
     def _window_length_s(self) -> float:
         period_s = self._closer.period_s if self._closer else None

@@ -59,6 +59,7 @@ class _Track:
         self._continuous = continuous
         self._points: deque[_Point] = deque()
         self._gaps_s: deque[float] = deque(maxlen=15)
+        self._least_late_s = float("inf")
         self._first_s: float | None = None
         self._last: tuple[float, float] | None = None
 
@@ -100,9 +101,12 @@ class _Track:
             self.add(at_s, energy_j)
             return reason
         if energy_j > before_j or self._continuous:
-            if self._points:
+            look_s = at_s - before_s
+            self._least_late_s = min(self._least_late_s, look_s)
+            # a movement seen after a long look away says little of how often it moves
+            if self._points and look_s <= max(1.3 * self._least_late_s, (at_s - moved_s) / 2):
                 self._gaps_s.append(at_s - moved_s)
-            late_s = 0.0 if self._continuous else at_s - before_s
+            late_s = 0.0 if self._continuous else look_s
             self._points.append(_Point(at_s, energy_j, late_s))
         self._last = (at_s, energy_j)
         return None
@@ -183,6 +187,11 @@ class WindowCloser:
         periods = [t.period_s for t in self._devices.values()]
         known = [p for p in periods if p is not None]
         return max(known) if known and len(known) == len(periods) else None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a boundary waits for a counter to move."""
+        return bool(self._pending)
 
     @property
     def devices(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 /* A stand-in for libnvidia-ml.so.1: constant power, a counter that moves every so often.
    FAKE_NVML_COUNT boards (default 1), FAKE_NVML_POWER_W watts each (default 300),
-   FAKE_NVML_PERIOD_MS between updates (default 100). */
+   FAKE_NVML_PERIOD_MS between updates (default 100), FAKE_NVML_READ_US busy with each read (0). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,6 +54,8 @@ int nvmlDeviceGetName(void *board, char *out, unsigned int size) {
 int nvmlDeviceGetTotalEnergyConsumption(void *board, unsigned long long *out) {
     long long period = (long long)(setting("FAKE_NVML_PERIOD_MS", 100) * 1e6);
     long long updated = now_ns() / period * period;
+    long long until = now_ns() + (long long)(setting("FAKE_NVML_READ_US", 0) * 1e3);
+    while (now_ns() < until) { }
     *out = 5000000ULL + (unsigned long long)(updated / 1e6 * setting("FAKE_NVML_POWER_W", 300));
     (void)board;
     return 0;

@@ -135,6 +135,18 @@ def test_the_counters_period_is_found_and_looked_at_accordingly() -> None:
     assert status.poll_s == 0.025
 
 
+def test_a_meter_that_is_dear_to_read_is_read_less_often() -> None:
+    class Dear(Counter):
+        def read(self) -> list[Reading]:
+            until_s = time.thread_time() + 0.004
+            while time.thread_time() < until_s:
+                pass
+            return super().read()
+
+    with Running(Dear()) as running:
+        wait_for(lambda: running.sampler.status().poll_s == 0.1)
+
+
 def test_a_slow_counter_gets_windows_of_at_least_two_updates() -> None:
     class Slow(Counter):
         def read(self) -> list[Reading]:

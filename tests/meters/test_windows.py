@@ -230,6 +230,14 @@ def test_a_host_counter_that_fell_makes_host_energy_unknown_not_the_window() -> 
     assert without[0].energy_j > 0
 
 
+def test_looking_away_between_boundaries_does_not_hide_how_often_a_counter_moves() -> None:
+    to, gpu, at_s = closer(), Gpu("gpu0", period_s=0.05), 0.0
+    while at_s < 6:
+        to.read([gpu.reading(at_s)])
+        at_s += 0.01 if at_s % 1.0 < 0.3 else 0.2
+    assert to.period_s == pytest.approx(0.05, abs=0.011)
+
+
 def test_a_counter_that_stands_still_is_not_waited_for_for_ever() -> None:
     to = closer()
     for n in range(40):
