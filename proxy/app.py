@@ -27,6 +27,7 @@ from meters.intake import WindowIntake
 from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
+from meters.types import Window
 from proxy import auth, backends, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
@@ -35,6 +36,7 @@ from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
+from proxy.health import HealthChecks, note_load
 from proxy.measuring import Learning, Measuring, divide
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
@@ -138,12 +140,13 @@ class Proxy:
             gate=Gate(settings, self.store),
             describe=describe,
         )
-        self.measuring = Measuring(settings, self.pool, self.accounts.window)
+        self.measuring = Measuring(settings, self.pool, self.take_window)
+        self.health = HealthChecks(self.pool, self.client, settings.retries)
         self.intake = WindowIntake(
             agents(settings),
             {engine.node for engine in self.pool.engines},
             time.time,
-            self.accounts.window,
+            self.take_window,
         )
         self.api = FastAPI(
             title="Joulegate",
@@ -185,6 +188,7 @@ class Proxy:
         self.watch.start(lambda _: self.grid.refresh(time.time()))
         self.grid.refresher.start()
         self.accounts.start()
+        self.health.start()
         if self.worker == 0:
             await asyncio.to_thread(self.measuring.start)
         self.on_ready()
@@ -193,6 +197,7 @@ class Proxy:
         finally:
             self.steps.stopping = True
             await asyncio.to_thread(self.measuring.stop)
+            await self.health.stop()
             await self.accounts.stop()
             await self.watch.stop()
             await asyncio.to_thread(self.grid.refresher.stop)
@@ -204,6 +209,11 @@ class Proxy:
             await asyncio.to_thread(self.journal.close)
             if self.ledger is not None:
                 self.ledger.close()
+
+    def take_window(self, window: Window) -> None:
+        """A closed window, from a meter's thread or an agent."""
+        note_load(self.pool, window, time.monotonic())
+        self.accounts.window(window)
 
     # -- what the routes ask for ------------------------------------------------------------------
 

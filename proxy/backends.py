@@ -19,6 +19,8 @@ from proxy.settings import BackendSettings, Retries, Settings
 
 log = logging.getLogger("joulegate.backends")
 
+REPORT_IS_FRESH_S = 5.0  # a load reported longer ago says nothing about now
+
 
 class Engine:
     """One backend with its live state."""
@@ -64,24 +66,29 @@ class Engine:
         self.reported: Load | None = None
         self.reported_at_s = 0.0
 
-    def load(self) -> Load:
-        """The engine's present load."""
+    def load(self, now_s: float) -> Load:
+        """The engine's present load: what we have in flight, and what it says itself."""
         reported = self.reported
-        if reported is None:
+        if reported is None or now_s - self.reported_at_s > REPORT_IS_FRESH_S:
             return Load(
                 running=float(self.in_flight),
                 context_tokens=float(self.context_in_flight),
                 asleep=self.asleep,
                 known=True,
             )
+        # Its own figures are up to a window old, ours are of now: the larger one is nearer.
         return Load(
             running=max(reported.running, float(self.in_flight) - reported.waiting),
             waiting=reported.waiting,
-            context_tokens=max(reported.context_tokens, float(self.context_in_flight)),
-            kv_usage=reported.kv_usage,
-            asleep=reported.asleep,
+            context_tokens=float(self.context_in_flight),
+            asleep=self.asleep,
             known=True,
         )
+
+    def reports(self, running: float, waiting: float, now_s: float) -> None:
+        """Take the engine's own word on its load."""
+        self.reported = Load(running=running, waiting=waiting, known=True)
+        self.reported_at_s = now_s
 
     def started(self, context_tokens: int) -> None:
         self.in_flight += 1

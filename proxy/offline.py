@@ -65,8 +65,10 @@ class Explainer:
                 draw=0.5,
             )
         except NoBackendWithinLimits as error:
-            engines = self.router.candidates_for(request.model, time.monotonic())
-            return explanation.refused(told, self.router.candidates(told, engines), error)
+            now_s = time.monotonic()
+            engines = self.router.candidates_for(request.model, now_s)
+            candidates = self.router.candidates(told, engines, now_s)
+            return explanation.refused(told, candidates, error)
         return explanation.routed(routed)
 
     def features_of(self, request: features.Peek) -> Features:

@@ -151,7 +151,7 @@ class Routes:
             )
         except NoBackendWithinLimits as error:
             engines = self.routing.candidates_for(peeked.model, now_s)
-            candidates = self.routing.candidates(told, engines)
+            candidates = self.routing.candidates(told, engines, now_s)
             return answer(explanation.refused(told, candidates, error), 422)
         return answer(explanation.routed(routed))
 

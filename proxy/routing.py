@@ -112,7 +112,7 @@ class Router:
         """
         engines = self.candidates_for(asked, now_s)
         policy = self.policy_for(caller, asked, wishes)
-        candidates = self.candidates(features, engines)
+        candidates = self.candidates(features, engines, now_s)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
         session = wishes.session
         request = Request(
@@ -143,10 +143,12 @@ class Router:
         wanted = self.default_counterfactual or ""
         return next((c.backend.name for c in candidates if serves(c.backend, wanted)), None)
 
-    def candidates(self, features: Features, engines: Sequence[Engine]) -> tuple[Candidate, ...]:
+    def candidates(
+        self, features: Features, engines: Sequence[Engine], now_s: float
+    ) -> tuple[Candidate, ...]:
         """Every engine with its estimate and load, in one call to the estimator."""
         facts = [engine.facts for engine in engines]
-        loads = [engine.load() for engine in engines]
+        loads = [engine.load(now_s) for engine in engines]
         estimates = self.estimator.estimate(features, facts, loads)
         return tuple(map(Candidate, facts, estimates, loads))
 

@@ -1,0 +1,80 @@
+"""Asking backends whether they are there, beside the traffic that shows it anyway."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+import aiohttp
+
+from meters.types import Window
+from proxy.backends import Engine, Pool
+from proxy.settings import Retries
+from proxy.upstream import Upstream
+
+log = logging.getLogger("joulegate.health")
+
+ANSWER_S = 5.0  # how long a backend may take to say that it is there
+
+
+class HealthChecks:
+    """Probes every backend that speaks OpenAI's API, all of them each ``health_check_s``.
+
+    A backend that answers is tried again at once; one that cannot be reached is left alone before
+    a request had to find that out. Providers behind litellm are not probed: that would cost money.
+    """
+
+    def __init__(self, pool: Pool, client: Upstream, rules: Retries) -> None:
+        self.pool = pool
+        self.client = client
+        self.rules = rules
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        if self.rules.health_check_s > 0:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                pass
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self.rules.health_check_s)
+            probed = [e for e in self.pool.engines if e.settings.provider == "openai"]
+            await asyncio.gather(*(self.check(engine) for engine in probed))
+
+    async def check(self, engine: Engine) -> bool:
+        """Whether the backend answers; notes it."""
+        try:
+            async with (
+                asyncio.timeout(ANSWER_S),
+                self.client.session.get(
+                    self.client.url(engine, "/models"),
+                    headers=engine.headers,
+                    allow_redirects=False,
+                ) as answer,
+            ):
+                there = answer.status < 500
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            there = False
+        now_s = time.monotonic()
+        if not there:
+            engine.failed(now_s, self.rules)
+        elif not engine.healthy:
+            engine.succeeded()
+        return there
+
+
+def note_load(pool: Pool, window: Window, now_s: float) -> None:
+    """Take an engine's own word on how busy it is from a window that just closed."""
+    if window.running is None:
+        return
+    for engine in pool.engines:
+        if engine.node == window.node:
+            engine.reports(window.running, window.waiting or 0.0, now_s)
