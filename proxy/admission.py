@@ -7,7 +7,6 @@ there is none at all.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import msgspec
 
@@ -16,7 +15,7 @@ from proxy import budgets
 from proxy.auth import Caller
 from proxy.budgets import Amounts, Rule
 from proxy.flight import Admitted, Flight
-from proxy.settings import Settings
+from proxy.settings import Budget
 from proxy.store import Admission, AdmitRequest, Settlement, Store
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -25,11 +24,11 @@ RawHeaders = list[tuple[bytes, bytes]]
 class Gate:
     """Admits requests and settles them."""
 
-    def __init__(self, settings: Settings, store: Store, claim_s: float = 60.0) -> None:
+    def __init__(self, store: Store, claim_s: float = 60.0) -> None:
         """``claim_s``: how long others wait for an answer whose request may have died."""
         self.store = store
         self.claim_s = claim_s
-        self.rules: Mapping[str, list[Rule]] = rules_of(settings)
+        self._rules: dict[tuple[str, str, tuple[Budget, ...]], list[Rule]] = {}
 
     async def admit(
         self, flight: Flight, caller: Caller, cache_key: str | None, *, read: bool
@@ -38,7 +37,7 @@ class Gate:
 
         ``read`` is whether an answer may come from the cache. Raises ApiError 429.
         """
-        rules = self.rules.get(caller.team)
+        rules = self._rules_of(caller) if caller.budgets else None
         if not rules and cache_key is None:
             return None
         charges = (
@@ -63,6 +62,14 @@ class Gate:
             raise budgets.refusal(admission.denied, time.time())
         return Admitted(holder, charges, admission, cache_key)
 
+    def _rules_of(self, caller: Caller) -> list[Rule]:
+        key = (caller.team, caller.timezone, caller.budgets)
+        found = self._rules.get(key)
+        if found is None:
+            rules = budgets.rules(f"team:{caller.team}", caller.budgets, caller.timezone)
+            found = self._rules[key] = rules
+        return found
+
     async def settle(self, admitted: Admitted, flight: Flight) -> None:
         """Replace what was reserved by what was used."""
         if admitted.charges:
@@ -85,15 +92,6 @@ class Gate:
         if admitted.cache_key is None:
             return None
         return await self.store.wait(admitted.holder, admitted.cache_key, timeout_s)
-
-
-def rules_of(settings: Settings) -> dict[str, list[Rule]]:
-    """Every team's budgets as rules."""
-    return {
-        name: budgets.rules(f"team:{name}", team.budgets, team.timezone)
-        for name, team in settings.teams.items()
-        if team.budgets
-    }
 
 
 def amounts(estimate: Estimate | None, flight: Flight) -> Amounts:

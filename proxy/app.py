@@ -28,7 +28,7 @@ from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
 from meters.types import Window
-from proxy import auth, backends, errors, feedback, policy_book
+from proxy import auth, backends, books, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
@@ -47,6 +47,7 @@ from proxy.store import Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
+from proxy.teams import KeyWatch, TeamStore
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
@@ -57,11 +58,6 @@ log = logging.getLogger("joulegate")
 def replica_name() -> str:
     """Unique among the replicas that share a ledger."""
     return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-
-
-def ledger_url(settings: Settings) -> str:
-    """The configured ledger, or SQLite in the state folder."""
-    return settings.ledger.url or f"sqlite:///{Path(settings.state_dir) / 'ledger.db'}"
 
 
 def agents(settings: Settings) -> dict[str, set[str]]:
@@ -119,6 +115,7 @@ class Proxy:
         )
         self.ledger: Ledger | None = None
         self.drain: Drain | None = None
+        self.key_watch: KeyWatch | None = None
         self.accounts = Accounts(
             journal=self.journal,
             estimator=self.estimator,
@@ -137,7 +134,7 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            gate=Gate(settings, self.store),
+            gate=Gate(self.store),
             describe=describe,
         )
         self.measuring = Measuring(settings, self.pool, self.take_window)
@@ -177,8 +174,11 @@ class Proxy:
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         await self.client.start()
         try:
-            self.ledger = await asyncio.to_thread(Ledger, ledger_url(self.settings))
+            self.ledger = await asyncio.to_thread(Ledger, books.url_of(self.settings))
             self.drain = Drain(self.journal, self.ledger).start()
+            self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)
+            await asyncio.to_thread(self.key_watch.refresh)
+            self.key_watch.start()
         except (SQLAlchemyError, OSError) as error:
             log.warning(
                 "The ledger cannot be opened (%s): serving goes on, the journal keeps what is "
@@ -204,6 +204,8 @@ class Proxy:
             await self.client.stop()
             await self.store.close()
             self.steps.close()
+            if self.key_watch is not None:
+                await self.key_watch.stop()
             if self.drain is not None:
                 await asyncio.to_thread(self.drain.stop)
             await asyncio.to_thread(self.journal.close)
