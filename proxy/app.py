@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.energy import EnergyEstimator
+from estimators.hardware import GPUS
 from estimators.text import coarse_task
 from estimators.types import Backend, Features, Load, Outcome
 from meters.drain import Drain
@@ -32,6 +33,9 @@ from proxy import auth, backends, books, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
+from proxy.dashboard.pages import Dashboard, router
+from proxy.dashboard.sites import Site, Sites
+from proxy.dashboard.snapshot import Snapshots
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
@@ -42,6 +46,7 @@ from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.settings import Settings
+from proxy.sign_in import NotSignedIn, SignIn, secret_in, to_sign_in
 from proxy.steps import Receive, Scope, Send, Steps
 from proxy.store import Store
 from proxy.store_fallback import FallbackStore
@@ -58,6 +63,27 @@ log = logging.getLogger("joulegate")
 def replica_name() -> str:
     """Unique among the replicas that share a ledger."""
     return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
+
+
+def sites_of(settings: Settings) -> Sites:
+    """What the accounts must know of each node that no meter says."""
+    carbon = settings.carbon
+    nodes: dict[str, Site] = {}
+    for backend in settings.backends:
+        if backend.provider != "openai" or backend.engine == "api":
+            continue
+        node = backend.node or backend.full_name
+        nodes[node] = Site(
+            node=node,
+            zone=backend.zone or carbon.zone,
+            pue=backend.pue or carbon.pue,
+            pue_source="config",
+            gpus=backend.num_gpus if backend.gpu else None,
+        )
+    hosted = frozenset(
+        b.full_name for b in settings.backends if b.engine == "api" or b.provider != "openai"
+    )
+    return Sites(nodes=nodes, hosted=hosted, default_pue=carbon.pue, default_pue_source="config")
 
 
 def agents(settings: Settings) -> dict[str, set[str]]:
@@ -93,6 +119,7 @@ class Proxy:
         self.on_ready: Callable[[], None] = lambda: None
         self.replica = replica_name()
         self.keys = auth.from_settings(settings)
+        self.secret = secret_in(Path(settings.state_dir))
         self.pool = backends.of_settings(settings, facts)
         self.grid = Grid(settings, self.pool)
         self.grid.refresh(time.time())
@@ -165,6 +192,7 @@ class Proxy:
         )
         self.api.include_router(self.routes.router)
         handle_errors(self.api)
+        self.api.add_exception_handler(NotSignedIn, to_sign_in)
         self.front = Front(self.steps, self.api, settings.server.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -179,6 +207,7 @@ class Proxy:
             self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)
             await asyncio.to_thread(self.key_watch.refresh)
             self.key_watch.start()
+            self.show(self.ledger)
         except (SQLAlchemyError, OSError) as error:
             log.warning(
                 "The ledger cannot be opened (%s): serving goes on, the journal keeps what is "
@@ -211,6 +240,32 @@ class Proxy:
             await asyncio.to_thread(self.journal.close)
             if self.ledger is not None:
                 self.ledger.close()
+
+    def show(self, ledger: Ledger) -> None:
+        """Put the dashboard over the ledger."""
+        sources = self.grid.refresher.health
+        dashboard = Dashboard(
+            Snapshots(
+                ledger,
+                self.grid.book,
+                sites_of(self.settings),
+                budgets_g={
+                    name: budget.carbon_g
+                    for name, team in self.settings.teams.items()
+                    for budget in team.budgets
+                    if budget.per == "month" and budget.carbon_g is not None
+                },
+                attributions={h.source: h.attribution for h in sources()},
+            ),
+            teams=lambda: sorted({*ledger.teams(), *self.settings.teams}),
+            health=sources,
+            estimator=self.estimator,
+            gpus=GPUS,
+            form_secret=self.secret,
+        )
+        sign_in = SignIn(self.keys, self.secret)
+        self.api.include_router(sign_in.router(dashboard))
+        self.api.include_router(router(dashboard, sign_in.viewer))
 
     def take_window(self, window: Window) -> None:
         """A closed window, from a meter's thread or an agent."""

@@ -78,6 +78,14 @@ class KeyRing:
             return None
         return caller
 
+    def by_id(self, key_id: str, now_s: float) -> Caller | None:
+        """The holder of the key with that public prefix, while it is good."""
+        for caller in self._callers.values():
+            if caller.key_id == key_id:
+                expired = caller.expires_s is not None and now_s >= caller.expires_s
+                return None if expired else caller
+        return None
+
     def caller(self, headers: RawHeaders, now_s: float) -> Caller:
         """The caller of a request. Raises ApiError 401."""
         if self.open:
