@@ -1,8 +1,10 @@
 """An append-only file that holds what was finished until the ledger has it.
 
-``append`` encodes and hands over; a thread writes whatever has gathered in one go. What is written
-survives the death of the process at once, and of the machine once synced. Each replica writes its
-own folder, locked for as long as it lives, so that another can take over what a dead one left.
+``write`` writes at once; ``append`` hands over to a thread, which writes whatever has gathered in
+one go. Waking that thread costs a busy event loop more than the writing, so ``write`` is for what
+comes with every request, and turns to the thread while the disk is slow. What is written survives
+the death of the process at once, and of the machine once synced. Each replica writes its own
+folder, locked for as long as it lives, so that another can take over what a dead one left.
 
 A frame is ``JG``, the payload's length and CRC-32, one byte for its kind, and JSON. A torn frame
 at the end is what a killed process leaves; it is cut off. A damaged one in the middle is skipped
@@ -41,6 +43,8 @@ _DECODERS = [msgspec.json.Decoder(kind) for kind in _KINDS]
 _LARGEST = 64 * 1024 * 1024  # a longer frame is damage, not data
 _GATHER = 5_000  # entries written in one go, at most
 _RETRY_S = 0.25
+_SLOW_S = 0.005  # a write that takes longer shows a busy disk: others are left to the thread
+_SLOW_FOR_S = 2.0
 
 _encode = msgspec.json.Encoder().encode
 
@@ -100,6 +104,9 @@ class Journal:
         self._file = _open(folder, self._committed.segment)
         self._queue: SimpleQueue[_Waiting | None] = SimpleQueue()
         self._counting = threading.Lock()
+        self._writing = threading.Lock()  # held by whoever writes the file
+        self._slow_until_s = 0.0
+        self._sync_asked = False
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
         self._thread.start()
 
@@ -112,6 +119,50 @@ class Journal:
     def waiting(self) -> int:
         """Entries that are not in the file yet."""
         return self.appended - self.written - self.lost
+
+    def write(self, entry: Entry) -> None:
+        """Write ``entry`` before this returns; hand it over where that could take long.
+
+        Handed over is what comes while the disk is slow or refuses, while others wait, when the
+        segment is full, and all of it with ``sync`` ``always``. Never raises.
+        """
+        started_s = time.monotonic()
+        if (
+            self.sync == "always"
+            or self.waiting
+            or started_s < self._slow_until_s
+            or not self._writing.acquire(blocking=False)
+        ):
+            self.append(entry)
+            return
+        try:
+            if self._committed.offset >= self._segment_bytes:
+                self.append(entry)
+                return
+            payload = _encode(entry)
+            blob = frame(_KIND_NUMBERS[type(entry)], payload)
+            written = os.write(self._file, blob)
+            segment, offset = self._committed
+            if written < len(blob):
+                os.ftruncate(self._file, offset)
+                self.append(entry)
+                return
+            self._committed = Position(segment, offset + written)
+            with self._counting:
+                self.appended += 1
+                self.written += 1
+        except (OSError, TypeError, ValueError):
+            self.append(entry)  # says what is wrong, and tries again
+            return
+        finally:
+            self._writing.release()
+        if not self.grew.is_set():
+            self.grew.set()
+        if not self._sync_asked and self.sync == "interval":
+            self._sync_asked = True
+            self._queue.put(_SYNC)
+        if time.monotonic() - started_s > _SLOW_S:
+            self._slow_until_s = started_s + _SLOW_FOR_S
 
     def append(self, entry: Entry) -> None:
         """Hand ``entry`` to the writing thread. Never blocks and never raises."""
@@ -176,6 +227,9 @@ class Journal:
                 wait_s = max(0.0, unsynced_since_s + self._sync_interval_s - time.monotonic())
             came, ended = self._gather(wait_s)
             closing = closing or ended
+            if _SYNC in came:
+                came = [item for item in came if item is not _SYNC]
+                unsynced_since_s = unsynced_since_s or time.monotonic()
             held += came
             if held:
                 if self._write(held):
@@ -190,6 +244,7 @@ class Journal:
                         return
             due_s = self._sync_interval_s
             if unsynced_since_s is not None and time.monotonic() >= unsynced_since_s + due_s:
+                self._sync_asked = False
                 self._force()
                 unsynced_since_s = None
 
@@ -207,6 +262,10 @@ class Journal:
             return came, False
 
     def _write(self, items: list[_Waiting]) -> bool:
+        with self._writing:
+            return self._write_locked(items)
+
+    def _write_locked(self, items: list[_Waiting]) -> bool:
         blob = b"".join(item.frame for item in items)
         segment, offset = self._committed
         try:
@@ -224,7 +283,8 @@ class Journal:
             self._refused(error)
             return False
         self._committed = Position(segment, offset + len(blob))
-        self.written += len(items)
+        with self._counting:
+            self.written += len(items)
         if self.failing is not None:
             log.warning("The journal in %s is written again", self.folder)
             self.failing = None
@@ -273,6 +333,9 @@ class Journal:
             os.fsync(self._file)
         except OSError as error:
             self._refused(error)
+
+
+_SYNC = _Waiting(b"")  # asks the thread to force to the disk what ``write`` wrote
 
 
 def frame(kind: int, payload: bytes) -> bytes:

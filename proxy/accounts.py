@@ -1,8 +1,8 @@
 """The books behind the request path: finished requests to the journal, windows of energy divided
 among requests, what was measured back to the estimators.
 
-`Accounts.finished` is awaited at the end of each request and returns once its record is in the
-journal's file. Everything else happens in one background task, seconds later.
+`Accounts.finished` is called at the end of each request and puts its record into the journal's
+file. Everything else happens in one background task, seconds later.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
 
 
 class Journal(Protocol):
-    def durable(self, entry: UsageRecord) -> asyncio.Future[bool]: ...
+    def write(self, entry: UsageRecord) -> None: ...
 
     def append(self, entry: Window | Attribution) -> None: ...
 
@@ -106,19 +106,18 @@ class Accounts:
 
     # -- requests ------------------------------------------------------------------------------
 
-    async def finished(self, flight: Flight) -> None:
+    def finished(self, flight: Flight) -> None:
         """Put a finished request on the books. Never raises into serving."""
         try:
             record = record_of(flight, self.replica)
             self.recent[record.request_id] = record
             if len(self.recent) > RECENT:
                 self.recent.popitem(last=False)
-            written = self.journal.durable(record)
+            self.journal.write(record)
             self._await_windows(flight, record)
             self.observer.request(flight, record)
             if self.on_record is not None:
                 self.on_record(flight, record)
-            await written
         except Exception:
             log.exception("%s could not be put on the books", flight.request_id)
 

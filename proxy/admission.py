@@ -17,6 +17,7 @@ from proxy.budgets import Amounts, Rule
 from proxy.flight import Admitted, Flight
 from proxy.settings import Budget
 from proxy.store import Admission, AdmitRequest, Settlement, Store
+from proxy.store_local import LocalStore
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -27,6 +28,7 @@ class Gate:
     def __init__(self, store: Store, claim_s: float = 60.0) -> None:
         """``claim_s``: how long others wait for an answer whose request may have died."""
         self.store = store
+        self.instant = isinstance(store, LocalStore)  # never waits for anything
         self.claim_s = claim_s
         self._rules: dict[tuple[str, str, tuple[Budget, ...]], list[Rule]] = {}
 

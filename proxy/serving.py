@@ -208,6 +208,7 @@ def server(proxy: app.Proxy, settings: Settings) -> uvicorn.Server:
             lifespan="on",
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             log_config=None,
             timeout_graceful_shutdown=round(settings.server.stop_deadline_s),
             timeout_keep_alive=75,

@@ -27,7 +27,7 @@ from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
 from proxy.errors import ApiError
 from proxy.features import Peek, Prompt
-from proxy.flight import Admitted, Flight, TimeWatch
+from proxy.flight import Admitted, Flight, TimeWatch, connection_of
 from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, usage_in
@@ -42,13 +42,14 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
+SHORT_BODY = 4_096  # bytes: a thousand tokens at most, counted in about 0.1 ms
 LARGE_TEXT = 65_536  # characters beyond which counting has a thread of its own
 
 
 class Accounts(Protocol):
     """Who is told of finished requests."""
 
-    async def finished(self, flight: Flight) -> None: ...
+    def finished(self, flight: Flight) -> None: ...
 
 
 class Endpoint:
@@ -124,12 +125,12 @@ class Steps:
             self.watch.flights.pop(flight.request_id, None)
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
-            await asyncio.shield(self._finish(flight))
-
-    async def _finish(self, flight: Flight) -> None:
-        if flight.admitted is not None:
-            await self._settle(flight)
-        await self.accounts.finished(flight)
+            self.accounts.finished(flight)
+            if flight.admitted is not None:
+                if self.gate.instant:
+                    await self._settle(flight)
+                else:
+                    await asyncio.shield(self._settle(flight))
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -179,13 +180,17 @@ class Steps:
 
         flight.task = asyncio.current_task()
         self.watch.flights[flight.request_id] = flight
-        watching = asyncio.ensure_future(self._watch_client(flight, receive))
+        flight.cycle = connection_of(receive)
+        watching = None
+        if flight.cycle is None:
+            watching = asyncio.ensure_future(self._watch_client(flight, receive))
         try:
             await self._forward(
                 flight, endpoint, routed, headers, body, kept, request, send, keep, warnings
             )
         finally:
-            watching.cancel()
+            if watching is not None:
+                watching.cancel()
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         message = await receive()
@@ -224,20 +229,25 @@ class Steps:
     async def features_of(
         self, flight: Flight, request: Peek, body: bytes, caller: Caller
     ) -> Features:
-        """What estimators look at; the prompt is counted in a thread, or guessed from bytes."""
-        worker = self.large if len(body) > LARGE_TEXT else self.small
-        counting = worker.submit(lambda: self._read(request))
-        try:
-            tokens, prompt, task, text = (
-                counting.result()
-                if counting.done()
-                else await asyncio.wait_for(asyncio.shield(counting), PATIENCE_S)
-            )
-            counted = self.counter.exact
-        except TimeoutError:
-            tokens, counted, task, text = guess(len(body)), False, None, ""
-            prompt = None
-            counting.add_done_callback(lambda done: _count_later(flight, done))
+        """What estimators look at; the prompt is counted in a thread, or guessed from bytes.
+
+        A short one is counted at once: waking a thread would take longer than counting.
+        """
+        prompt: Prompt | None
+        counted = self.counter.exact
+        if len(body) <= SHORT_BODY:
+            tokens, prompt, task, text = self._read(request)
+        else:
+            worker = self.large if len(body) > LARGE_TEXT else self.small
+            counting = worker.submit(lambda: self._read(request))
+            try:
+                tokens, prompt, task, text = await asyncio.wait_for(
+                    asyncio.shield(counting), PATIENCE_S
+                )
+            except TimeoutError:
+                tokens, counted, task, text = guess(len(body)), False, None, ""
+                prompt = None
+                counting.add_done_callback(lambda done: _count_later(flight, done))
         flight.features = features.features_from(
             request,
             prompt,

@@ -125,9 +125,14 @@ def test_a_stream_that_did_not_ask_for_usage_is_counted_all_the_same(
 
 
 def test_tools_are_called_and_their_answers_taken(client: openai.OpenAI) -> None:
-    asked: dict[str, Any] = {"model": "tiny-random", "tools": WEATHER, "max_tokens": 200}
+    asked: dict[str, Any] = {"model": "tiny-random", "tools": WEATHER, "max_tokens": 400}
+    asked["temperature"] = 0  # else the noise may take its time
     answer = client.chat.completions.create(
-        messages=HELLO, tool_choice="required", logit_bias=CALL_AT_ONCE, **asked
+        messages=HELLO,
+        tool_choice="required",
+        parallel_tool_calls=False,
+        logit_bias=CALL_AT_ONCE,
+        **asked,
     )
     said = answer.choices[0].message
     assert answer.choices[0].finish_reason == "tool_calls"
@@ -152,8 +157,10 @@ def test_tools_are_called_in_a_stream(client: openai.OpenAI) -> None:
         messages=HELLO,
         tools=WEATHER,
         tool_choice="required",
+        parallel_tool_calls=False,
         logit_bias=CALL_AT_ONCE,
-        max_tokens=200,
+        max_tokens=400,
+        temperature=0,
         stream=True,
     )
     deltas = [chunk.choices[0].delta for chunk in stream]

@@ -204,3 +204,40 @@ def test_what_was_called_durable_survives_kill_nine(tmp_path: Path) -> None:
         found = {e.request_id for e in kept(tmp_path / "j") if isinstance(e, UsageRecord)}
         assert len(numbers) >= 200
         assert {f"req-{n}" for n in numbers} <= found
+
+
+def test_what_is_written_at_once_is_in_the_file_when_it_returns(journal: Journal) -> None:
+    for number in range(20):
+        journal.write(record(number))
+        assert len(kept(journal.folder)) == number + 1
+    assert journal.appended == journal.written == 20
+
+
+def test_what_is_handed_over_and_what_is_written_at_once_keep_their_order(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "small", segment_bytes=2_000)
+    entries = [record(number) for number in range(100)]
+    for number, entry in enumerate(entries):
+        (journal.write if number % 3 else journal.append)(entry)
+    assert journal.flush()
+    journal.close()
+    assert len(segments(journal.folder)) > 1
+    assert kept(journal.folder) == entries
+
+
+def test_a_slow_disk_is_left_to_the_thread(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = os.write
+
+    def slow(file: int, data: bytes) -> int:
+        time.sleep(0.02)
+        return at_once(file, data)
+
+    monkeypatch.setattr("meters.journal.os.write", slow)
+    journal.write(record(0))
+    started_s = time.monotonic()
+    for number in range(1, 20):
+        journal.write(record(number))
+    assert time.monotonic() - started_s < 0.02
+    assert journal.flush()
+    assert kept(journal.folder) == [record(number) for number in range(20)]
