@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from meters.settings import AgentSettings, BadSettings, MeterSettings, load
@@ -79,6 +80,19 @@ def test_a_token_may_come_from_a_file_or_the_environment(
 def test_a_token_is_never_printed() -> None:
     settings = AgentSettings(proxy_url="http://p", token="very-secret")
     assert "very-secret" not in repr(settings)
+
+
+def test_the_example_file_is_right() -> None:
+    example = Path(__file__).parent.parent.parent / "deploy" / "meter.yaml"
+    settings = load(example, AgentSettings)
+    assert settings.meter == "nvml"
+    assert settings.engine_url
+
+
+def test_every_key_is_in_the_documents() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "meters.md").read_text()
+    for field in msgspec.structs.fields(AgentSettings):
+        assert f"`{field.encode_name}`" in page, field.encode_name
 
 
 def test_a_nameless_node_takes_the_machines_name() -> None:
