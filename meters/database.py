@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,14 @@ CONNECT_S = 5  # how long to wait for PostgreSQL to answer
 class Database:
     """``write()`` gives the one writing transaction, ``read()`` one of many reading ones."""
 
-    def __init__(self, url: str) -> None:
-        """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...``."""
+    def __init__(self, url: str, first: Callable[[Connection], None] | None = None) -> None:
+        """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...``.
+
+        ``first`` runs once, in a writing transaction, before anything else does: at ``prepare``,
+        or when the database first answers.
+        """
+        self._first = first
+        self._preparing = threading.Lock()
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
         self.kind = parsed.get_backend_name()
         if self.kind == "sqlite":
@@ -47,9 +54,21 @@ class Database:
             raise ValueError(f"The ledger cannot be in {self.kind}: use sqlite or postgresql.")
         self.name = parsed.render_as_string(hide_password=True)
 
+    def prepare(self) -> None:
+        """Run what is to run first, unless it has run."""
+        if self._first is None:
+            return
+        with self._preparing:
+            if self._first is not None:
+                with self.writer.begin() as connection:
+                    lock(connection)
+                    self._first(connection)
+                self._first = None
+
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that is the ledger's only writer until it ends."""
+        self.prepare()
         with self.writer.begin() as connection:
             lock(connection)
             yield connection
@@ -57,6 +76,7 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the ledger throughout."""
+        self.prepare()
         with self.reader.connect() as connection:
             if self.kind == "postgresql":
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")

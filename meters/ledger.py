@@ -32,7 +32,7 @@ from meters.schema import (
     windows,
 )
 from meters.types import Activity, Attribution, UsageRecord, Window
-from meters.usage import Usage
+from meters.usage import Spending, Usage
 
 log = logging.getLogger("joulegate.ledger")
 
@@ -54,11 +54,18 @@ class Written(NamedTuple):
 class Ledger:
     """The ledger in one SQLite file or one PostgreSQL database. Safe to use from many threads."""
 
-    def __init__(self, url: str) -> None:
-        """Opens ``url`` and brings its tables up to date, or raises what the database raises."""
-        self.database = Database(url)
-        with self.database.write() as connection:
-            self.migrated = migrate(connection)
+    def __init__(self, url: str, *, lazy: bool = False) -> None:
+        """Opens ``url`` and brings its tables up to date, or raises what the database raises.
+
+        ``lazy``: connect when first used, so that a server starts while its database is away.
+        """
+        self.migrated: list[int] = []
+        self.database = Database(url, self._migrate)
+        if not lazy:
+            self.database.prepare()
+
+    def _migrate(self, connection: Connection) -> None:
+        self.migrated = migrate(connection)
 
     def close(self) -> None:
         self.database.close()
@@ -176,6 +183,13 @@ class Ledger:
         """Sums over the requests of whole hours, from the roll-ups; ``team`` None is all teams."""
         with self.database.read() as connection:
             return usage.usage(connection, team, from_s, to_s, group_by)
+
+    def spent(
+        self, from_s: float, to_s: float, *, teams: Sequence[str] = (), key_id: str | None = None
+    ) -> Spending:
+        """What teams, or one key, used of requests that arrived in a period."""
+        with self.database.read() as connection:
+            return usage.spent(connection, from_s, to_s, teams=teams, key_id=key_id)
 
     def teams(self) -> list[str]:
         """Every team that ever had a request, by name."""

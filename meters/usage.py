@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, true
 
 from meters.exact import MICRO, NANO
+from meters.rows import hour_of
 from meters.schema import (
     DIMENSIONS,
     NODE_SUMS,
@@ -17,6 +18,8 @@ from meters.schema import (
     energy_hours,
     node_hours,
     request_hours,
+    requests,
+    shares,
 )
 
 GROUPS = ("hour_s", *DIMENSIONS)
@@ -91,6 +94,79 @@ def usage(
             sums = {name: int(row[name] or 0) for name in REQUEST_SUMS}
             found.append(Usage(group={name: row[name] for name in group_by}, sums=sums))
     return found
+
+
+class Spending(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used, in whole units; energy as metered, else as estimated."""
+
+    requests: int = 0
+    tokens: int = 0
+    energy_uj: int = 0
+    carbon_ug: int = 0
+    money_nusd: int = 0
+
+
+def spent(
+    connection: Connection,
+    from_s: float,
+    to_s: float,
+    *,
+    teams: Sequence[str] = (),
+    key_id: str | None = None,
+) -> Spending:
+    """Used by requests that arrived from ``from_s`` to before ``to_s``, to the second.
+
+    Whole hours come from the roll-ups; what a period that begins within an hour has of it (a day
+    in India, say) is added from the rows.
+    """
+    first = hour_of(from_s + 3599.999)
+    last = max(first, hour_of(to_s))
+    h = request_hours.c
+    whole = (
+        select(
+            func.sum(h.requests),
+            func.sum(h.prompt_tokens + h.output_tokens),
+            func.sum(h.energy_uj - h.metered_estimate_uj + h.metered_uj),
+            func.sum(h.carbon_ug),
+            func.sum(h.money_nusd),
+        )
+        .where(h.hour_s >= first, h.hour_s < last)
+        .where(h.team.in_(teams) if teams else true())
+    )
+    if key_id is not None:
+        named = select(dims.c.dim_id).where(dims.c.key_id == key_id)
+        whole = whole.where(h.dim_id.in_(named))
+    found = [int(value or 0) for value in connection.execute(whole).one()]
+    edges = [(from_s, min(first, to_s)), (max(last, from_s), to_s)] if first <= to_s else []
+    for begin_s, end_s in edges or [(from_s, to_s)]:
+        if end_s > begin_s:
+            rows = _spent_in_rows(connection, begin_s, end_s, teams, key_id)
+            found = [a + b for a, b in zip(found, rows, strict=True)]
+    return Spending(**dict(zip(Spending.__struct_fields__, found, strict=True)))
+
+
+def _spent_in_rows(
+    connection: Connection, from_s: float, to_s: float, teams: Sequence[str], key_id: str | None
+) -> list[int]:
+    c = requests.c
+    metered = (
+        select(func.sum(shares.c.energy_uj))
+        .where(shares.c.request_id == c.request_id)
+        .scalar_subquery()
+    )
+    rows = (
+        select(
+            func.count(),
+            func.sum(func.coalesce(c.prompt_tokens, 0) + func.coalesce(c.output_tokens, 0)),
+            func.sum(func.coalesce(metered, c.energy_uj)),
+            func.sum(c.carbon_ug),
+            func.sum(c.money_nusd),
+        )
+        .where(c.start_s >= from_s, c.start_s < to_s)
+        .where(c.team.in_(teams) if teams else true())
+        .where(c.key_id == key_id if key_id is not None else true())
+    )
+    return [int(value or 0) for value in connection.execute(rows).one()]
 
 
 def drawn(

@@ -7,15 +7,17 @@ there is none at all.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import msgspec
 
 from estimators.types import Estimate
 from proxy import budgets
 from proxy.auth import Caller
-from proxy.budgets import Amounts, Rule
+from proxy.budgets import Amounts
 from proxy.flight import Admitted, Flight
-from proxy.settings import Budget
+from proxy.settings import Organisation
+from proxy.spending import Rules
 from proxy.store import Admission, AdmitRequest, Settlement, Store
 from proxy.store_local import LocalStore
 
@@ -25,12 +27,14 @@ RawHeaders = list[tuple[bytes, bytes]]
 class Gate:
     """Admits requests and settles them."""
 
-    def __init__(self, store: Store, claim_s: float = 60.0) -> None:
+    def __init__(
+        self, organisations: Mapping[str, Organisation], store: Store, claim_s: float = 60.0
+    ) -> None:
         """``claim_s``: how long others wait for an answer whose request may have died."""
         self.store = store
         self.instant = isinstance(store, LocalStore)  # never waits for anything
         self.claim_s = claim_s
-        self._rules: dict[tuple[str, str, tuple[Budget, ...]], list[Rule]] = {}
+        self.rules = Rules(organisations)
 
     async def admit(
         self, flight: Flight, caller: Caller, cache_key: str | None, *, read: bool
@@ -39,7 +43,7 @@ class Gate:
 
         ``read`` is whether an answer may come from the cache. Raises ApiError 429.
         """
-        rules = self._rules_of(caller) if caller.budgets else None
+        rules = self.rules.of(caller)
         if not rules and cache_key is None:
             return None
         charges = (
@@ -63,14 +67,6 @@ class Gate:
         if admission.denied is not None:
             raise budgets.refusal(admission.denied, time.time())
         return Admitted(holder, charges, admission, cache_key)
-
-    def _rules_of(self, caller: Caller) -> list[Rule]:
-        key = (caller.team, caller.timezone, caller.budgets)
-        found = self._rules.get(key)
-        if found is None:
-            rules = budgets.rules(f"team:{caller.team}", caller.budgets, caller.timezone)
-            found = self._rules[key] = rules
-        return found
 
     async def settle(self, admitted: Admitted, flight: Flight) -> None:
         """Replace what was reserved by what was used."""

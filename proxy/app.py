@@ -47,8 +47,9 @@ from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.sign_in import NotSignedIn, SignIn, secret_in, to_sign_in
+from proxy.spending import seed_from
 from proxy.steps import Receive, Scope, Send, Steps
-from proxy.store import Store
+from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
@@ -94,14 +95,14 @@ def agents(settings: Settings) -> dict[str, set[str]]:
     return nodes
 
 
-def store_of(settings: Settings) -> Store:
+def store_of(settings: Settings, seed: Seed | None = None) -> Store:
     """Shared state in Redis where it is configured, else in this process."""
     local = LocalStore(
-        cache_bytes=settings.cache.max_bytes, degraded=settings.redis.url is not None
+        cache_bytes=settings.cache.max_bytes, seed=seed, degraded=settings.redis.url is not None
     )
     if settings.redis.url is None:
         return local
-    redis = RedisStore(settings.redis.url, timeout_s=settings.redis.timeout_s)
+    redis = RedisStore(settings.redis.url, timeout_s=settings.redis.timeout_s, seed=seed)
     return FallbackStore(redis, local)
 
 
@@ -152,7 +153,7 @@ class Proxy:
             observer=self.telemetry,
             replica=self.replica,
         )
-        self.store = store_of(settings)
+        self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
         self.steps = Steps(
             settings=settings,
             keys=self.keys,
@@ -161,7 +162,7 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            gate=Gate(self.store),
+            gate=Gate(settings.organisations, self.store),
             describe=describe,
         )
         self.measuring = Measuring(settings, self.pool, self.take_window)
@@ -201,19 +202,19 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         await self.client.start()
+        self.ledger = Ledger(books.url_of(self.settings), lazy=True)
+        self.drain = Drain(self.journal, self.ledger).start()
+        self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)
         try:
-            self.ledger = await asyncio.to_thread(Ledger, books.url_of(self.settings))
-            self.drain = Drain(self.journal, self.ledger).start()
-            self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)
             await asyncio.to_thread(self.key_watch.refresh)
-            self.key_watch.start()
-            self.show(self.ledger)
         except (SQLAlchemyError, OSError) as error:
             log.warning(
-                "The ledger cannot be opened (%s): serving goes on, the journal keeps what is "
-                "finished. Mend ledger.url and restart.",
+                "The ledger does not answer (%s): serving goes on with the config's keys, the "
+                "journal keeps what is finished until it does.",
                 type(error).__name__,
             )
+        self.key_watch.start()
+        self.show(self.ledger)
         self.watch.start(lambda _: self.grid.refresh(time.time()))
         self.grid.refresher.start()
         self.accounts.start()
@@ -301,11 +302,17 @@ class Proxy:
         for part in ("ledger", "journal", "redis", "backends"):
             metrics.degraded.labels(part).set(part in degraded)
 
+    def teams_of(self, organisation: str) -> list[str]:
+        """The teams of an organisation that have keys."""
+        return sorted({c.team for c in self.keys.callers() if c.organisation == organisation})
+
     def degraded(self) -> dict[str, str]:
         """What does not work now, and what that means."""
         gone: dict[str, str] = {}
         if self.ledger is None or (self.drain is not None and self.drain.ledger_down):
             gone["ledger"] = "the journal keeps what is finished"
+        if isinstance(self.store, FallbackStore) and self.store.down:
+            gone["redis"] = "limits, budgets and the cache are kept by each replica alone"
         if self.journal.failing is not None:
             gone["journal"] = self.journal.failing
         if getattr(self.store, "down", False):

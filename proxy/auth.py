@@ -29,6 +29,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     share_cache: bool = False
     timezone: str = "UTC"
     budgets: tuple[Budget, ...] = ()  # of its team, in the team's time zone
+    key_budgets: tuple[Budget, ...] = ()  # of the key itself
     expires_s: float | None = None  # Unix time
 
 
@@ -66,6 +67,10 @@ class KeyRing:
         self._callers = dict(callers)
         # once there were keys, revoking the last one must not let everybody in
         self.open = self.open and not self._callers
+
+    def callers(self) -> list[Caller]:
+        """The holders of all keys."""
+        return list(self._callers.values())
 
     def lookup(self, key: str | bytes, now_s: float) -> Caller | None:
         """The holder of that key at that Unix time, or None. Looks up by hash, so that the time
@@ -141,6 +146,7 @@ def callers_of_team(name: str, team: Team) -> dict[str, Caller]:
             role=key.role,
             project=key.project,
             expires_s=None if key.expires is None else unix_time(key.expires),
+            key_budgets=tuple(key.budgets),
         )
     return callers
 
@@ -153,6 +159,7 @@ def caller_of(
     role: str,
     project: str | None,
     expires_s: float | None,
+    key_budgets: tuple[Budget, ...] = (),
 ) -> Caller:
     """The holder of one key of a team."""
     return Caller(
@@ -166,6 +173,7 @@ def caller_of(
         share_cache=team.share_cache,
         timezone=team.timezone,
         budgets=tuple(team.budgets),
+        key_budgets=key_budgets,
         expires_s=expires_s,
     )
 

@@ -246,6 +246,7 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Annotated[typing.Literal["admin", "lead", "member"], help_("What it may see.")] = "member"
     project: Annotated[str | None, help_("Project its requests belong to.")] = None
     expires: Annotated[str | None, help_("ISO 8601 time after which it is refused.")] = None
+    budgets: Annotated[list[Budget], help_("How much this key may use in a period.")] = []
 
 
 class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -258,6 +259,13 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share_cache: Annotated[bool, help_("Whether it shares cached answers.")] = False
     organisation: Annotated[str | None, help_("Organisation it belongs to.")] = None
     timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
+
+
+class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What teams of one organisation share."""
+
+    budgets: Annotated[list[Budget], help_("How much its teams may use together.")] = []
+    timezone: Annotated[str, help_("IANA time zone of these budgets.")] = "UTC"
 
 
 class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -280,6 +288,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     backends: Annotated[list[BackendSettings], help_("What can serve requests.")] = []
     teams: Annotated[dict[str, Team], help_("Who may call. None: any key, loopback only.")] = {}
+    organisations: Annotated[
+        dict[str, Organisation], help_("Budgets that the teams of an organisation share.")
+    ] = {}
     policies: Annotated[dict[str, Any], help_("Policies by name; see docs/policies.md.")] = {}
     default_policy: Annotated[str, help_("Policy of teams that name none.")] = "least_energy"
     server: Annotated[Server, help_("Listening.")] = Server()
