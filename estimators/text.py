@@ -25,7 +25,10 @@ TAIL_CHARS = 800
 TASKS = ("code", "math", "choice", "extraction", "writing", "question", "chat")
 
 _WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d+|[^\w\s]")
-_LONGEST_WORD = 24  # longer ones are keys, hashes and data; they are cut
+_LONGEST_WORD = 24  # longer ones are keys, hashes and data, and are not remembered
+# Words count by their first letters: "muscle", "muscles" and "muscular" are one, which matters
+# where a few hundred prompts must teach what a kind of task looks like.
+_STEM_CHARS = 5
 _MEMORY = 1 << 16  # words whose hash is remembered; in memory only
 
 _CUES = {
@@ -194,9 +197,7 @@ class _Hashes(dict[str, int]):
     """crc32 of a word, remembered. Numbers hash by how many digits they have."""
 
     def __missing__(self, word: str) -> int:
-        cut = word[:_LONGEST_WORD]
-        if cut.isdigit():
-            cut = f"#{min(len(cut), 5)}"
+        cut = f"#{min(len(word), 5)}" if word.isdigit() else word[:_STEM_CHARS]
         hashed = crc32(cut.encode("utf-8", "surrogatepass"))
         if len(word) <= _LONGEST_WORD:
             if len(self) >= _MEMORY:

@@ -23,6 +23,8 @@ COMMANDS: dict[str, str] = {
     "demo": "proxy.commands.demo",
     "attribute": "proxy.commands.attribute",
     "meter": "proxy.commands.meter",
+    "learn-quality": "proxy.commands.learn_quality",
+    "predict-quality": "proxy.commands.predict_quality",
     "replay": "proxy.commands.replay",
 }
 

@@ -1,0 +1,134 @@
+"""What is said of a prompt for every backend at once, from the kind of prompt it is. Serving only.
+
+A prompt's hashed words and counts (text.py) go through one sparse linear map. Of what comes out,
+some columns are scores of kinds (labelled tasks and unsupervised clusters), the rest are the
+prompt's own position on a few axes along which backends differ. A head (one for quality, one for
+the logarithm of the answer's length) adds, for each backend:
+
+    its mean  +  g_c(u) · what all backends have in common here (the prompt's difficulty)
+              +  g_r(u) · what is particular to this backend here
+
+``u`` says how familiar the prompt is, and the gates g fall towards 0 where prompts of left-out
+kinds showed that nothing was gained: there every backend gets its overall mean, and choosing by
+it is choosing on the hull of single models. Fitting is in kinds_fit.py; this file is numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators.text import DENSE, TextFeatures
+
+Array = NDArray[np.float32]
+
+
+class System(NamedTuple):
+    """One way of sorting prompts into kinds: columns of the map, and how sharply they decide."""
+
+    start: int
+    stop: int
+    sharpness: float
+    names: tuple[str, ...]  # of the kinds; empty where they have none
+
+
+class Gate(NamedTuple):
+    """How far to trust what is particular, by familiarity: piecewise linear between knots."""
+
+    familiarity: Array  # ascending
+    trust: Array  # 0..1
+
+    def __call__(self, familiarity: float) -> float:
+        return float(np.interp(familiarity, self.familiarity, self.trust))
+
+
+class Head(NamedTuple):
+    """One target for all backends. Shapes: M backends, A axes, K kinds of all systems together."""
+
+    mean: Array  # (M,)
+    mean_error: Array  # (M,) standard error of the mean
+    axes_start: int
+    axes_stop: int
+    axes: Array  # (A, M) what is particular, along the axes
+    common_axes: Array  # (A,)
+    kinds: Array  # (K, M) what is particular to each kind
+    common_kinds: Array  # (K,)
+    kind_error: Array  # (K, M) standard error of a kind's mean
+    spread: Array  # (M,) standard deviation between kinds of the backend's means
+    gate: Gate
+    common_gate: Gate
+
+
+class Sight(NamedTuple):
+    """A prompt as the map sees it."""
+
+    columns: Array  # all columns
+    kinds: Array  # (K,) probabilities, each system's adding to 1
+    familiarity: float
+
+
+class Kinds(NamedTuple):
+    """The map from text to columns, shared by all heads."""
+
+    row_of: NDArray[np.int32]  # (BUCKETS,) row of the bucket, 0 where it was never seen
+    idf: Array  # (R,) row 0: of a word never seen
+    words: Array  # (R, C) columns, already times idf
+    dense_mean: Array  # (D,)
+    dense_scale: Array  # (D,)
+    dense: Array  # (D, C)
+    bias: Array  # (C,)
+    systems: tuple[System, ...]
+
+    def see(self, text: TextFeatures) -> Sight:
+        """Where the prompt stands. Takes tens of microseconds."""
+        rows = self.row_of[text.buckets]
+        idf = self.idf[rows]
+        squares = idf * idf
+        mass = float(squares.sum()) + 1e-9
+        known = float(squares @ (rows > 0)) / mass
+        counts = (text.dense - self.dense_mean) * self.dense_scale
+        counts = np.minimum(np.maximum(counts, -4.0), 4.0)
+        columns = np.add.reduce(self.words[rows], 0) / np.sqrt(mass)
+        columns += counts @ self.dense + self.bias
+        parts = []
+        familiarity = 0.0
+        for index, (start, stop, sharpness, _) in enumerate(self.systems):
+            scores = columns[start:stop]
+            top = scores.max()
+            if index == 0:
+                familiarity = familiarity_of(float(top), known, float(counts @ counts))
+            odds = np.exp((scores - top) * sharpness)
+            parts.append(odds / odds.sum())
+        kinds = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+        return Sight(columns, kinds, familiarity)
+
+
+def familiarity_of(top: float, known: float, squares: float) -> float:
+    """How much a prompt is like those learnt from, 0..1: as sure as its best kind's score, less
+    by the share of its words that were never seen and by how far its counts lie outside.
+
+    A linear score alone would call the strangest prompt the surest.
+    """
+    ordinary = min(1.0, 2.0 * len(DENSE) / (squares + 1e-9))
+    return max(min(top, 1.0), 0.0) * known * ordinary
+
+
+def deviation(head: Head, sight: Sight) -> Array:
+    """What to add to the head's mean for this prompt, (M,)."""
+    axes = sight.columns[head.axes_start : head.axes_stop]
+    particular = axes @ head.axes + sight.kinds @ head.kinds
+    common = float(axes @ head.common_axes + sight.kinds @ head.common_kinds)
+    trust = np.float32(head.gate(sight.familiarity))
+    return np.asarray(trust * particular + np.float32(head.common_gate(sight.familiarity) * common))
+
+
+def standard_error(head: Head, sight: Sight) -> Array:
+    """How uncertain ``mean + deviation`` is, (M,): the mean's and the kind's own error, and the
+    spread between kinds in so far as the kind is not trusted."""
+    trust = head.gate(sight.familiarity)
+    kind = sight.kinds @ (head.kind_error**2) if len(sight.kinds) else 0.0
+    return np.asarray(
+        np.sqrt(head.mean_error**2 + kind + (1.0 - trust) * head.spread**2), dtype=np.float32
+    )

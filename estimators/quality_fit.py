@@ -1,0 +1,213 @@
+"""From scored outcomes to a QualityModel. Off the request path; fitting only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators.kinds import Gate, Head
+from estimators.kinds_fit import Evidence, HeadFit, fit
+from estimators.quality_model import LengthBands, QualityModel
+from estimators.text import read
+
+Matrix = NDArray[np.float64]
+_LEVELS = (0.1, 0.5, 0.9)
+
+
+class Scored(NamedTuple):
+    """One answer of one backend: how good, how long; None where it was not seen."""
+
+    text: str
+    backend: str
+    score: float | None
+    output_tokens: float | None = None
+    task: str | None = None
+
+
+class NothingToLearn(Exception):
+    """There is no outcome to learn from."""
+
+
+def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
+    """The model these outcomes teach. The same rows give the same model.
+
+    Several answers of one backend to one prompt count as their mean. Raises NothingToLearn.
+    """
+    prompt_of: dict[str, int] = {}
+    backend_of: dict[str, int] = {}
+    tasks: list[str | None] = []
+    cells: list[tuple[int, int, float, float]] = []
+    for row in rows:
+        i = prompt_of.setdefault(row.text, len(prompt_of))
+        if i == len(tasks):
+            tasks.append(None)
+        tasks[i] = tasks[i] or row.task
+        cells.append(
+            (
+                i,
+                backend_of.setdefault(row.backend, len(backend_of)),
+                np.nan if row.score is None else row.score,
+                np.nan if row.output_tokens is None else np.log1p(row.output_tokens),
+            )
+        )
+    if not cells:
+        raise NothingToLearn("There is no outcome to learn from.")
+    shape = (len(prompt_of), len(backend_of))
+    table = np.array(cells)
+    at = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+    scores, lengths = _mean_of(at, table[:, 2], shape), _mean_of(at, table[:, 3], shape)
+    targets = [target for target in (scores, lengths) if not np.isnan(target).all()]
+    texts = [read(text) for text in prompt_of]
+    kinds, heads, fits = fit(texts, tasks, targets, seed)
+    by_target = dict(
+        zip(
+            [
+                name
+                for name, target in (("quality", scores), ("length", lengths))
+                if not np.isnan(target).all()
+            ],
+            zip(heads, fits, strict=True),
+            strict=True,
+        )
+    )
+    bands = None
+    if "length" in by_target:
+        head, found = by_target["length"]
+        bands = length_bands(head, found, lengths)
+    facts = {
+        "prompts": shape[0],
+        "outcomes": len(cells),
+        "tasks": len({task for task in tasks if task}),
+    }
+    return QualityModel(
+        tuple(backend_of),
+        kinds,
+        by_target["quality"][0] if "quality" in by_target else None,
+        by_target["length"][0] if "length" in by_target else None,
+        bands,
+        facts | _strangeness([found for _, found in by_target.values()]),
+    )
+
+
+def _mean_of(
+    at: tuple[NDArray[np.int64], NDArray[np.int64]], values: Matrix, shape: tuple[int, int]
+) -> Matrix:
+    total, number = np.zeros(shape), np.zeros(shape)
+    known = ~np.isnan(values)
+    np.add.at(total, (at[0][known], at[1][known]), values[known])
+    np.add.at(number, (at[0][known], at[1][known]), 1.0)
+    return np.where(number > 0, total / np.maximum(number, 1), np.nan)
+
+
+def _strangeness(fits: Sequence[HeadFit]) -> dict[str, float]:
+    """Below which familiarity a prompt is stranger than 19 in 20 of those learnt from."""
+    for found in fits:
+        if found.familiar is not None and len(found.familiar.familiarity):
+            return {"strange_below": float(np.quantile(found.familiar.familiarity, 0.05))}
+    return {"strange_below": 0.0}
+
+
+def left_out(found: HeadFit, evidence: Evidence) -> tuple[Matrix, Matrix]:
+    """Deviations as they would have been served, and as they came (nan where not seen)."""
+    trust = np.interp(evidence.familiarity, found.gate.familiarity, found.gate.trust)
+    shared = np.interp(evidence.familiarity, found.common_gate.familiarity, found.common_gate.trust)
+    particular = np.tensordot(found.weights, evidence.particular, axes=1)
+    common = np.tensordot(found.common_weights, evidence.common, axes=1)
+    return trust[:, None] * particular + (shared * common)[:, None], evidence.truth
+
+
+def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
+    """Scatter of log lengths about the prediction, from prompts that were left out."""
+    backends = lengths.shape[1]
+    kinds = head.kinds.shape[0]
+    if found.familiar is None:
+        return _spread_alone(lengths, kinds)
+    guess, truth = left_out(found, found.familiar)
+    error = truth - guess
+    seen = ~np.isnan(error)
+    size = np.where(seen, np.abs(error), 0.0)
+    pooled = size.sum() / max(seen.sum(), 1) + 1e-6
+    scale = (size.sum(0) + 20 * pooled) / (seen.sum(0) + 20)
+
+    relative = np.where(seen, np.abs(error) / scale, 0.0)
+    odds = found.familiar.kinds  # (n, K)
+    per_row, number = relative.sum(1), seen.sum(1)
+    weight = odds.T @ number
+    kind_scale = (odds.T @ per_row + 20.0) / (weight + 20.0)
+    systems = max(odds[0].sum().round(), 1.0) if len(odds) else 1.0
+    factor = odds @ kind_scale / systems if kinds else np.ones(len(error))
+
+    left = error / (scale * factor[:, None])
+    widen = _widening(found, left, scale, kind_scale, systems)
+    served = left / np.interp(found.familiar.familiarity, widen.familiarity, widen.trust)[:, None]
+    everyone = np.nanquantile(served, _LEVELS)
+    quantiles = np.empty((backends, 3))
+    means = np.empty(backends)
+    rows = found.familiar.rows
+    ratio = np.where(seen, np.exp(error), 0.0)  # length over the length at the predicted log
+    size_of = np.where(seen, np.exp(np.nan_to_num(lengths[rows])) / np.where(seen, ratio, 1.0), 0.0)
+    grand = (ratio * size_of).sum() / max(size_of.sum(), 1e-9)
+    for m in range(backends):
+        mine = served[seen[:, m], m]
+        own = np.quantile(mine, _LEVELS) if len(mine) else everyone
+        lean = len(mine) / (len(mine) + 50.0)
+        quantiles[m] = np.maximum.accumulate(lean * own + (1 - lean) * everyone)
+        base = size_of[:, m].sum()
+        own_mean = (ratio[:, m] * size_of[:, m]).sum() / base if base > 0 else grand
+        means[m] = lean * own_mean + (1 - lean) * grand
+    return LengthBands(_f32(scale), _f32(kind_scale), widen, _f32(quantiles), _f32(means))
+
+
+def _widening(
+    found: HeadFit, left: Matrix, scale: Matrix, kind_scale: Matrix, systems: float
+) -> Gate:
+    """By how much more errors scatter where prompts are less familiar, never less than 1 in the
+    middle; what left-out kinds showed counts where they are as likely as seen ones."""
+    assert found.familiar is not None
+    places = [found.familiar.familiarity]
+    sizes = [np.nanmean(np.abs(left), 1)]
+    if found.unfamiliar is not None:
+        guess, truth = left_out(found, found.unfamiliar)
+        factor = found.unfamiliar.kinds @ kind_scale / systems if len(kind_scale) else 1.0
+        error = np.abs(truth - guess) / scale
+        sizes.append(np.nanmean(error, 1) / factor)
+        places.append(found.unfamiliar.familiarity)
+    edges = np.quantile(places[0], (0.0, 0.1, 0.4, 1.0))
+    middle = np.array([edges[0], (edges[1] + edges[2]) / 2, (edges[2] + edges[3]) / 2])
+    overall = float(np.nanmean(sizes[0]))
+    factors = []
+    for low, high in ((-np.inf, edges[1]), (edges[1], edges[2]), (edges[2], np.inf)):
+        mine = [
+            size[(place > low) & (place <= high) & ~np.isnan(size)]
+            for place, size in zip(places, sizes, strict=True)
+        ]
+        inside = (mine[0].sum() + 20 * overall) / (len(mine[0]) + 20)
+        factors.append(inside / overall)
+    strange = factors[0]
+    if len(sizes) > 1:
+        outside = sizes[1][~np.isnan(sizes[1])]
+        strange = max(strange, float(outside.mean()) / overall if len(outside) else strange)
+    knots = np.array([middle[0] / 2, *middle])
+    knots = np.maximum.accumulate(knots + np.arange(4) * 1e-6)
+    values = np.array([max(strange, factors[0]), *factors])
+    return Gate(_f32(knots), _f32(np.minimum.accumulate(values)))
+
+
+def _spread_alone(lengths: Matrix, kinds: int) -> LengthBands:
+    """With too few prompts to leave some out: the plain spread, doubtfully wide."""
+    backends = lengths.shape[1]
+    spread = float(np.nanstd(lengths)) if np.isfinite(lengths).sum() > 1 else 1.0
+    return LengthBands(
+        _f32(np.full(backends, max(spread, 0.5))),
+        _f32(np.ones(kinds)),
+        Gate(_f32(np.array([0.0, 1.0])), _f32(np.ones(2))),
+        _f32(np.tile([-1.6, 0.0, 1.6], (backends, 1))),
+        _f32(np.full(backends, float(np.exp(max(spread, 0.5) ** 2 / 2)))),
+    )
+
+
+def _f32(values: Matrix) -> NDArray[np.float32]:
+    return np.asarray(values, dtype=np.float32)

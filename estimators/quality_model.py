@@ -1,0 +1,205 @@
+"""A learnt model of quality and length: one small file, every backend at once, numpy only.
+
+Made by kinds_fit.py from scored outcomes (``joulegate learn-quality``); it holds hashed words and
+figures, no prompt. A quality band is the 80 % interval of the *mean* score on prompts of this
+kind, not of one answer's score, which is mostly 0 or 1.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators.kinds import Gate, Head, Kinds, Sight, System, deviation, standard_error
+from estimators.text import BUCKETS, DENSE, TextFeatures
+
+Array = NDArray[np.float32]
+FORMAT = 1
+_Z80 = 1.2816  # of a normal distribution, for an 80 % interval
+_LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
+
+
+class UnreadableModel(Exception):
+    """The file is no model of ours, or of a version this program does not read."""
+
+
+class LengthBands(NamedTuple):
+    """How answers scatter about the predicted logarithm of their length."""
+
+    scale: Array  # (M,) per backend
+    kind_scale: Array  # (K,) factor per kind; each system's say is averaged
+    widen: Gate  # factor by familiarity; not a trust, but the same shape
+    quantiles: Array  # (M, 3) of what is left, in units of the scale
+    mean: Array  # (M,) mean length over the length at the predicted logarithm
+
+
+class Prediction(NamedTuple):
+    """For every backend of the model, in its order. None where that was not learnt."""
+
+    task: str
+    quality: Array | None  # (M, 3) low, mid, high on 0..1
+    lengths: Array | None  # (M, 4) q10, q50, q90, mean in tokens
+    familiarity: float  # 0..1
+
+
+class QualityModel(NamedTuple):
+    """What scored outcomes taught."""
+
+    backends: tuple[str, ...]
+    kinds: Kinds
+    quality: Head | None
+    length: Head | None
+    bands: LengthBands | None
+    facts: dict[str, Any]  # how it was made and how good it was on prompts left out
+
+    def predict(self, text: TextFeatures) -> Prediction:
+        """Quality and length on every backend. Tens of microseconds for ten backends."""
+        sight = self.kinds.see(text)
+        return Prediction(
+            self._task(sight, text),
+            None if self.quality is None else quality_bands(self.quality, sight),
+            None
+            if self.length is None or self.bands is None
+            else length_quantiles(self.length, self.bands, self.kinds, sight),
+            sight.familiarity,
+        )
+
+    def _task(self, sight: Sight, text: TextFeatures) -> str:
+        """The labelled task it most likely is, else the coarse class."""
+        if not self.kinds.systems or not self.kinds.systems[0].names:
+            return text.task
+        system = self.kinds.systems[0]
+        odds = sight.kinds[: system.stop - system.start]
+        best = int(odds.argmax())
+        sure = odds[best] > 0.5 and sight.familiarity > self.facts.get("strange_below", 0.0)
+        return system.names[best] if sure else text.task
+
+    def save(self, path: str | Path) -> None:
+        """Write one compressed npz file without any pickled object."""
+        arrays: dict[str, NDArray[Any]] = {}
+        seen = np.flatnonzero(self.kinds.row_of)
+        arrays["buckets"] = seen.astype(np.uint16 if BUCKETS <= 1 << 16 else np.uint32)
+        arrays["rows"] = self.kinds.row_of[seen].astype(np.uint32)
+        arrays["idf"] = self.kinds.idf
+        arrays["words"] = self.kinds.words[1:].astype(np.float16)
+        for name in ("dense_mean", "dense_scale", "dense", "bias"):
+            arrays[name] = getattr(self.kinds, name)
+        meta: dict[str, Any] = {
+            "format": FORMAT,
+            "buckets": BUCKETS,
+            "dense": list(DENSE),
+            "backends": list(self.backends),
+            "systems": [list(system) for system in self.kinds.systems],
+            "facts": self.facts,
+            "heads": {},
+        }
+        for title, head in (("quality", self.quality), ("length", self.length)):
+            if head is not None:
+                meta["heads"][title] = _put(arrays, title, head)
+        if self.bands is not None:
+            meta["heads"]["bands"] = _put(arrays, "bands", self.bands)
+        arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+        with Path(path).open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+
+    @staticmethod
+    def load(path: str | Path) -> QualityModel:
+        """Read what save wrote. Raises UnreadableModel, or OSError."""
+        try:
+            with np.load(Path(path), allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+            meta = json.loads(arrays["meta"].tobytes())
+        except (ValueError, KeyError, EOFError) as error:
+            raise UnreadableModel(f"{path} is no model made by learn-quality: {error}") from None
+        except OSError:
+            raise
+        except Exception as error:  # zipfile's and zlib's own, for a damaged file
+            raise UnreadableModel(f"{path} is damaged: {error}") from None
+        known = (FORMAT, BUCKETS, list(DENSE))
+        if (meta.get("format"), meta.get("buckets"), meta.get("dense")) != known:
+            raise UnreadableModel(
+                f"{path} was made by another version; make it again with learn-quality."
+            )
+        row_of = np.zeros(BUCKETS, np.int32)
+        row_of[arrays["buckets"]] = arrays["rows"]
+        words = arrays["words"].astype(np.float32)
+        kinds = Kinds(
+            row_of=row_of,
+            idf=arrays["idf"],
+            words=np.vstack([np.zeros((1, words.shape[1]), np.float32), words]),
+            dense_mean=arrays["dense_mean"],
+            dense_scale=arrays["dense_scale"],
+            dense=arrays["dense"],
+            bias=arrays["bias"],
+            systems=tuple(
+                System(start, stop, sharpness, tuple(names))
+                for start, stop, sharpness, names in meta["systems"]
+            ),
+        )
+        heads = {
+            title: Head(**_get(arrays, title, fields))
+            for title, fields in meta["heads"].items()
+            if title != "bands"
+        }
+        bands = meta["heads"].get("bands")
+        return QualityModel(
+            tuple(meta["backends"]),
+            kinds,
+            heads.get("quality"),
+            heads.get("length"),
+            None if bands is None else LengthBands(**_get(arrays, "bands", bands)),
+            meta["facts"],
+        )
+
+
+def quality_bands(head: Head, sight: Sight) -> Array:
+    """(M, 3): low, mid, high on 0..1."""
+    mid = head.mean + deviation(head, sight)
+    reach = _Z80 * standard_error(head, sight)
+    bands = np.stack([mid - reach, mid, mid + reach], 1)
+    return np.asarray(np.minimum(np.maximum(bands, 0.0), 1.0), dtype=np.float32)
+
+
+def length_quantiles(head: Head, bands: LengthBands, kinds: Kinds, sight: Sight) -> Array:
+    """(M, 4): q10, q50, q90 and mean, in tokens."""
+    middle = head.mean + deviation(head, sight)
+    factor = float(sight.kinds @ bands.kind_scale) / len(kinds.systems) if kinds.systems else 1.0
+    scale = bands.scale * (factor * bands.widen(sight.familiarity))
+    found = np.empty((len(middle), 4), np.float32)
+    found[:, :3] = middle[:, None] + scale[:, None] * bands.quantiles
+    found[:, 3] = middle
+    found = np.exp(np.minimum(np.maximum(found, 0.0), _LONGEST))
+    found[:, 3] *= bands.mean
+    found -= 1.0
+    return np.asarray(np.maximum(found, 0.0), dtype=np.float32)
+
+
+def _put(arrays: dict[str, NDArray[Any]], title: str, value: NamedTuple) -> dict[str, Any]:
+    """Arrays and gates go to the archive, numbers to the returned dictionary."""
+    plain: dict[str, Any] = {}
+    for name, field in value._asdict().items():
+        if isinstance(field, Gate):
+            arrays[f"{title}.{name}"] = np.stack([field.familiarity, field.trust])
+            plain[name] = "gate"
+        elif isinstance(field, np.ndarray):
+            arrays[f"{title}.{name}"] = field
+            plain[name] = "array"
+        else:
+            plain[name] = field
+    return plain
+
+
+def _get(arrays: dict[str, NDArray[Any]], title: str, plain: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, kind in plain.items():
+        if kind == "gate":
+            found[name] = Gate(*arrays[f"{title}.{name}"])
+        elif kind == "array":
+            found[name] = arrays[f"{title}.{name}"]
+        else:
+            found[name] = kind
+    return found

@@ -1,0 +1,73 @@
+"""What a learnt model says of each prompt, for every backend it knows.
+
+Reads JSON Lines, {"id", "prompt" | "messages"}, and prints one line each: the kind of task, and
+for every backend the band of its expected score (0 to 1) and of its output tokens. Nothing is
+sent anywhere. "-" reads from standard input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import msgspec
+
+from estimators.quality_model import Prediction, QualityModel, UnreadableModel
+from estimators.text import read
+from proxy.commands import CommandError
+from proxy.commands.learn_quality import text_in
+from proxy.jsonl import read_lines
+
+EXAMPLE = "joulegate predict-quality quality.npz --batch prompts.jsonl"
+
+
+class PromptLine(msgspec.Struct, forbid_unknown_fields=True):
+    """One prompt."""
+
+    id: str | int
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="M", help="a file that learn-quality wrote")
+    parser.add_argument("--batch", required=True, metavar="F.jsonl", help="prompts, one a line")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        model = QualityModel.load(args.model)
+    except UnreadableModel as error:
+        raise CommandError(str(error)) from None
+    except OSError as error:
+        raise CommandError(
+            f"{args.model}: {error.strerror or error}. Make one with joulegate learn-quality."
+        ) from None
+    encoder = msgspec.json.Encoder()
+    for line in read_lines(args.batch, PromptLine):
+        text = text_in(line.prompt, line.messages, f"{args.batch}, id {line.id!r}")
+        said = answer(line.id, model, model.predict(read(text)))
+        sys.stdout.write(encoder.encode(said).decode() + "\n")
+    return 0
+
+
+def answer(name: str | int, model: QualityModel, said: Prediction) -> dict[str, Any]:
+    """One line of output; what was not learnt is null."""
+    quality: dict[str, Any] | None = None
+    tokens: dict[str, Any] | None = None
+    if said.quality is not None:
+        quality = {
+            backend: {"low": low, "mid": mid, "high": high}
+            for backend, (low, mid, high) in zip(
+                model.backends, said.quality.astype(float).round(6).tolist(), strict=True
+            )
+        }
+    if said.lengths is not None:
+        tokens = {
+            backend: {"q10": q10, "q50": q50, "q90": q90, "mean": mean}
+            for backend, (q10, q50, q90, mean) in zip(
+                model.backends, said.lengths.astype(float).round(2).tolist(), strict=True
+            )
+        }
+    return {"id": name, "task": said.task, "quality": quality, "output_tokens": tokens}
