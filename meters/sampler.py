@@ -18,6 +18,7 @@ from typing import NamedTuple
 import msgspec
 
 from meters.engine_reader import EngineReader, EngineUnavailable
+from meters.idle import IdlePower
 from meters.types import EngineCounters, Meter, MeterUnavailable, Window
 from meters.windows import WindowCloser
 
@@ -65,7 +66,8 @@ class Sampler:
     ``open_meter`` and ``open_host`` are called in the thread, again after failures; ``open_host``
     gives a second meter whose joules have their own column, or None. ``unix_offset_s`` maps this
     process's monotonic clock to Unix time; by default the wall clock at start. ``poll_s`` None
-    means: as often as the counter's own period needs.
+    means: as often as the counter's own period needs. ``idle_power_w`` None means: learnt from
+    windows in which the engine did nothing, and unknown before there was one.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Sampler:
         self._open_meter, self._open_host = open_meter, open_host
         self._node, self._engine = node, engine
         self._window_s, self._poll_s = window_s, poll_s
-        self._idle_power_w = idle_power_w
+        self._idle_power_w, self._idle = idle_power_w, IdlePower()
         self._run = run or new_run()
         self._clock = clock
         self._unix_offset_s = time.time() - clock() if unix_offset_s is None else unix_offset_s
@@ -249,7 +251,6 @@ class Sampler:
             resolution_j=meter.resolution_j,
             relative_error=getattr(meter, "relative_error", 0.0),
             continuous=getattr(meter, "continuous", False),
-            idle_power_w=self._idle_power_w,
         )
 
     def _moving(self, closer: WindowCloser, since_s: float) -> bool:
@@ -264,8 +265,10 @@ class Sampler:
     def _deliver(self, window: Window) -> None:
         assert self._callback is not None
         self._windows += 1
+        self._idle.learn(window)
+        idle_w = self._idle_power_w if self._idle_power_w is not None else self._idle.power_w
         try:
-            self._callback(window)
+            self._callback(msgspec.structs.replace(window, idle_power_w=idle_w))
         except Exception:
             self._callback_errors += 1
             log.exception("a window could not be handed over")

@@ -95,6 +95,8 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     resolution_j: float | None = None  # half-width of what the meter cannot know of energy_j
     host_energy_j: float | None = None  # CPU and DRAM, where readable; its own column
     devices: tuple[str, ...] = ()  # what energy_j is the sum of; empty where not said
+    engine_version: str | None = None  # at its end; another one means other coefficients
+    asleep: bool | None = None  # the engine, at its end
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True):

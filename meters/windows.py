@@ -158,7 +158,6 @@ class WindowCloser:
         resolution_j: float | None = None,
         relative_error: float = 0.0,
         continuous: bool = False,
-        idle_power_w: float | None = None,
         lost_after_s: float = 10.0,
         max_device_power_w: float = MAX_DEVICE_POWER_W,
     ) -> None:
@@ -169,7 +168,6 @@ class WindowCloser:
         self._resolution_j = resolution_j
         self._relative_error = relative_error
         self._continuous = continuous
-        self._idle_power_w = idle_power_w
         self._lost_after_s = lost_after_s
         self._max_power_w = max_device_power_w
         self._devices: dict[str, _Track] = {}
@@ -313,7 +311,6 @@ class WindowCloser:
             start_s=start.boundary.at_s + self._unix_offset_s,
             end_s=end.at_s + self._unix_offset_s,
             energy_j=energy_j,
-            idle_power_w=self._idle_power_w,
             prompt_tokens=done.prompt_tokens,
             cached_prompt_tokens=done.cached_prompt_tokens,
             generated_tokens=done.generated_tokens,
@@ -327,6 +324,8 @@ class WindowCloser:
             resolution_j=resolution_j,
             host_energy_j=self._host_energy(start, host),
             devices=tuple(values),
+            engine_version=end.counters.version if end.counters else None,
+            asleep=end.counters.asleep if end.counters else None,
         )
         self._number += 1
         return window
