@@ -1,0 +1,177 @@
+"""What Joulegate does not need to touch arrives as it was sent, byte for byte, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+
+Start = Callable[[Config], Joulegate]
+
+ODD = (
+    b'\n{ "zeta": 1.0, "temperature": 1e0 ,"max_tokens":10, "big": 12345678901234567890123,\n'
+    b'"small": 1E-400, "messages" : [ {"content": "a \\u00fc \\ud83e\\udd89 \xc3\xbc", "role":'
+    b'"user", "name": null, "unheard_of": {"model": "other", "b": [1,2.50]}} ],'
+    b'"nothing": null, "model":"tiny","metadata":{"a":""} ,"user":"u-1", "seed": -0 } \r\n'
+)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+@pytest.fixture
+def running(joulegate: Start, upstream: Upstream) -> Joulegate:
+    return joulegate(config_of(upstream.base_url))
+
+
+def test_a_request_reaches_the_backend_byte_for_byte(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    assert running.post(ODD).status == 200
+    assert upstream.wait_for(1)[0].body == ODD
+
+
+def test_only_the_model_is_rewritten_and_only_where_the_name_differs(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    backend = {"url": upstream.base_url, "upstream_model": 'org/tiny "q"'}
+    running = joulegate(config_of(backend))
+    assert running.post(ODD).status == 200
+    expected = ODD.replace(b'"model":"tiny"', b'"model":"org/tiny \\"q\\""')
+    assert upstream.wait_for(1)[0].body == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model" : "tiny","messages":[]}',
+        b'{"messages":[{"role":"user","content":"\\"model\\": \\"tiny\\""}],"model":"tiny"}',
+        b'{"messages":[{"role":"user","content":"x","model":"tiny"}],"model":"tiny"}',
+        b'{"metadata":{"model":"tiny"},"messages":[],"model":"tiny"}',
+        b'{"\\u006dodel":"tiny","messages":[]}',
+        b'{"model":"t\\u0069ny","messages":[]}',
+        b'{"user":"model","messages":[],"model":"tiny","tools":[]}',
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_the_right_model_is_rewritten_wherever_it_stands(
+    joulegate: Start, upstream: Upstream, body: bytes, stream: bool
+) -> None:
+    running = joulegate(config_of({"url": upstream.base_url, "upstream_model": "big"}))
+    if stream:
+        body = body[:-1] + b',"stream":true}'
+    assert running.post(body).status == 200
+    sent = upstream.wait_for(1)[0].json()
+    expected = {**json.loads(body), "model": "big"}
+    if stream:
+        expected["stream_options"] = {"include_usage": True}
+    assert sent == expected
+
+
+def test_an_answer_reaches_the_client_byte_for_byte(running: Joulegate, upstream: Upstream) -> None:
+    body = (
+        b'{ "id":"x","created":1.79e9,"object":"chat.completion", "model":"tiny-2024", '
+        b'"choices":[ ],"system_fingerprint":null,"unheard_of":[1.0,{"\\u00fc":-0}],'
+        b'"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,"energy":{"j":1}}}\n'
+    )
+    headers = {**answers.PROVIDER_HEADERS, "x-unheard-of": "yes", "endpoint-load-metrics": "a=1"}
+    upstream.play(answers.answer(body, headers=headers))
+    got = running.post(ODD)
+    assert got.body == body
+    for name, value in headers.items():
+        assert got.header(name) == value
+
+
+def test_the_backend_s_own_model_name_is_left_in_the_answer(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    running = joulegate(config_of({"url": upstream.base_url, "upstream_model": "big"}))
+    assert running.post({"model": "tiny", "messages": []}).json()["model"] == "big"
+
+
+def test_the_query_and_body_cannot_choose_where_a_request_goes(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    with Upstream(answers.like_an_engine()) as other:
+        running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+        body: dict[str, Any] = {
+            "model": "tiny",
+            "messages": [],
+            "api_base": other.base_url,
+            "base_url": other.base_url,
+            "api_key": "sk-other",
+            "custom_llm_provider": "other",
+        }
+        headers = {
+            "authorization": f"Bearer {KEY}",
+            "host": other.address.removeprefix("http://"),
+            "x-forwarded-host": other.address,
+            "x-joulegate-backend": other.base_url,
+            "x-joulegate-base-url": other.base_url,
+            "x-litellm-api-base": other.base_url,
+            "helicone-target-url": other.base_url,
+            "x-portkey-custom-host": other.base_url,
+            "location": other.base_url,
+            "proxy-authorization": "Basic abc",
+        }
+        path = f"/v1/chat/completions?api_base={other.base_url}"
+        assert running.post(body, path=path, headers=headers).status == 200
+        assert other.received == []
+    (sent,) = upstream.received
+    assert sent.header("host") == upstream.address.removeprefix("http://")
+    assert sent.header("authorization") is None
+    assert sent.header("proxy-authorization") is None
+    assert sent.target == "/v1/chat/completions"
+    assert KEY not in repr(sent.headers)
+
+
+def test_a_redirect_is_not_followed(running: Joulegate, upstream: Upstream) -> None:
+    with Upstream(answers.like_an_engine()) as other:
+        upstream.play(answers.answer(b"{}", 307, {"location": f"{other.base_url}/x"}))
+        running.post(ODD)
+        assert other.received == []
+
+
+def test_a_backend_gets_its_own_key_and_headers(joulegate: Start, upstream: Upstream) -> None:
+    backend = {
+        "url": upstream.base_url,
+        "api_key": "sk-theirs",
+        "extra_headers": {"X-Tenant": "blue"},
+    }
+    running = joulegate(config_of(backend, teams=TEAMS))
+    headers = {"api-key": KEY, "openai-organization": "org-1", "user-agent": "tests/1"}
+    assert running.post(ODD, headers=headers).status == 200
+    (sent,) = upstream.received
+    assert sent.header("authorization") == "Bearer sk-theirs"
+    assert sent.header("x-tenant") == "blue"
+    assert sent.header("openai-organization") == "org-1"
+    assert sent.header("user-agent") == "tests/1"
+    assert sent.header("api-key") is None
+
+
+def test_cookies_of_an_upstream_reach_nobody(running: Joulegate, upstream: Upstream) -> None:
+    cookie = {"set-cookie": "session=secret; Path=/"}
+    upstream.play(answers.answer(answers.CHAT, headers=cookie))
+    assert running.post(ODD).header("set-cookie") is None
+    running.post(ODD)
+    assert upstream.wait_for(2)[1].header("cookie") is None
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/v1/responses"])
+def test_other_routes_pass_through_too(running: Joulegate, upstream: Upstream, path: str) -> None:
+    body = b'{"model":"tiny", "input":"x","prompt":"x" , "odd":1.0}'
+    answered = b'{"object":"odd", "usage":{"prompt_tokens":1,"total_tokens":1}}'
+    upstream.play(answers.answer(answered))
+    got = running.post(body, path=path)
+    assert (got.status, got.body) == (200, answered)
+    assert upstream.wait_for(1)[0].body == body
+    assert upstream.received[0].path == path
