@@ -70,3 +70,9 @@ clean:
 
 bench-attribution: $(VENV)/dev.done  ## attributed against true energy, on the simulated engine
 	$(PY) -m benchmarks.attribution $(ARGS)
+
+# Where published measurements lie; nothing of the product needs them.
+DATA ?= ../shared/data
+.PHONY: fit-energy-prior
+fit-energy-prior: $(VENV)/dev.done  ## fit estimators/energy_prior.json again (minutes)
+	$(PY) -m benchmarks.fit_energy_prior $(DATA) --out estimators/energy_prior.json

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -81,6 +81,41 @@ class UnknownPrecision(ValueError):
     """A precision that none of the known names matches."""
 
 
+class _Published(NamedTuple):
+    """A published architecture that the numbers people usually give do not describe fully."""
+
+    params_b: float
+    active_b: float
+    layers: int
+    hidden: int
+    kv_bytes_per_token: float | None  # None: what layers, heads and their size give
+    experts: int = 0
+    experts_per_token: int = 0
+    attention_layers: int = 0  # of a hybrid; 0: every layer attends
+
+
+# From the config.json that each maker publishes on Hugging Face. Sliding-window layers are left
+# out of the cache bytes (Gemma 3: one layer in six sees everything; gpt-oss: every second).
+_PUBLISHED = (
+    _Published(4.3, 4.3, 34, 2560, 23_211),  # google/gemma-3-4b-it
+    _Published(12.2, 12.2, 48, 3840, 65_536),  # google/gemma-3-12b-it
+    _Published(27.4, 27.4, 62, 5376, 84_650),  # google/gemma-3-27b-it
+    _Published(20.9, 3.6, 24, 2880, 24_576, 32, 4),  # openai/gpt-oss-20b
+    _Published(116.8, 5.1, 36, 2880, 36_864, 128, 4),  # openai/gpt-oss-120b
+    _Published(30.5, 3.3, 48, 2048, None, 128, 8),  # Qwen/Qwen3-30B-A3B
+    _Published(235.0, 22.0, 94, 4096, None, 128, 8),  # Qwen/Qwen3-235B-A22B
+    _Published(480.0, 35.0, 62, 6144, None, 160, 8),  # Qwen/Qwen3-Coder-480B-A35B
+    _Published(671.0, 37.0, 61, 7168, 70_272, 256, 8),  # deepseek-ai/DeepSeek-V3
+    _Published(15.7, 2.4, 27, 2048, 31_104, 64, 6),  # deepseek-ai/DeepSeek-V2-Lite
+    _Published(400.0, 17.0, 48, 5120, None, 128, 1),  # meta-llama/Llama-4-Maverick
+    _Published(109.0, 17.0, 48, 5120, None, 16, 1),  # meta-llama/Llama-4-Scout
+    _Published(46.7, 12.9, 32, 4096, None, 8, 2),  # mistralai/Mixtral-8x7B
+    _Published(140.6, 39.1, 56, 6144, None, 8, 2),  # mistralai/Mixtral-8x22B
+    _Published(12.3, 12.3, 62, 5120, 24_576, 0, 0, 6),  # nvidia/Nemotron-Nano-12B-v2
+    _Published(8.9, 8.9, 56, 4480, 16_384, 0, 0, 4),  # nvidia/Nemotron-Nano-9B-v2
+)
+
+
 class Shape(msgspec.Struct, frozen=True):
     """What an engine must read and calculate; sizes in parameters, not billions."""
 
@@ -92,6 +127,8 @@ class Shape(msgspec.Struct, frozen=True):
     hidden: float
     kv_bytes_per_token: float
     given: float  # 0..1: how much of the shape was given rather than guessed
+    experts_per_token: float = 0.0  # 0 where dense
+    hybrid: bool = False  # most layers keep a state instead of a cache (Mamba)
 
     def touched(self, tokens: float) -> float:
         """Parameters read by a step over ``tokens`` tokens that choose experts independently."""
@@ -114,18 +151,26 @@ def precision_named(name: str) -> str:
 
 def shape_of(model: ModelFacts) -> Shape:
     """The shape of a model, gaps filled with what well-known families of that size have."""
+    model, published = _filled(model)
     params = model.params_b * 1e9
     active = min(params, (model.active_params_b or model.params_b) * 1e9)
     typical = typical_layers(math.sqrt(params * active) / 1e9)
-    # Some publishers of hybrid models count only the attention layers (6 of 62 in Nemotron Nano):
-    # those are right for the cache, and far too few for the work of a step.
-    layers = max(float(model.layers), 0.6 * typical) if model.layers else typical
+    hybrid = bool(model.layers) and float(model.layers or 0) < 0.45 * typical
+    if published is not None:
+        layers, hybrid = float(published.layers), published.attention_layers > 0
+    elif model.layers:
+        # Some publishers of hybrid models count only the attention layers: those are right for
+        # the cache, and far too few for the work of a step.
+        layers = typical if hybrid else float(model.layers)
+    else:
+        layers = typical
     sparse = active < 0.9 * params
     hidden = float(model.hidden_size or math.sqrt(active / (12.0 * layers)))
+    per_token = 0.0
+    always, share = params, 1.0
     if sparse:
         always, share = _experts(params, active, model.experts, model.experts_per_token)
-    else:
-        always, share = params, 1.0
+        per_token = float(model.experts_per_token or 4.0)
     given = [model.layers, model.hidden_size, model.kv_heads, model.head_dim]
     return Shape(
         params=params,
@@ -136,7 +181,33 @@ def shape_of(model: ModelFacts) -> Shape:
         hidden=hidden,
         kv_bytes_per_token=_kv_bytes(model, typical, params),
         given=sum(value is not None for value in given) / len(given),
+        experts_per_token=per_token,
+        hybrid=hybrid,
     )
+
+
+def _filled(model: ModelFacts) -> tuple[ModelFacts, _Published | None]:
+    """A published architecture recognised by its numbers fills what was not given."""
+    active = model.active_params_b or model.params_b
+    for known in _PUBLISHED:
+        if (
+            abs(math.log(model.params_b / known.params_b)) < 0.04
+            and abs(math.log(active / known.active_b)) < 0.1
+            # A dense model of that size may be any; two sizes, or the layers, say which it is.
+            and (model.layers or (known.experts and known.layers))
+            in (known.layers, known.attention_layers or known.layers)
+        ):
+            return (
+                msgspec.structs.replace(
+                    model,
+                    hidden_size=model.hidden_size or known.hidden,
+                    kv_bytes_per_token=model.kv_bytes_per_token or known.kv_bytes_per_token,
+                    experts=model.experts or known.experts or None,
+                    experts_per_token=model.experts_per_token or known.experts_per_token or None,
+                ),
+                known,
+            )
+    return model, None
 
 
 def typical_layers(size_b: float) -> float:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "learn-quality": "proxy.commands.learn_quality",
     "predict-quality": "proxy.commands.predict_quality",
     "replay": "proxy.commands.replay",
+    "estimate": "proxy.commands.estimate",
 }
 
 

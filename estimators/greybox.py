@@ -1,0 +1,336 @@
+"""The physics of a step with free constants: what the published measurements are fitted to.
+
+The same terms as roofline.py, each with a constant, and with what data sheets do not tell: how
+far an engine's host code holds the GPUs up, what a GPU draws when it merely waits, how mixtures,
+low precisions and consumer cards differ. Constants are logarithms, added up per case, so none can
+turn negative. Arrays in, arrays out; numpy only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from estimators.hardware import link_bandwidth_gbs
+from estimators.models import WEIGHT_BYTES, precision_named, shape_of
+from estimators.roofline import compute_flops
+from estimators.types import Backend
+
+Array = NDArray[np.float64]
+
+# name -> (middle, spread) of the constant's logarithm before any measurement was seen. Times in
+# seconds, shares of data-sheet rates or of the power limit otherwise.
+CONSTANTS: dict[str, tuple[float, float]] = {
+    "weight_rate": (np.log(0.8), 0.15),  # share of bandwidth reached when reading weights
+    "cache_rate": (np.log(0.6), 0.4),  # ... when reading the cache
+    "decode_rate": (np.log(0.5), 0.3),  # share of FLOP/s reached in decoding
+    "prefill_rate": (np.log(0.5), 0.3),  # ... in prefilling
+    "layer_s": (np.log(15e-6), 0.7),  # a layer's launches
+    "hop_s": (np.log(12e-6), 0.7),  # latency of one all-reduce among two GPUs
+    "hop_factor": (np.log(2.0), 0.7),  # transfer time over the link's own
+    "host_s": (np.log(1e-3), 0.7),  # the engine's own code, per step
+    "sequence_s": (np.log(2e-5), 1.0),  # ... per sequence of a step
+    "request_s": (np.log(1e-3), 1.0),  # ... per request
+    "busy_share": (np.log(0.28), 0.3),  # of the power limit, drawn by clocks and leakage at work
+    "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
+    "memory_share": (np.log(0.45), 0.3),  # ... on top when memory is saturated
+    "compute_share": (np.log(0.5), 0.4),  # ... when arithmetic is saturated, decoding
+    "prefill_share": (np.log(0.6), 0.3),  # ... prefilling
+}
+# constant -> the kinds of case in which it may differ, by a factor around 1
+KINDS: dict[str, tuple[str, ...]] = {
+    "weight_rate": ("consumer", "moe_new", "moe_old", "fp8_moe", "narrow", "old"),
+    "cache_rate": ("old", "consumer"),
+    "decode_rate": ("old", "consumer", "moe_new", "moe_old", "low"),
+    "prefill_rate": ("old", "consumer", "moe_new", "moe_old", "low"),
+    "layer_s": ("old", "moe_new", "moe_old", "hybrid", "plain"),
+    "hop_s": ("old", "consumer", "moe_new"),
+    "hop_factor": ("old", "consumer", "moe_new"),
+    "host_s": ("old", "plain"),
+    "sequence_s": ("old", "hybrid"),
+    "request_s": ("old", "plain"),
+    "busy_share": ("old", "consumer", "plain"),
+    "wait_share": ("old", "plain"),
+    "memory_share": ("old", "consumer", "moe_new", "fp8_moe", "low"),
+    "compute_share": ("old", "consumer", "low", "moe_new"),
+    "prefill_share": ("old", "consumer"),
+}
+_KIND_SPREAD = 0.25
+_WIDE = {
+    "host_s/old": 1.5,
+    "sequence_s/old": 1.5,
+    "layer_s/old": 1.5,
+    "request_s/old": 1.5,
+    "layer_s/plain": 2.0,
+    "host_s/plain": 2.0,
+    "layer_s/moe_new": 1.0,
+    "layer_s/moe_old": 1.0,
+    "sequence_s/hybrid": 0.5,
+    "prefill_rate/consumer": 0.6,
+    "prefill_rate/low": 0.6,
+    "decode_rate/consumer": 0.5,
+    "weight_rate/narrow": 0.4,
+}
+# How the joules of a byte follow the data sheet: 1: in proportion to power limit / bandwidth.
+_SCALING = (1.0, 0.05)
+_REFERENCE_BYTES_PER_J = 3.35e12 / 700.0  # H100 SXM
+
+NAMES: tuple[str, ...] = (
+    *CONSTANTS,
+    *(f"{name}/{kind}" for name, kinds in KINDS.items() for kind in kinds),
+    "scaling",
+)
+MIDDLES: Array = np.array(
+    [
+        *(middle for middle, _ in CONSTANTS.values()),
+        *[0.0] * sum(map(len, KINDS.values())),
+        _SCALING[0],
+    ]
+)
+SPREADS: Array = np.array(
+    [
+        *(spread for _, spread in CONSTANTS.values()),
+        *(
+            _WIDE.get(f"{name}/{kind}", _KIND_SPREAD)
+            for name, kinds in KINDS.items()
+            for kind in kinds
+        ),
+        _SCALING[1],
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """Requests on backends, one per row; every field an array of the same length."""
+
+    gpus: Array
+    bandwidth: Array  # bytes a second, one GPU
+    flops: Array  # a second, one GPU
+    limit_w: Array  # one GPU
+    link: Array  # bytes a second, one way
+    weight_bytes: Array
+    params: Array
+    active: Array
+    always: Array
+    expert_share: Array
+    experts_per_token: Array
+    layers: Array
+    hidden: Array
+    kv_bytes: Array
+    hybrid: Array  # 0 or 1, like the next three
+    old: Array  # vLLM before its second engine; between 0 and 1 on the way there
+    plain: Array  # transformers' own generate()
+    consumer: Array  # a card for desktops
+    batch: Array
+    prompt: Array
+    output: Array
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Cases:
+        """The rows of ``index``."""
+        return Cases(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class Physics:
+    """What the constants say of each case."""
+
+    log_energy: Array  # ln joules of the request, all GPUs
+    log_time: Array  # ln seconds of engine time the request takes
+    step_s: Array
+    memory_s: Array  # parts of one step
+    compute_s: Array
+    exchange_s: Array
+    held_s: Array  # layers' launches and host code
+    prefill_s: Array
+    cache_share: Array  # of the bytes of a step, the cache's
+
+
+def static_row(backend: Backend) -> tuple[float, ...] | None:
+    """All fields of Cases but the last three; None where model or GPU is not known.
+
+    Raises UnknownPrecision.
+    """
+    if backend.model is None or backend.gpu is None:
+        return None
+    precision = precision_named(backend.precision)
+    shape, gpu = shape_of(backend.model), backend.gpu
+    old, plain = engine_kind(backend.engine, backend.engine_version)
+    return (
+        float(max(1, backend.num_gpus)),
+        gpu.mem_bandwidth_gbs * 1e9,
+        compute_flops(gpu, precision),
+        gpu.tdp_w,
+        link_bandwidth_gbs(gpu) * 1e9 / 2.0,
+        WEIGHT_BYTES[precision],
+        shape.params,
+        shape.active,
+        shape.always,
+        shape.expert_share,
+        shape.experts_per_token,
+        shape.layers,
+        shape.hidden,
+        shape.kv_bytes_per_token,
+        float(shape.hybrid),
+        old,
+        plain,
+        float(gpu.name.startswith("RTX") and "6000" not in gpu.name),
+    )
+
+
+def cases(rows: Sequence[tuple[float, ...]], batch: Array, prompt: Array, output: Array) -> Cases:
+    """Static rows and what is asked of each, one column a field."""
+    columns = list(np.array(rows, dtype=np.float64).T)
+    return Cases(*[*columns, np.maximum(batch, 1.0), prompt, np.maximum(output, 1.0)])
+
+
+def engine_kind(engine: str, version: str | None) -> tuple[float, float]:
+    """(old vLLM, plain transformers), 0..1 each; other engines and unknown versions are new."""
+    name = engine.lower()
+    if name in ("transformers", "hf", "huggingface"):
+        return 0.0, 1.0
+    match = re.match(r"v?(\d+)\.(\d+)", version or "")
+    if name != "vllm" or match is None or int(match[1]) > 0:
+        return 0.0, 0.0
+    # 0.6 overlapped host and GPU, 0.8 made the second engine the default (vLLM release notes).
+    return {6: 0.5, 7: 0.3}.get(int(match[2]), 1.0 if int(match[2]) < 6 else 0.0), 0.0
+
+
+def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
+    """Energy and time of every row under the constants (logarithms, in the order of NAMES)."""
+    if isinstance(constants, Mapping):
+        constants = np.array([constants[name] for name in NAMES])
+    q, scaling = _constants(constants, rows)
+    gpus, batch, output, prompt = rows.gpus, rows.batch, rows.output, rows.prompt
+    context = prompt + 0.5 * output
+    bandwidth, flops = rows.bandwidth * gpus, rows.flops * gpus
+    touched = _touched(rows)
+    # what the data sheet alone would need
+    weights_s = touched * rows.weight_bytes / bandwidth
+    cache_s = batch * context * rows.kv_bytes / bandwidth
+    products_s = 2.0 * rows.active * batch / flops
+    many = gpus > 1.0
+    hop_bytes_s = 2.0 * rows.hidden * 2.0 * (gpus - 1.0) / gpus / rows.link  # of one token
+    attention = 2.0 * prompt * prompt * rows.hidden * rows.layers
+    prompt_s = (2.0 * rows.active * prompt + attention) / flops
+
+    memory_s = weights_s / q["weight_rate"] + cache_s / q["cache_rate"]
+    compute_s = products_s / q["decode_rate"]
+    hops_s = q["hop_s"] * np.log2(np.maximum(gpus, 2.0)) + q["hop_factor"] * batch * hop_bytes_s
+    exchange_s = np.where(many, 2.0 * rows.layers * hops_s, 0.0)
+    launch_s = rows.layers * q["layer_s"]
+    sequences_s = q["sequence_s"] * batch
+    step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + sequences_s + q["host_s"]
+    sent_s = np.where(many, 2.0 * rows.layers * q["hop_factor"] * prompt * hop_bytes_s, 0.0)
+    prefill_s = prompt_s / q["prefill_rate"] + sent_s
+    time_s = output * step_s / batch + prefill_s + q["request_s"]
+
+    # In the first engine the host's work per sequence kept the GPU waiting; now it overlaps.
+    waited_s = q["host_s"] + np.where(rows.old + rows.plain > 0.0, sequences_s, 0.0)
+    steps = output / batch
+    bytes_per_j = (rows.bandwidth / rows.limit_w / _REFERENCE_BYTES_PER_J) ** (1.0 - scaling)
+    drawn = (
+        q["busy_share"] * (steps * (step_s - waited_s) + prefill_s)
+        + q["wait_share"] * (steps * waited_s + q["request_s"])
+        + q["memory_share"] * bytes_per_j * (weights_s + cache_s) * steps
+        + q["compute_share"] * products_s * steps
+        + q["prefill_share"] * prompt_s / q["prefill_rate"]
+    )
+    share = drawn / time_s
+    share *= (1.0 + share**8) ** -0.125  # a GPU draws its limit at most
+    return Physics(
+        log_energy=np.log(share * time_s * gpus * rows.limit_w),
+        log_time=np.log(time_s),
+        step_s=step_s,
+        memory_s=memory_s,
+        compute_s=compute_s,
+        exchange_s=exchange_s,
+        held_s=launch_s + sequences_s + q["host_s"],
+        prefill_s=prefill_s,
+        cache_share=cache_s / (cache_s + weights_s),
+    )
+
+
+# What the correction looks at: name -> the length over which it may change.
+FEATURES: dict[str, float] = {
+    "log_batch": 1.5,
+    "log_active": 1.2,
+    "log_gpus": 1.2,
+    "log_sparsity": 1.0,
+    "experts": 1.5,
+    "moe": 1.0,
+    "log_weight_bytes": 0.6,
+    "held": 0.25,
+    "memory": 0.25,
+    "compute": 0.25,
+    "cache": 0.25,
+    "exchange": 0.15,
+    "prefill": 0.2,
+    "log_context": 1.2,
+    "log_kv": 0.6,
+    "old": 1.0,
+    "plain": 1.0,
+    "consumer": 1.0,
+    "hybrid": 1.0,
+    "log_limit": 0.7,
+}
+ARCHITECTURE = ("log_active", "log_sparsity", "log_weight_bytes", "log_kv", "hybrid", "experts")
+
+
+def features(rows: Cases, found: Physics) -> Array:
+    """Dimensionless figures of each case, in the order of FEATURES, scaled to their lengths."""
+    columns = {
+        "log_batch": np.log(rows.batch),
+        "log_active": np.log(rows.active / 8e9),
+        "log_gpus": np.log2(rows.gpus),
+        "log_sparsity": np.log(rows.params / rows.active),
+        "experts": np.log2(1.0 + rows.experts_per_token),
+        "moe": (rows.expert_share < 1.0).astype(np.float64),
+        "log_weight_bytes": np.log2(rows.weight_bytes),
+        "held": found.held_s / found.step_s,
+        "memory": found.memory_s / found.step_s,
+        "compute": found.compute_s / found.step_s,
+        "cache": found.cache_share,
+        "exchange": found.exchange_s / found.step_s,
+        "prefill": found.prefill_s / np.exp(found.log_time),
+        "log_context": np.log(rows.prompt + 0.5 * rows.output),
+        "log_kv": np.log(rows.kv_bytes / rows.layers / 4096.0),
+        "old": rows.old,
+        "plain": rows.plain,
+        "consumer": rows.consumer,
+        "hybrid": rows.hybrid,
+        "log_limit": np.log(rows.limit_w / 700.0),
+    }
+    return np.stack([columns[name] / scale for name, scale in FEATURES.items()], axis=1)
+
+
+def _constants(values: Array, rows: Cases) -> tuple[dict[str, Array], float]:
+    moe = (rows.expert_share < 1.0).astype(np.float64)
+    new = np.clip(1.0 - rows.old - rows.plain, 0.0, 1.0)
+    flags = {
+        "consumer": rows.consumer,
+        "moe_new": moe * new,
+        "moe_old": moe * rows.old,
+        "fp8_moe": moe * (rows.weight_bytes == 1.0),
+        "narrow": (rows.weight_bytes < 1.0).astype(np.float64),
+        "low": (rows.weight_bytes < 2.0).astype(np.float64),
+        "old": rows.old,
+        "plain": rows.plain,
+        "hybrid": rows.hybrid,
+    }
+    sums: dict[str, Array] = {}
+    for name, value in zip(NAMES, values, strict=True):
+        base, _, kind = name.partition("/")
+        if base == "scaling":
+            continue
+        sums[base] = sums.get(base, 0.0) + (value * flags[kind] if kind else value)
+    return {name: np.exp(total) for name, total in sums.items()}, float(values[-1])
+
+
+def _touched(rows: Cases) -> Array:
+    missed = (1.0 - np.minimum(rows.expert_share, 1.0)) ** rows.batch
+    return rows.always + (rows.params - rows.always) * (1.0 - missed)

@@ -1,0 +1,175 @@
+"""Figures of one request on one backend at one load, from the prior: energy, time, their bands.
+
+The prior is asked on a fixed grid of prompt and output lengths, made never to fall along either,
+and read between the nodes along straight lines: a longer prompt or a longer answer can then never
+cost less, however the correction bends, and the physics, nearly linear in both, loses nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from estimators.greybox import Array, Cases, cases, static_row
+from estimators.prior import Answer, Prior
+from estimators.types import Backend, Band
+
+PROMPTS: Array = np.array([0.0, *(4.0 * 2.0**power for power in range(19))])
+OUTPUTS: Array = np.array([2.0**power for power in range(20)])
+# Engines whose published measurements were fitted; others get the widest band.
+_MEASURED_ENGINES = frozenset({"vllm", "transformers", "tensorrt-llm"})
+# Not knowing the load: between a lonely request and a crowd. Median joules per token fall
+# 6.4-fold from batch 8 to the best batch of a model (ml-energy/leaderboard).
+UNKNOWN_BATCHES = (1.0, 8.0, 64.0)
+_LEAST_MARGINAL = 0.02  # of the attributed energy: adding work is never free
+
+
+class Figures(NamedTuple):
+    """Bands of 80 % of one request."""
+
+    energy_j: Band
+    marginal_energy_j: Band
+    ttft_s: Band
+    latency_s: Band
+    tier: str  # what of this case was measured: seen, new_model, new_gpu, both_new
+
+
+class Subject(NamedTuple):
+    """A backend as the prior sees it."""
+
+    static: tuple[float, ...]
+    tier: str
+    idle_w: float  # all GPUs
+
+
+def subject_of(prior: Prior, backend: Backend, idle_w: float) -> Subject | None:
+    """None where model or GPU is not known. Raises UnknownPrecision."""
+    static = static_row(backend)
+    if static is None or backend.gpu is None:
+        return None
+    one = cases([static], np.ones(1), np.ones(1), np.ones(1))
+    tier = prior.tier(backend.gpu.name, one)
+    if backend.engine.lower() not in _MEASURED_ENGINES:
+        tier = "both_new"
+    return Subject(static, tier, idle_w)
+
+
+def figures(
+    prior: Prior, subject: Subject, batch: float | None, prompt: float, output: float
+) -> Figures:
+    """One request among ``batch`` running ones (itself included); None: the load is not known."""
+    if batch is None:
+        alone, usual, crowded = (
+            figures(prior, subject, some, prompt, output) for some in UNKNOWN_BATCHES
+        )
+        return Figures(
+            energy_j=_spanning(usual.energy_j, alone.energy_j, crowded.energy_j),
+            marginal_energy_j=_spanning(
+                usual.marginal_energy_j, alone.marginal_energy_j, crowded.marginal_energy_j
+            ),
+            ttft_s=_spanning(usual.ttft_s, alone.ttft_s, crowded.ttft_s),
+            latency_s=_spanning(usual.latency_s, alone.latency_s, crowded.latency_s),
+            tier=usual.tier,
+        )
+    batch, output = max(1.0, batch), max(1.0, output)
+    prompts = PROMPTS[: np.searchsorted(PROMPTS, prompt) + 1]
+    outputs = OUTPUTS[: np.searchsorted(OUTPUTS, output) + 1]
+    given = _every(subject, np.array([batch]), prompts, outputs)
+    log_energy, log_step, _ = prior.middles(given)
+    shape = (len(prompts), len(outputs))
+    grid = rising(np.exp(log_energy).reshape(shape))
+    energy_j = between(grid, prompts, outputs, prompt, output)
+    grid = rising(np.exp(log_step).reshape(shape) * outputs[None, :])
+    decode_s = between(grid, prompts, outputs, prompt, output)
+    given = _every(subject, np.array([batch]), prompts, np.array([output]))
+    _, log_step, found = prior.middles(given)
+    _, first_s, _ = prior.ttft_s(given, found, np.exp(log_step))
+    i, u = _place(prompts, prompt)
+    first_s = np.maximum.accumulate(first_s)
+    ttft_s = float(first_s[i] * (1.0 - u) + first_s[min(i + 1, len(prompts) - 1)] * u)
+    given = _every(subject, neighbours(batch), np.array([prompt]), np.array([output]))
+    exact = prior.answer(given, [subject.tier] * 3)
+    low, high = exact.energy_low[0] - exact.energy[0], exact.energy_high[0] - exact.energy[0]
+    slow, shigh = exact.step_low[0] - exact.step[0], exact.step_high[0] - exact.step[0]
+    added = marginal_share(batch, exact, subject.idle_w)
+    energy = around(energy_j, low, high)
+    ttft = Band(ttft_s * prior.ttft_factors[2], ttft_s, ttft_s * prior.ttft_factors[3])
+    decode = around(decode_s * (output - 1.0) / output, slow, shigh)
+    return Figures(
+        energy_j=energy,
+        marginal_energy_j=around(energy_j * added, 1.5 * low, 1.5 * high),
+        ttft_s=ttft,
+        latency_s=Band(*(a + b for a, b in zip(ttft, decode, strict=True))),
+        tier=subject.tier,
+    )
+
+
+def neighbours(batch: float) -> Array:
+    """The load itself, one a little lower and one a little higher."""
+    return np.array([batch, max(1.0, batch / 1.6), 1.6 * batch])
+
+
+def marginal_share(batch: float, answer: Answer, idle_w: float) -> float:
+    """Joules that serving one more adds, as a share of the attributed joules at that load.
+
+    Requests come on their own, so one more raises the rate of requests, and with it the power:
+    d power / d rate, along the load curve. On an idle engine it is everything above idle; on a
+    saturated one, where the rate cannot rise, everything. ``answer`` is at ``neighbours``.
+    """
+    energy_j, time_s = np.exp(answer.energy), np.exp(answer.time)
+    if batch <= 1.0:
+        return float(max(0.05, 1.0 - idle_w * time_s[0] / energy_j[0]))
+    power_w, rate = energy_j / time_s, 1.0 / time_s
+    faster = rate[2] - rate[1]
+    if faster <= 1e-3 * rate[0]:
+        return 1.0
+    added_j = (power_w[2] - power_w[1]) / faster
+    return float(min(1.0, max(_LEAST_MARGINAL, added_j / energy_j[0])))
+
+
+def rising(grid: Array) -> Array:
+    """The grid made never to fall along its two last axes."""
+    flat = np.maximum.accumulate(grid, axis=-1)
+    return np.asarray(np.maximum.accumulate(flat, axis=-2))
+
+
+def between(grid: Array, prompts: Array, outputs: Array, prompt: float, output: float) -> float:
+    """The value at (prompt, output), straight between nodes; beyond them: in proportion."""
+    i, u = _place(prompts, prompt)
+    j, v = _place(outputs, output)
+    top = grid[i, j] * (1.0 - v) + grid[i, min(j + 1, len(outputs) - 1)] * v
+    k = min(i + 1, len(prompts) - 1)
+    bottom = grid[k, j] * (1.0 - v) + grid[k, min(j + 1, len(outputs) - 1)] * v
+    value = top * (1.0 - u) + bottom * u
+    beyond = max(1.0, output / outputs[-1]) * max(1.0, prompt / max(prompts[-1], 1.0))
+    return float(value * beyond)
+
+
+def around(middle: float, low: float, high: float) -> Band:
+    """A band from a middle and two logarithms around it."""
+    return Band(middle * math.exp(min(low, 0.0)), middle, middle * math.exp(max(high, 0.0)))
+
+
+def _place(nodes: Array, value: float) -> tuple[int, float]:
+    """(index of the node below, how far towards the next one)."""
+    below = int(np.searchsorted(nodes, value, side="right")) - 1
+    below = max(0, min(below, len(nodes) - 1))
+    if below == len(nodes) - 1:
+        return below, 0.0
+    return below, float((value - nodes[below]) / (nodes[below + 1] - nodes[below]))
+
+
+def _spanning(middle: Band, *others: Band) -> Band:
+    """The middle, with ends that hold what all say."""
+    every = (middle, *others)
+    return Band(min(b.low for b in every), middle.mid, max(b.high for b in every))
+
+
+def _every(subject: Subject, batches: Array, prompts: Array, outputs: Array) -> Cases:
+    """Every combination, output fastest."""
+    batch, prompt, output = (
+        axis.ravel() for axis in np.meshgrid(batches, prompts, outputs, indexing="ij")
+    )
+    return cases([subject.static] * len(batch), batch, prompt, output)

@@ -1,0 +1,211 @@
+"""Say what requests would cost on engines described in a file: energy, latency, with 80 % bands.
+
+Reads JSON Lines: {"id", "params_b", "active_params_b"?, "precision", "layers"?, "hidden_size"?,
+"kv_heads"?, "head_dim"?, "gpu", "num_gpus"?, "engine"?, "engine_version"?, "concurrency"?,
+"prompt_tokens", "output_tokens"}; an unknown GPU may come with "gpu_facts". Writes one line each:
+{"id", "energy_j", "marginal_energy_j", "ttft_s", "latency_s", "evidence"}; joules are those of all
+GPUs together for that request. Nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+import msgspec
+from threadpoolctl import threadpool_limits
+
+from estimators.artefacts import BadArtefact, load_prior
+from estimators.hardware import GPUS, gpu_named, idle_power_w
+from estimators.models import UnknownPrecision
+from estimators.points import Figures, figures, subject_of
+from estimators.prior import Prior
+from estimators.types import Backend, Band, GpuFacts, ModelFacts
+from meters.types import Evidence
+from proxy.commands import CommandError
+from proxy.jsonl import read_lines
+
+EXAMPLE = "joulegate estimate --batch requests.jsonl"
+
+
+class DataSheet(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a GPU can do; the long names are those of published tables."""
+
+    memory_gb: float | None = None
+    mem_bandwidth_gbs: float
+    fp16_tflops: float | None = None
+    fp16_bf16_tensor_tflops_dense: float | None = None
+    tdp_w: float
+    fp8_tflops: float | None = None
+    fp8_tflops_dense: float | None = None
+    int8_tflops: float | None = None
+    int8_tops_dense: float | None = None
+    fp4_tflops: float | None = None
+    fp4_tflops_dense: float | None = None
+    idle_w: float | None = None
+    link_gbs: float | None = None
+    name: str | None = None
+    gpu: str | None = None
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One line of the batch."""
+
+    id: str | int
+    params_b: float
+    active_params_b: float | None = None
+    precision: str = "bf16"
+    layers: float | None = None
+    hidden_size: float | None = None
+    kv_heads: float | None = None
+    head_dim: float | None = None
+    gpu: str
+    gpu_facts: DataSheet | None = None
+    num_gpus: int = 1
+    engine: str = "vllm"
+    engine_version: str | None = None
+    concurrency: float | None = None
+    prompt_tokens: float
+    output_tokens: float
+
+
+class Said(msgspec.Struct):
+    """One line of the answer."""
+
+    id: str | int
+    energy_j: Band | None
+    marginal_energy_j: Band | None
+    ttft_s: Band | None
+    latency_s: Band | None
+    evidence: Evidence
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--batch", metavar="F", required=True, help="JSON Lines; - reads stdin")
+
+
+def run(args: argparse.Namespace) -> int:
+    try:
+        prior = load_prior()
+    except BadArtefact as error:
+        raise CommandError(str(error)) from None
+    # Products of a few hundred rows: a second thread costs more than it brings.
+    with threadpool_limits(1):
+        return _answer_all(prior, args.batch)
+
+
+def _answer_all(prior: Prior, path: str) -> int:
+    shown = time.monotonic()
+    for number, asked in enumerate(read_lines(path, Asked), 1):
+        said = answer(prior, asked)
+        sys.stdout.write(line(said))
+        if said.evidence is Evidence.UNKNOWN:
+            print(
+                f"joulegate: id {asked.id!r}: GPU {asked.gpu!r} is not known; give gpu_facts, or "
+                f"one of {', '.join(GPUS)}.",
+                file=sys.stderr,
+            )
+        if time.monotonic() - shown > 2.0:
+            shown = time.monotonic()
+            print(f"{number} requests estimated", file=sys.stderr)
+    return 0
+
+
+def answer(prior: Prior, asked: Asked) -> Said:
+    """The estimate of one line. Raises CommandError for figures that cannot be."""
+    backend = backend_of(asked)
+    if backend.gpu is None:
+        return Said(asked.id, None, None, None, None, Evidence.UNKNOWN)
+    try:
+        idle_w = idle_power_w(backend.gpu) * backend.num_gpus
+        subject = subject_of(prior, backend, idle_w)
+    except UnknownPrecision as error:
+        raise CommandError(f"id {asked.id!r}: {error}") from None
+    assert subject is not None  # model and GPU are given
+    found: Figures = figures(
+        prior, subject, asked.concurrency, asked.prompt_tokens, asked.output_tokens
+    )
+    return Said(
+        asked.id,
+        found.energy_j,
+        found.marginal_energy_j,
+        found.ttft_s,
+        found.latency_s,
+        Evidence.BENCHMARK,
+    )
+
+
+def backend_of(asked: Asked) -> Backend:
+    """The engine that a line describes; without a GPU where its name is not known."""
+    for key in ("params_b", "num_gpus"):
+        if not getattr(asked, key) > 0:
+            raise CommandError(f"id {asked.id!r}: {key} must be more than 0.")
+    for key in (
+        "active_params_b",
+        "layers",
+        "hidden_size",
+        "kv_heads",
+        "head_dim",
+        "concurrency",
+        "prompt_tokens",
+        "output_tokens",
+    ):
+        value = getattr(asked, key)
+        if value is not None and not 0 <= value < 1e12:
+            raise CommandError(f"id {asked.id!r}: {key} must be 0 or more.")
+    return Backend(
+        name=str(asked.id),
+        group=str(asked.id),
+        precision=asked.precision,
+        engine=asked.engine,
+        engine_version=asked.engine_version,
+        gpu=_gpu(asked),
+        num_gpus=asked.num_gpus,
+        model=ModelFacts(
+            params_b=asked.params_b,
+            active_params_b=asked.active_params_b or None,
+            layers=_whole(asked.layers),
+            hidden_size=_whole(asked.hidden_size) or None,
+            kv_heads=_whole(asked.kv_heads),
+            head_dim=_whole(asked.head_dim),
+        ),
+    )
+
+
+def line(said: Said) -> str:
+    """As one line of JSON, bands by name."""
+    fields = {
+        name: value._asdict() if isinstance(value, Band) else value
+        for name, value in msgspec.structs.asdict(said).items()
+    }
+    return msgspec.json.encode(fields).decode() + "\n"
+
+
+def _gpu(asked: Asked) -> GpuFacts | None:
+    known = gpu_named(asked.gpu)
+    sheet = asked.gpu_facts
+    if sheet is None:
+        return known
+    fp16 = sheet.fp16_tflops or sheet.fp16_bf16_tensor_tflops_dense
+    fp16 = fp16 or (known.fp16_tflops if known else None)
+    if fp16 is None or min(fp16, sheet.mem_bandwidth_gbs, sheet.tdp_w) <= 0:
+        raise CommandError(
+            f"id {asked.id!r}: gpu_facts needs mem_bandwidth_gbs, fp16_tflops and tdp_w above 0."
+        )
+    return GpuFacts(
+        name=known.name if known else asked.gpu,
+        memory_gb=sheet.memory_gb or (known.memory_gb if known else 0.0),
+        mem_bandwidth_gbs=sheet.mem_bandwidth_gbs,
+        fp16_tflops=fp16,
+        tdp_w=sheet.tdp_w,
+        fp8_tflops=sheet.fp8_tflops or sheet.fp8_tflops_dense,
+        int8_tflops=sheet.int8_tflops or sheet.int8_tops_dense,
+        fp4_tflops=sheet.fp4_tflops or sheet.fp4_tflops_dense,
+        idle_w=sheet.idle_w if sheet.idle_w is not None else (known.idle_w if known else None),
+        link_gbs=sheet.link_gbs or (known.link_gbs if known else None),
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

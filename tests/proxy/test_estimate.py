@@ -1,0 +1,105 @@
+"""`joulegate estimate --batch`, as scripts use it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy.__main__ import main
+
+LLAMA = {
+    "id": "llama",
+    "params_b": 8.03,
+    "precision": "bf16",
+    "layers": 32,
+    "kv_heads": 8,
+    "head_dim": 128,
+    "gpu": "H100-SXM",
+    "num_gpus": 1,
+    "engine": "vllm",
+    "engine_version": "0.11.1",
+    "concurrency": 64.0,
+    "prompt_tokens": 100,
+    "output_tokens": 395,
+}
+
+
+def estimates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], *lines: dict[str, Any]
+) -> list[dict[str, Any]]:
+    file = tmp_path / "batch.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["estimate", "--batch", str(file)]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_says_what_was_measured_of_llama_on_one_h100(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [said] = estimates(tmp_path, capsys, LLAMA)
+    assert set(said) == {
+        "id",
+        "energy_j",
+        "marginal_energy_j",
+        "ttft_s",
+        "latency_s",
+        "evidence",
+    }
+    # 46.9 J at batch 64 (ml-energy/leaderboard, lm-arena-chat)
+    assert said["energy_j"]["mid"] == pytest.approx(46.9, rel=0.1)
+    assert said["energy_j"]["low"] < 46.9 < said["energy_j"]["high"]
+    # 11.5 ms between tokens
+    assert said["latency_s"]["mid"] == pytest.approx(395 * 0.0115, rel=0.2)
+    assert said["evidence"] == "benchmark"
+    assert said["marginal_energy_j"]["mid"] < said["energy_j"]["mid"]
+
+
+def test_not_knowing_the_load_widens_the_band(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, unknown = estimates(
+        tmp_path,
+        capsys,
+        {**LLAMA, "concurrency": 8},
+        {key: value for key, value in LLAMA.items() if key != "concurrency"},
+    )
+    assert unknown["energy_j"]["high"] > 2 * known["energy_j"]["high"]
+    assert unknown["energy_j"]["low"] < 0.5 * known["energy_j"]["low"]
+
+
+def test_an_unknown_gpu_is_taken_from_its_data_sheet_and_without_one_stays_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = {"memory_gb": 80, "mem_bandwidth_gbs": 3350, "fp16_tflops": 989, "tdp_w": 700}
+    known, described, unknown = estimates(
+        tmp_path,
+        capsys,
+        LLAMA,
+        {**LLAMA, "gpu": "Hopper like", "gpu_facts": sheet},
+        {**LLAMA, "gpu": "Hopper like"},
+    )
+    assert described["energy_j"]["mid"] == pytest.approx(known["energy_j"]["mid"], rel=0.05)
+    assert unknown["energy_j"] is None
+    assert unknown["evidence"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"concurency": 3}, "concurrency"),
+        ({"precision": "bf17"}, "bf16"),
+        ({"params_b": 0}, "params_b"),
+        ({"output_tokens": -1}, "output_tokens"),
+        ({"gpu_facts": {"mem_bandwidth_gbs": 0, "tdp_w": 300, "fp16_tflops": 1}}, "gpu_facts"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_what_to_change(
+    change: dict[str, Any], word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_text(json.dumps({**LLAMA, **change}))
+    assert main(["estimate", "--batch", str(file)]) == 1
+    assert word in capsys.readouterr().err
