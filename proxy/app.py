@@ -33,9 +33,8 @@ from proxy import auth, backends, books, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
+from proxy.dashboard.configured import snapshots_of
 from proxy.dashboard.pages import Dashboard, router
-from proxy.dashboard.sites import Site, Sites
-from proxy.dashboard.snapshot import Snapshots
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
@@ -64,27 +63,6 @@ log = logging.getLogger("joulegate")
 def replica_name() -> str:
     """Unique among the replicas that share a ledger."""
     return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
-
-
-def sites_of(settings: Settings) -> Sites:
-    """What the accounts must know of each node that no meter says."""
-    carbon = settings.carbon
-    nodes: dict[str, Site] = {}
-    for backend in settings.backends:
-        if backend.provider != "openai" or backend.engine == "api":
-            continue
-        node = backend.node or backend.full_name
-        nodes[node] = Site(
-            node=node,
-            zone=backend.zone or carbon.zone,
-            pue=backend.pue or carbon.pue,
-            pue_source="config",
-            gpus=backend.num_gpus if backend.gpu else None,
-        )
-    hosted = frozenset(
-        b.full_name for b in settings.backends if b.engine == "api" or b.provider != "openai"
-    )
-    return Sites(nodes=nodes, hosted=hosted, default_pue=carbon.pue, default_pue_source="config")
 
 
 def agents(settings: Settings) -> dict[str, set[str]]:
@@ -246,23 +224,18 @@ class Proxy:
         """Put the dashboard over the ledger."""
         sources = self.grid.refresher.health
         dashboard = Dashboard(
-            Snapshots(
-                ledger,
+            snapshots_of(
+                self.settings,
+                [engine.facts for engine in self.pool.engines],
                 self.grid.book,
-                sites_of(self.settings),
-                budgets_g={
-                    name: budget.carbon_g
-                    for name, team in self.settings.teams.items()
-                    for budget in team.budgets
-                    if budget.per == "month" and budget.carbon_g is not None
-                },
-                attributions={h.source: h.attribution for h in sources()},
+                ledger,
             ),
             teams=lambda: sorted({*ledger.teams(), *self.settings.teams}),
             health=sources,
             estimator=self.estimator,
             gpus=GPUS,
             form_secret=self.secret,
+            signs_in=not self.keys.open,
         )
         sign_in = SignIn(self.keys, self.secret)
         self.api.include_router(sign_in.router(dashboard))

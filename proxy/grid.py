@@ -19,6 +19,18 @@ from proxy.settings import Settings
 REFRESH_S = 60.0  # how often backends' facts take the hour's figure over
 
 
+def kept_book(settings: Settings) -> IntensityBook:
+    """The book as the server last kept it on disk, for commands beside it; fetches nothing."""
+    book = IntensityBook(AnnualTable(regions=settings.carbon.regions))
+    book.put(KeptObservations(kept_path(settings)).load())
+    return book
+
+
+def kept_path(settings: Settings) -> Path:
+    """Where fetched figures are kept."""
+    return Path(settings.state_dir) / "intensity.jsonl"
+
+
 class Grid:
     """Holds the book of intensities; `refresh` writes the present hour's into the pool."""
 
@@ -38,7 +50,7 @@ class Grid:
         self.refresher = IntensityRefresher(
             self.book,
             sources_of(settings, pool),
-            KeptObservations(Path(settings.state_dir) / "intensity.jsonl"),
+            KeptObservations(kept_path(settings)),
         )
         self._due_s = 0.0
 

@@ -129,6 +129,10 @@ class Carbon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     regions: Annotated[
         dict[str, str], help_("Cloud region to grid zone, such as `gcp:europe-west3: DE`.")
     ] = {}
+    market_g_per_kwh: Annotated[
+        dict[str, NotNegative],
+        help_("Contractual intensity by zone, for market-based figures; none: not supplied."),
+    ] = {}
     default_counterfactual: Annotated[
         str | None, help_("Backend that `auto` would have been without Joulegate.")
     ] = None
@@ -192,6 +196,13 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     region: Annotated[str | None, help_("Where data goes, for policies.")] = None
     pue: Annotated[Annotated[float, Meta(ge=1)] | None, help_("If not the common one.")] = None
     intensity_g_per_kwh: Annotated[NotNegative | None, help_("If not the zone's.")] = None
+    owner: Annotated[str | None, help_("Team it is dedicated to; takes its idle energy.")] = None
+    entitled: Annotated[
+        list[str] | None, help_("Teams that share its idle energy; none means all.")
+    ] = None
+    embodied_g_per_gpu_hour: Annotated[
+        NotNegative | None, help_("Carbon of making it, by installed GPU-hour, if known.")
+    ] = None
     input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of input.")] = None
     output_usd_per_mtok: Annotated[NotNegative | None, help_("Price of output.")] = None
     cached_input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of cached input.")] = None

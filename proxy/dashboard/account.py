@@ -23,7 +23,7 @@ from meters.types import Evidence
 from proxy.dashboard.accounting import allot_idle, split_by_tags
 from proxy.dashboard.periods import Period
 from proxy.dashboard.queries import ASKED, DAY_S, LATELY_DAYS, TRAILING_DAYS, Dim, Ints, Raw
-from proxy.dashboard.sites import Sites
+from proxy.dashboard.sites import Site, Sites
 
 ACTIVE, IDLE, HOST = 0, 1, 2
 IDLE_LINE = "(idle share)"
@@ -397,14 +397,24 @@ def _weigh(
 ) -> tuple[Cells, tuple[Factor, ...], Ints]:
     """Gives every cell its zone, PUE, intensity and grams."""
     site_of = [sites.site(name) for name in nodes.names]
-    site_zone = np.array([zones.place(s.zone or "") for s in site_of] or [0], dtype=np.int64)
+    fixed: dict[str, float] = {}
+
+    def zone_name(site: Site, zone: str) -> str:
+        if site.g_per_kwh is None:
+            return zone
+        name = f"{zone or 'own'} (set)"
+        fixed[name] = site.g_per_kwh
+        return name
+
+    site_zone = np.array(
+        [zones.place(zone_name(s, s.zone or "")) for s in site_of] or [0], dtype=np.int64
+    )
     site_pue = np.array([s.pue or sites.default_pue for s in site_of] or [1.0])
     dim_zone = np.array(
         [
-            zones.place(d.zone)
-            if d.zone or not d.node
-            else zones.place(sites.site(d.node).zone or "")
+            zones.place(zone_name(site, d.zone or site.zone or ""))
             for d in raw.dims
+            for site in (sites.site(d.node) if d.node else Site(node=""),)
         ]
         or [0],
         dtype=np.int64,
@@ -430,6 +440,13 @@ def _weigh(
     for z, name in enumerate(zones.names):
         instrument = sites.instruments.get(name)
         for h in np.unique(hour_place[zone == z]).tolist():
+            if name in fixed:
+                g[z, h] = fixed[name]
+                tier[z, h] = TIERS.index(Tier.ANNUAL_ZONE)
+                estimated[z, h] = True
+                market[z, h] = instrument.g_per_kwh if instrument else fixed[name]
+                sources[z].add("set by this organisation")
+                continue
             answer = book.at(name or None, float(hours[h]))
             g[z, h] = answer.g_per_kwh
             tier[z, h] = TIERS.index(answer.tier)

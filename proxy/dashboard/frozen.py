@@ -7,6 +7,7 @@ replicas see it, and the ledger's migrations do not know it.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import msgspec
 from sqlalchemy import Column, Double, MetaData, Table, Text, select
@@ -29,8 +30,8 @@ _frozen = Table(
 class FrozenSnapshots:
     """Keeps and finds snapshots in the ledger's database."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._database = ledger.database
+    def __init__(self, ledger: Callable[[], Ledger]) -> None:
+        self._ledger = ledger
 
     def keep(self, snapshot: Snapshot) -> str:
         """Keep it; gives its hash. Keeping the same twice changes nothing."""
@@ -42,7 +43,7 @@ class FrozenSnapshots:
         }
         if self.find(snapshot.hash) is None:
             try:
-                with self._database.write() as connection:
+                with self._ledger().database.write() as connection:
                     _metadata.create_all(connection, checkfirst=True)
                     connection.execute(_frozen.insert(), values)
             except IntegrityError:
@@ -52,7 +53,7 @@ class FrozenSnapshots:
     def find(self, name: str) -> Snapshot | None:
         """The snapshot of that hash; None when there is none or its contents do not match it."""
         try:
-            with self._database.read() as connection:
+            with self._ledger().database.read() as connection:
                 body = connection.scalar(select(_frozen.c.body).where(_frozen.c.hash == name))
         except (OperationalError, ProgrammingError):
             return None  # nothing was ever frozen here

@@ -71,12 +71,16 @@ class Numbers:
         return UNKNOWN
 
     def kg(self, ug: float | None, digits: int = 3) -> str:
-        """Micro-grams as kilograms, with fixed decimals, for columns."""
-        return UNKNOWN if ug is None else self.plain(ug / 1e9, digits)
+        """Micro-grams as kilograms for columns: fixed decimals, more for what is small."""
+        return UNKNOWN if ug is None else self._column(ug / 1e9, digits)
 
     def kwh(self, uj: float | None, digits: int = 3) -> str:
-        """Micro-joules as kilowatt-hours, with fixed decimals, for columns."""
-        return UNKNOWN if uj is None else self.plain(uj / 3.6e12, digits)
+        """Micro-joules as kilowatt-hours for columns: fixed decimals, more for what is small."""
+        return UNKNOWN if uj is None else self._column(uj / 3.6e12, digits)
+
+    def _column(self, value: float, digits: int) -> str:
+        small = 0 < abs(value) < 10.0 ** (2 - digits)
+        return self.significant(value) if small else self.plain(value, digits)
 
     def energy(self, uj: float | None) -> str:
         """Micro-joules as J, Wh, kWh or MWh."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from estimators.types import Estimator
@@ -27,7 +29,7 @@ from proxy.dashboard.links import PAGES, ROOT, View
 from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
 from proxy.dashboard.periods import BadPeriod, parse, this_month
 from proxy.dashboard.report_pdf import as_pdf
-from proxy.dashboard.snapshot import Snapshot, Snapshots
+from proxy.dashboard.snapshot import LedgerAway, Snapshot, Snapshots
 from proxy.dashboard.viewers import FormTokens, Viewer
 from proxy.dashboard.views import PolicyOutcome
 
@@ -72,17 +74,19 @@ class Dashboard:
         gpus: Mapping[str, Any] | None = None,
         replay: Callable[[str, float, float], Sequence[PolicyOutcome]] | None = None,
         form_secret: bytes | None = None,
+        signs_in: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.snapshots = snapshots
-        self.frozen = FrozenSnapshots(snapshots.ledger)
-        self.teams = teams or snapshots.ledger.teams
+        self.frozen = FrozenSnapshots(lambda: snapshots.ledger)
+        self.teams = teams or (lambda: snapshots.ledger.teams())
         self.health = health or (lambda: ())
         self.estimator = estimator
         self.gpus = dict(gpus or {})
         self.replay = replay
         self.tokens = FormTokens(form_secret or secrets.token_bytes(32))
         self.clock = clock
+        self.signs_in = signs_in  # whether there is a page to sign in, and so a way out
         self._templates = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -97,6 +101,40 @@ class Dashboard:
 
     def snapshot(self, view: View) -> Snapshot:
         return self.snapshots.of(view.team, view.period, view.simulated)
+
+
+def _html_errors(dashboard: Dashboard) -> type[APIRoute]:
+    """A kind of route whose refusals are pages for people, not JSON."""
+
+    class PageRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def handler(request: Request) -> Response:
+                try:
+                    return await handle(request)
+                except HTTPException as error:
+                    return _refusal(dashboard, request, error)
+                except (LedgerAway, SQLAlchemyError) as error:
+                    log.warning("the dashboard cannot read the ledger: %s", type(error).__name__)
+                    text = "The ledger cannot be read now. Serving goes on; try again shortly."
+                    return _refusal(dashboard, request, HTTPException(503, text))
+
+            return handler
+
+    return PageRoute
+
+
+def _refusal(dashboard: Dashboard, request: Request, error: HTTPException) -> Response:
+    root = f"{request.scope.get('root_path', '')}{ROOT}"
+    title = {400: "Not understood", 403: "Not allowed", 404: "Not found", 503: "Later"}
+    return dashboard.page(
+        "message.html",
+        error.status_code,
+        title=title.get(error.status_code, "Not possible"),
+        text=str(error.detail),
+        root=root,
+    )
 
 
 def viewed(request: Request, dashboard: Dashboard, viewer: Viewer, team: str) -> View:
@@ -130,7 +168,7 @@ def this_month_or_refuse(dashboard: Dashboard, zone: str) -> Any:
 
 def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
     """The routes under /dashboard. ``viewer`` is a dependency that yields a Viewer or refuses."""
-    routes = APIRouter(prefix=ROOT, include_in_schema=False)
+    routes = APIRouter(prefix=ROOT, include_in_schema=False, route_class=_html_errors(dashboard))
     signed_in = Depends(viewer)
 
     @routes.get("/style.css")
@@ -149,7 +187,6 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
                 title="No data yet",
                 text="No request of a team of yours has been recorded. Send one through the "
                 "proxy, and this page shows it within seconds.",
-                viewer=who,
                 root=str(request.scope.get("root_path", "")) + ROOT,
             )
         view = viewed(request, dashboard, who, mine[0])
@@ -258,6 +295,7 @@ def _common(
         "root": view.root,
         "teams": _teams(dashboard, who),
         "languages": LANGUAGES,
+        "signs_in": dashboard.signs_in,
         "s": snapshot,
         "simulated": bool(snapshot and snapshot.simulated),
         "also_simulated": False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -187,7 +187,7 @@ def _columns(rows: Sequence[Sequence[int]], width: int) -> Ints:
 class Trailing:
     """Energy by node, day and team, for the rule that allots idle; whole days are remembered."""
 
-    def __init__(self, ledger: Ledger, kept_s: float = 3600.0) -> None:
+    def __init__(self, ledger: Callable[[], Ledger], kept_s: float = 3600.0) -> None:
         self._ledger = ledger
         self._kept_s = kept_s
         self._days: dict[int, Mapping[tuple[str, str], int]] = {}
@@ -218,7 +218,7 @@ class Trailing:
             .where(e.hour_s >= first_day * DAY_S, e.hour_s < (last_day + 1) * DAY_S)
             .group_by(day, e.metered_node, e.team)
         )
-        with self._ledger.database.read() as connection:
+        with self._ledger().database.read() as connection:
             for number, node, team, uj in connection.execute(query):
                 found[int(number)][node, team] = int(uj)
         return dict(found)

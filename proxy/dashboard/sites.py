@@ -14,6 +14,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True):
 
     node: str
     zone: str | None = None  # grid zone or cloud region; None: not known, the world's figure
+    g_per_kwh: float | None = None  # a fixed intensity, set by the organisation
     pue: float | None = None
     pue_source: str = ""
     gpus: int | None = None  # None: embodied is not known

@@ -119,8 +119,14 @@ def is_genuine(snapshot: Snapshot) -> bool:
     return sealed(snapshot).hash == snapshot.hash
 
 
+class LedgerAway(Exception):
+    """There is no ledger to read now."""
+
+
 class Snapshots:
     """Makes snapshots from a ledger; keeps the last few, since a page is asked for often.
+
+    ``ledger`` may be a function for one that opens later; it gives None while there is none.
 
     ``budgets_g``: grams CO2e per calendar month by team. ``attributions``: licence lines of the
     intensity sources in use. ``clock`` gives Unix time.
@@ -128,7 +134,7 @@ class Snapshots:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: Ledger | Callable[[], Ledger | None],
         book: IntensityBook,
         sites: Sites | None = None,
         budgets_g: Mapping[str, float] | Callable[[str], float | None] | None = None,
@@ -136,15 +142,23 @@ class Snapshots:
         clock: Callable[[], float] = time.time,
         keep_s: float = 15.0,
     ) -> None:
-        self.ledger = ledger
+        self._open = ledger if callable(ledger) else (lambda: ledger)
         self.book = book
         self.sites = sites or Sites()
         self._budgets = budgets_g
         self._attributions = dict(attributions or {})
         self._clock = clock
         self._keep_s = keep_s
-        self._trailing = Trailing(ledger)
+        self._trailing = Trailing(lambda: self.ledger)
         self._kept: dict[tuple[Any, ...], tuple[float, Account, Raw]] = {}
+
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger. Raises LedgerAway while there is none."""
+        found = self._open()
+        if found is None:
+            raise LedgerAway
+        return found
 
     def of(self, team: str, period: Period, simulated: bool | None = None) -> Snapshot:
         """The snapshot, now. ``simulated`` None: the real book, or the simulated one when the
@@ -279,6 +293,8 @@ class Snapshots:
             return None
         today = local_day(now_s, period.time_zone)
         whole = [line.operational_ug for line in days if line.key < today.isoformat()]
+        first = next((n for n, ug in enumerate(whole) if ug), len(whole))
+        whole = whole[first:]  # days before anything was recorded say nothing of the rest
         left = (period.last - today + timedelta(days=1)).days
         return forecast(whole, float(left))
 

@@ -15,8 +15,8 @@ from meters.types import Evidence
 from proxy.dashboard.links import PAGES
 from proxy.dashboard.snapshot import Snapshots
 from tests import browser as chromium
-from tests.proxy.dashboard.conftest import app_of, snapshots_of
-from tests.seed_ledger import MONTH, fill
+from tests.proxy.dashboard.conftest import NOW_S, app_of, snapshots_of
+from tests.seed_ledger import MONTH, fill, hourly_book
 
 pytestmark = pytest.mark.skipif(
     chromium.path() is None, reason="no Chromium: run python -m tests.prepare as root"
@@ -233,3 +233,13 @@ def test_words_are_numbers_and_boundaries(page: Page, site: str, snapshots: Snap
     for name in PAGES:
         page.goto(f"{site}/dashboard/search/{name}?period=2026-10")
         assert not words.search(page.locator("body").inner_text()), name
+
+
+def test_without_a_ledger_the_page_says_later(page: Page) -> None:
+    book, when = hourly_book(), NOW_S
+    away = Snapshots(lambda: None, book, clock=lambda: when)
+    with chromium.served(app_of(away)) as url:
+        answer = page.goto(f"{url}/dashboard/search/overview")
+        assert answer is not None
+        assert answer.status == 503
+        expect(page.locator("main")).to_contain_text("cannot be read now")

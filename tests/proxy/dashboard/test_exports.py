@@ -1,0 +1,180 @@
+"""Page, API, CSV, Parquet and PDF say the same, under every grouping."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import urllib.request
+from decimal import Decimal
+
+import msgspec
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pypdf import PdfReader
+
+from proxy.dashboard import exports
+from proxy.dashboard.account import SUMMED, Line
+from proxy.dashboard.numbers import Numbers
+from proxy.dashboard.pages import written
+from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots, is_genuine
+from tests.seed_ledger import MONTH
+
+QUERY = "period=2026-10"
+
+
+@pytest.fixture(scope="module")
+def snapshot(snapshots: Snapshots) -> Snapshot:
+    return snapshots.of("search", MONTH)
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    return list(csv.DictReader(io.StringIO("\n".join(lines))))
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=20) as answer:
+        return bytes(answer.read())
+
+
+def tables_of(html: str) -> list[list[list[str]]]:
+    """The cells of every table of a page, as a reader sees them."""
+    found = []
+    for table in re.findall(r"<table.*?</table>", html, re.S):
+        rows = re.findall(r"<tr.*?</tr>", table, re.S)
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.S) for row in rows]
+        found.append([[re.sub(r"<[^>]+>", "", c).strip() for c in row] for row in cells])
+    return found
+
+
+@pytest.mark.parametrize("name", [*GROUPINGS, *SERIES])
+def test_page_api_csv_parquet_and_pdf_are_the_same(
+    site: str, snapshot: Snapshot, name: str
+) -> None:
+    base = f"{site}/dashboard/search"
+    api = msgspec.json.decode(get(f"{base}/export.json?{QUERY}"))["snapshot"]
+    lines = msgspec.convert(api["lines"][name], tuple[Line, ...])
+    assert lines == snapshot.lines[name]
+    assert api["hash"] == snapshot.hash
+
+    written_csv = [
+        r for r in rows_of(get(f"{base}/export.csv?{QUERY}").decode()) if r["grouping"] == name
+    ]
+    for row, line in zip(written_csv, lines, strict=True):
+        assert row["key"] == exports.guarded(line.key)
+        assert Decimal(row["co2e_location_kg"]) * 10**9 == line.operational_ug
+        assert round(Decimal(row["facility_kwh"]) * 3_600_000_000_000) == line.facility_uj
+        assert int(row["requests"]) == line.requests
+
+    table = pq.read_table(io.BytesIO(get(f"{base}/export.parquet?{QUERY}"))).to_pylist()
+    mine = [r for r in table if r["grouping"] == name]
+    for row, line in zip(mine, lines, strict=True):
+        for field in SUMMED:
+            if field != "market_ug":
+                assert row[field] == getattr(line, field)
+
+    n = Numbers("en")
+    if name in ("hour",):
+        return  # pages and paper show days and the hours of the day, not 745 rows
+    pdf = pdf_text(get(f"{base}/export.pdf?{QUERY}"))
+    for line in lines:
+        assert exports.kg(line.operational_ug) in pdf
+    page = "overview" if name == "day" else "requests"
+    shown = tables_of(get(f"{base}/{page}?{QUERY}").decode())
+    body = next(t for t in shown if t[0][0] == name and len(t[0]) == 10)
+    assert len(body) == len(lines) + 2  # head and total
+    for row, line in zip(body[1:-1], lines, strict=True):
+        assert (row[1], row[6], row[7]) == (
+            n.plain(line.requests),
+            n.kwh(line.facility_uj),
+            n.kg(line.operational_ug),
+        )
+    assert body[-1][7] == n.kg(snapshot.total.operational_ug)
+
+
+def pdf_text(body: bytes) -> str:
+    return "\n".join(page.extract_text() for page in PdfReader(io.BytesIO(body)).pages)
+
+
+@pytest.mark.parametrize("name", [*GROUPINGS, *SERIES])
+def test_the_csv_sums_to_its_own_total(snapshot: Snapshot, name: str) -> None:
+    rows = rows_of(exports.as_csv(snapshot).decode())
+    total = next(r for r in rows if r["grouping"] == "total")
+    for column in ("co2e_location_kg", "co2e_embodied_kg", "requests", "output_tokens"):
+        parts = sum(Decimal(r[column]) for r in rows if r["grouping"] == name)
+        assert parts == Decimal(total[column])
+    joules = sum(
+        round(Decimal(r["facility_kwh"]) * 3_600_000_000_000) for r in rows if r["grouping"] == name
+    )
+    assert joules == snapshot.total.facility_uj
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet", "esrs", "pdf"])
+def test_every_export_says_what_it_is(snapshot: Snapshot, ending: str) -> None:
+    body = written(snapshot, ending)
+    text = pdf_text(body) if ending == "pdf" else body.decode("utf-8", "replace")
+    flat = " ".join(text.split())
+    for words in (
+        snapshot.hash,
+        snapshot.set_version,
+        "Energy of GPUs that served requests",
+        "Electricity Maps",
+        "no instruments supplied",
+    ):
+        assert words in flat, words
+
+
+def test_focus_has_its_columns_and_the_footprint_beside_them(snapshot: Snapshot) -> None:
+    rows = rows_of(exports.as_focus(snapshot).decode())
+    assert (
+        sum(Decimal(r["x_Co2eLocationKg"]) for r in rows) * 10**9 == snapshot.total.operational_ug
+    )
+    assert {r["x_Co2eMarketKg"] for r in rows} == {""}
+    assert {r["BilledCost"] for r in rows} == {""}
+    assert rows[0]["ChargePeriodStart"] == "2026-09-30T22:00:00Z"
+    low = sum(float(r["x_Co2eLowKg"]) for r in rows)
+    assert low == pytest.approx(snapshot.range.low_ug / 1e9, rel=1e-6)
+
+
+def test_the_esrs_sheet_is_gross_by_scope_and_empty_where_not_supplied(snapshot: Snapshot) -> None:
+    rows = rows_of(exports.as_esrs(snapshot).decode())
+    assert [r["scope"] for r in rows] == [
+        "Scope 2",
+        "Scope 3, category 1",
+        "Scope 3, category 2",
+        "Scope 3, category 3",
+    ]
+    location = [r["location_based_t"] for r in rows]
+    assert (Decimal(location[0]) + Decimal(location[1])) * 10**12 == snapshot.total.operational_ug
+    assert (location[3], rows[0]["market_based_t"]) == ("", "")
+
+
+def test_a_simulated_snapshot_says_so_in_every_file(snapshot: Snapshot) -> None:
+    pretend = msgspec.structs.replace(snapshot, simulated=True)
+    for ending in ("csv", "json", "parquet", "esrs", "pdf"):
+        body = written(pretend, ending)
+        text = pdf_text(body) if ending == "pdf" else body.decode("utf-8", "replace")
+        assert "SIMULATED" in text, ending
+    assert "simulated" in exports.file_name(pretend, "focus.csv")
+
+
+def test_the_hash_covers_every_figure(snapshot: Snapshot) -> None:
+    assert is_genuine(snapshot)
+    again = msgspec.json.decode(msgspec.json.encode(snapshot), type=Snapshot)
+    assert is_genuine(again)
+    more = msgspec.structs.replace(snapshot.total, operational_ug=snapshot.total.operational_ug + 1)
+    assert not is_genuine(msgspec.structs.replace(snapshot, total=more))
+
+
+def test_words_that_a_spreadsheet_would_run_are_only_words() -> None:
+    assert exports.guarded("=HYPERLINK(1)") == "'=HYPERLINK(1)"
+    assert exports.guarded("llama") == "llama"
+
+
+@given(st.integers(0, 10**17))
+def test_written_decimals_are_the_whole_numbers(amount: int) -> None:
+    assert round(Decimal(exports.kwh(amount)) * 3_600_000_000_000) == amount
+    assert Decimal(exports.kg(amount)) * 10**9 == amount
