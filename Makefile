@@ -9,6 +9,7 @@ ARGS ?=
 
 .PHONY: run demo test check lint types imports
 .PHONY: test-vllm docs lock clean
+.PHONY: bench-fleet
 .PHONY: bench-gateway
 .PHONY: bench-attribution
 
@@ -37,6 +38,9 @@ imports: $(VENV)/dev.done
 test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
 	$(PY) -m tests.prepare --vllm
 	$(PY) -m pytest -m vllm tests/test_vllm.py $(ARGS)
+
+bench-fleet: $(VENV)/dev.done  ## fleet energy by routing rule, on simulated engines
+	$(PY) -m benchmarks.fleet $(ARGS)
 
 bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
 	$(PY) -m benchmarks.gateway $(ARGS)
