@@ -22,11 +22,12 @@ import numpy as np
 from meters.fitting import Fit, fit
 from meters.phases import Floats
 from meters.types import Activity, Attribution, Share, StepPhysics, Window
-from meters.work import Work, rebuild
+from meters.work import Work, moved, rebuild
 
 QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
 # A window with far more energy than its requests can have used holds something else as well.
 MOST_TIMES_MODELLED = 2.0
+REFINEMENTS = 8
 UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
 OVERLAP_TOLERATED = 0.02  # of the shorter window: clocks jitter
 
@@ -83,6 +84,16 @@ def attribute_all(
     physics: Mapping[str, StepPhysics] | None = None,
 ) -> Books:
     """Many windows of any nodes, divided; for nodes not in ``physics`` it is learnt from them."""
+    # Absurd figures overflow; what comes of it is dropped, and never an exception.
+    with np.errstate(all="ignore"):
+        return _attribute_all(windows, activities, physics or {})
+
+
+def _attribute_all(
+    windows: Iterable[Window],
+    activities: Iterable[Activity],
+    physics: Mapping[str, StepPhysics],
+) -> Books:
     kept, refused, repaired = clean(windows)
     by_node: dict[str, list[Activity]] = {node: [] for node in kept}
     for activity in activities:
@@ -92,20 +103,57 @@ def attribute_all(
     fits: dict[str, Fit] = {}
     for node, node_windows in kept.items():
         work = rebuild(node_windows, by_node[node])
-        known = (physics or {}).get(node)
-        idle_w = [w.idle_power_w for w in node_windows]
+        known = physics.get(node)
+        most = MOST_TIMES_MODELLED
         if known is None:
-            fits[node] = fit(node_windows, work)
+            fits[node], work = _learnt(node_windows, work)
             known = fits[node].physics
-        attributions += _divide(
-            node_windows,
-            by_node[node],
-            work,
-            known,
-            [known.idle_power_w if w is None else max(0.0, w) for w in idle_w],
-            MOST_TIMES_MODELLED if node not in fits or fits[node].trusted else UNLIMITED,
-        )
+            most = MOST_TIMES_MODELLED if fits[node].trusted else UNLIMITED
+        elif len(node_windows) > 1:
+            work = _refined(node_windows, work, known)
+        attributions += _divide(node_windows, by_node[node], work, known, most)
     return Books(attributions, refused, repaired, fits)
+
+
+def _learnt(windows: Sequence[Window], work: Work) -> tuple[Fit, Work]:
+    """Coefficients from the windows themselves, and the work as they refine it."""
+    learnt = fit(windows, work)
+    for _ in range(2):
+        if learnt.trusted:
+            work = _refined(windows, work, learnt.physics)
+            learnt = fit(windows, work)
+    return learnt, work
+
+
+def _refined(windows: Sequence[Window], work: Work, physics: StepPhysics) -> Work:
+    """``work`` with prompts where the energy says they were computed."""
+    above = np.array([w.energy_j for w in windows]) - _idle_j(windows, physics)
+    for _ in range(REFINEMENTS):
+        modelled = work.by_window(_modelled(work, physics)) + _external(work, physics)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            wanted = np.where((modelled > 0) & (above > 0), above / modelled, 1.0)
+        work = moved(work, wanted)
+    return work
+
+
+def _idle_j(windows: Sequence[Window], physics: StepPhysics) -> Floats:
+    return np.array(
+        [
+            max(0.0, physics.idle_power_w if w.idle_power_w is None else w.idle_power_w)
+            * (w.end_s - w.start_s)
+            for w in windows
+        ]
+    )
+
+
+def _modelled(work: Work, physics: StepPhysics) -> Floats:
+    modelled = (
+        physics.step_j * work.shares
+        + physics.token_j * work.tokens
+        + physics.context_j * work.context
+        + physics.prefill_j * work.prefilled
+    )
+    return np.where(np.isfinite(modelled), modelled, 0.0)
 
 
 def clean(
@@ -188,21 +236,14 @@ def _divide(
     activities: Sequence[Activity],
     work: Work,
     physics: StepPhysics,
-    idle_w: Sequence[float],
     most: float,
 ) -> list[Attribution]:
-    modelled = (
-        physics.step_j * work.shares
-        + physics.token_j * work.tokens
-        + physics.context_j * work.context
-        + physics.prefill_j * work.prefilled
-    )
+    modelled = _modelled(work, physics)
     ours = work.by_window(modelled)
     external = _external(work, physics)
-    lengths = np.array([w.end_s - w.start_s for w in windows])
     energy = np.array([w.energy_j for w in windows])
     # Whole quanta from here on.
-    idle = np.floor(np.minimum(np.array(idle_w) * lengths, energy) / QUANTUM_J)
+    idle = np.floor(np.minimum(_idle_j(windows, physics), energy) / QUANTUM_J)
     above = np.floor(energy / QUANTUM_J) - idle
     charged = np.floor(np.minimum(above, most * (ours + external) / QUANTUM_J))
     with np.errstate(invalid="ignore", divide="ignore"):

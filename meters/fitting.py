@@ -8,6 +8,7 @@ them, and the windows only their sum. Windows that fit badly are weighed down (H
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,11 +26,13 @@ from meters.work import Work
 TOKEN_PER_STEP = 1 / 80
 CONTEXT_PER_STEP = 6e-6
 PREFILL_PER_STEP = 1 / 200
-PRIOR_DEVIATION = 1.0  # relative: the proportions above are right within a factor of two or so
+PRIOR_DEVIATION = 0.4  # relative; its tails are heavy, since engines do differ by factors
 NOISE = 0.03  # relative deviation of a window's energy from the model, to begin with
+USUAL_MEMORY = 0.5  # of windows' deviations, before there are many
 ROUNDS = 6
 HUBER = 2.0  # deviations beyond which a window counts less
 ENOUGH_WINDOWS = 20
+QUIET_ENOUGH = 0.6  # of the usual power, in the quietest window, to tell idle power from it
 IDLE_KNOWN = 0.25  # relative uncertainty up to which a learnt idle power is believed
 
 
@@ -48,6 +51,7 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
     energy = np.array([w.energy_j for w in windows])
     idle_w = np.array([np.nan if w.idle_power_w is None else w.idle_power_w for w in windows])
     columns = _columns(windows, work)
+    proportions = _as_time_goes(columns, work)
     told = ~np.isnan(idle_w)
     idle_known = bool(told.all())
     default_w = float(np.median(idle_w[told])) if told.any() else 0.0
@@ -57,13 +61,13 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
             default_w = float(np.median(energy[quiet] / length[quiet]))
             idle_known = True
         else:
-            learnt, sure = _idle_power(columns, energy, length)
+            learnt, sure = _idle_power(columns, energy, length, proportions)
             idle_known = sure
             default_w = learnt if sure else 0.0
     else:
         idle_known = True
     above = np.maximum(energy - np.where(told, idle_w, default_w) * length, 0.0)
-    coefficients, deviation, _ = _solve(columns, above, energy)
+    coefficients, deviation, _ = _solve(columns, above, energy, proportions)
     step_j, token_j, context_j, prefill_j = (float(c) for c in coefficients)
     busy = int((columns.sum(axis=1) > 0).sum())
     return Fit(
@@ -88,28 +92,55 @@ def _columns(windows: Sequence[Window], work: Work) -> Floats:
     """Steps, generated, context and prefilled tokens of each window, external ones included."""
     ours = work.by_window(work.tokens)
     generated = ours + work.external_tokens
-    context = work.by_window(work.context)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        each = np.where(ours > 0, context / ours, 0.0)
-    context = context + each * work.external_tokens
+    # Others' contexts are taken to be as long as ours usually are. Taking ours of the same window
+    # would be wrong by chance, and chance in a regressor pulls its coefficient towards zero.
+    each = float(work.context.sum() / max(work.tokens.sum(), 1.0))
+    context = work.by_window(work.context) + each * work.external_tokens
     prefilled = work.by_window(work.prefilled) + work.external_prefilled
     steps = work.by_window(work.shares) + work.external_shares
     return np.stack([steps, generated, context, prefilled], axis=1)
 
 
-def _idle_power(columns: Floats, energy: Floats, length: Floats) -> tuple[float, bool]:
+def _as_time_goes(columns: Floats, work: Work) -> Floats:
+    """Proportions of the coefficients from how the engine's time goes.
+
+    A busy GPU draws a similar power whatever it does, so what takes time takes energy; and time
+    is measured without noise. Only a prior: memory reads and arithmetic do differ in power.
+    """
+    general = np.array([1.0, TOKEN_PER_STEP, CONTEXT_PER_STEP, PREFILL_PER_STEP])
+    busy = (work.busy_s > 0) & (work.external_tokens == 0)
+    if busy.sum() < ENOUGH_WINDOWS:
+        return general
+    seconds, _, _ = _solve(columns[busy], work.busy_s[busy], work.busy_s[busy], general)
+    if seconds[0] <= 0:
+        return general
+    found = seconds / seconds[0]
+    return np.asarray(np.clip(found, general / 30, general * 30), dtype=np.float64)
+
+
+def _idle_power(
+    columns: Floats, energy: Floats, length: Floats, proportions: Floats
+) -> tuple[float, bool]:
     """Idle power where no window was idle: the part of energy that only time explains."""
     wide = np.concatenate([length[:, None], columns], axis=1)
-    coefficients, _, spread = _solve(wide, energy, energy, timed=True)
-    idle_w = float(coefficients[0])
-    return idle_w, bool(idle_w > 0 and spread[0] <= IDLE_KNOWN * idle_w)
+    coefficients, _, spread = _solve(wide, energy, energy, proportions, timed=True)
+    power = energy / length
+    # No window can have drawn less than idle power. And on an engine that is always busy, energy
+    # goes with time whatever its parts are: then nothing can be told.
+    idle_w = min(float(coefficients[0]), float(power.min()))
+    told = power.min() <= QUIET_ENOUGH * np.median(power)
+    return idle_w, bool(told and idle_w > 0 and spread[0] <= IDLE_KNOWN * idle_w)
 
 
 def _solve(
-    columns: Floats, target: Floats, energy: Floats, *, timed: bool = False
+    columns: Floats,
+    target: Floats,
+    energy: Floats,
+    proportions: Floats,
+    *,
+    timed: bool = False,
 ) -> tuple[Floats, float, Floats]:
     """Coefficients, relative deviation, and each coefficient's standard error."""
-    proportions = np.array([1.0, TOKEN_PER_STEP, CONTEXT_PER_STEP, PREFILL_PER_STEP])
     used = columns[:, 1:] if timed else columns
     shape = used @ proportions
     busy = shape > 0
@@ -125,25 +156,56 @@ def _solve(
     if timed:
         # A loose guess: idle is some third of what the engine draws.
         prior = np.concatenate([[0.3 * float(energy.sum() / columns[:, 0].sum())], prior])
+    loose = np.full(names, PRIOR_DEVIATION)
+    if timed:
+        loose[0] = 2.0
     noise = NOISE
+    memory = 0.0
     scale = np.maximum(energy, 1e-3 * float(energy.max()))
+    rows, goal = columns * prior / scale[:, None], target / scale
     weight = np.ones(len(target))
+    relative = np.ones(names)
     coefficients = prior
     spread = prior
     for _ in range(ROUNDS):
-        rows = columns * prior / (scale * noise)[:, None] * np.sqrt(weight)[:, None]
-        goal = target / (scale * noise) * np.sqrt(weight)
-        normal = rows.T @ rows + np.eye(names) / PRIOR_DEVIATION**2
-        right = rows.T @ goal + 1.0 / PRIOR_DEVIATION**2
+        strength = np.sqrt(weight) / noise
+        fresh_rows = _without_memory(rows, memory) * strength[:, None]
+        fresh_goal = _without_memory(goal[:, None], memory)[:, 0] * strength
+        # Heavy tails: near the prior it helps, and far from it it hardly resists.
+        held = 1.0 / (loose**2 + (relative - 1.0) ** 2)
+        normal = fresh_rows.T @ fresh_rows + np.diag(held)
+        right = fresh_rows.T @ fresh_goal + held
         relative = non_negative(normal, right)
         coefficients = relative * prior
         spread = np.sqrt(np.diag(np.linalg.inv(normal))) * prior
-        off = (target - columns @ coefficients) / scale
-        if not busy.any():
-            break
-        noise = float(np.clip(1.48 * np.median(np.abs(off[busy])), 2e-3, 0.5))
-        weight = np.minimum(1.0, HUBER * noise / np.maximum(np.abs(off), 1e-12))
-    return coefficients, noise, spread
+        off = goal - rows @ relative
+        memory = _memory(off[busy])
+        fresh = _without_memory(off[:, None], memory)[:, 0]
+        noise = float(np.clip(1.48 * np.median(np.abs(fresh[busy])), 2e-3, 0.5))
+        weight = np.minimum(1.0, HUBER * noise / np.maximum(np.abs(fresh), 1e-12))
+    deviation = float(1.48 * np.median(np.abs(off[busy])))
+    return coefficients, deviation, spread
+
+
+def _memory(off: Floats) -> float:
+    """How much of one window's deviation is still there in the next: heat and clocks drift."""
+    if len(off) < 5:
+        return USUAL_MEMORY
+    centred = off - off.mean()
+    centred = np.clip(centred, *np.quantile(centred, [0.02, 0.98]))
+    whole = float((centred**2).mean())
+    seen = float((centred[1:] * centred[:-1]).mean()) / whole if whole > 0 else 0.0
+    n = len(off)
+    return min(max((n * seen + 20 * USUAL_MEMORY) / (n + 20), 0.0), 0.95)
+
+
+def _without_memory(values: Floats, memory: float) -> Floats:
+    """What is new in each row beside the one before it (Prais and Winsten's transformation)."""
+    fresh = values.copy()
+    fresh[1:] -= memory * values[:-1]
+    if len(fresh):
+        fresh[0] *= math.sqrt(1 - memory**2)
+    return fresh / math.sqrt(1 - memory**2)
 
 
 def non_negative(normal: npt.NDArray[np.float64], right: Floats) -> Floats:

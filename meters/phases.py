@@ -23,6 +23,7 @@ SHORTEST_S = 1e-6
 # no request with two tokens, or none with a prompt; then they cancel out of the shares.
 DEFAULT_STEP_S = 0.02
 DEFAULT_PREFILL_S = 5e-5
+MOST_TOKENS = 1e9  # of one request; more is a mistake
 
 
 class Phases(NamedTuple):
@@ -30,24 +31,30 @@ class Phases(NamedTuple):
 
     start: Floats
     prefill: Floats  # when computing its prompt began
+    middle: Floats  # until when it shared steps with prompts that were done before its own
+    before: Floats  # part of its prompt computed until then
     first: Floats
     end: Floats
     computed: Floats  # prompt tokens not found in the cache
-    together: Floats  # prompt tokens computed with them, for requests of the same steps
+    together: Floats  # prompt tokens, its own included, that were done when its own were
     prompt: Floats
     decoded: Floats  # tokens after the first
     started: Booleans  # a first token came
 
 
-def phases(activities: Sequence[Activity], until_s: float) -> Phases:
-    """The phases of requests; those still in flight are taken to last until ``until_s``."""
+def phases(activities: Sequence[Activity], until_s: float, cached: Floats | None = None) -> Phases:
+    """The phases of requests; those still in flight are taken to last until ``until_s``.
+
+    ``cached``: prompt tokens found in the cache, where better known than by the activities.
+    """
     start = np.array([a.start_s for a in activities], dtype=np.float64)
     end = as_counted([a.end_s for a in activities])
     end = np.maximum(np.where(np.isnan(end), until_s, end), start)
     first = as_counted([a.first_token_s for a in activities])
-    prompt = np.array([max(0.0, a.prompt_tokens) for a in activities], dtype=np.float64)
-    cached = np.array([max(0.0, a.cached_prompt_tokens) for a in activities], dtype=np.float64)
-    output = np.array([max(0.0, a.output_tokens) for a in activities], dtype=np.float64)
+    prompt = np.array([_tokens(a.prompt_tokens) for a in activities], dtype=np.float64)
+    if cached is None:
+        cached = np.array([_tokens(a.cached_prompt_tokens) for a in activities], dtype=np.float64)
+    output = np.array([_tokens(a.output_tokens) for a in activities], dtype=np.float64)
     decoded = np.maximum(output - 1, 0.0)
     computed = np.maximum(prompt - cached, np.minimum(prompt, 1.0))
     # An answer that was not streamed shows all its tokens at its end: then nobody saw the first.
@@ -73,9 +80,13 @@ def phases(activities: Sequence[Activity], until_s: float) -> Phases:
     computed = np.where(started, computed, computed * part)
     known = prompts.length_s > 0
     length = np.where(known, prompts.length_s, computed * prompts.token_s + brisk)
-    prefill = np.minimum(first - np.minimum(length, first - start), first - SHORTEST_S)
+    middle = np.minimum(first - np.minimum(length, first - start), first - SHORTEST_S)
+    prefill = np.maximum(middle - prompts.earlier_s, np.minimum(start, middle))
+    before = np.where(middle - prefill > SHORTEST_S, prompts.before, 0.0)
     together = np.where(known, prompts.together, computed)
-    return Phases(start, prefill, first, end, computed, together, prompt, decoded, started)
+    return Phases(
+        start, prefill, middle, before, first, end, computed, together, prompt, decoded, started
+    )
 
 
 def as_counted(values: Sequence[float | None]) -> Floats:
@@ -83,8 +94,30 @@ def as_counted(values: Sequence[float | None]) -> Floats:
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
 
+def _tokens(count: float) -> float:
+    return count if 0.5 <= count < MOST_TOKENS else 0.0
+
+
 def median(values: Floats, default: float) -> float:
     return float(np.median(values)) if len(values) else default
+
+
+def _usual(took: Floats, work: Floats, known: Booleans) -> float | None:
+    """Seconds of one token where so much work took so long, or longer for reasons of its own.
+
+    Begins with the quickest of the large pieces, and then averages over all that are like them.
+    """
+    known = known & (took > 0) & np.isfinite(took)
+    if known.sum() < 5:
+        return None
+    known &= work >= np.quantile(work[known], 0.5)
+    each = float(np.quantile(took[known] / work[known], 0.2))
+    for _ in range(4):
+        alike = known & (took < 1.5 * each * work) & (took > 0.5 * each * work)
+        if not alike.any():
+            break
+        each = float(took[alike].sum() / work[alike].sum())
+    return each
 
 
 class _Prompts:
@@ -101,6 +134,8 @@ class _Prompts:
         self.token_s = DEFAULT_PREFILL_S
         self.length_s = np.zeros(len(start))
         self.together = np.zeros(len(start))
+        self.earlier_s = np.zeros(len(start))  # before that, in steps that others' prompts ended
+        self.before = np.zeros(len(start))  # part of the prompt computed there
         order = np.flatnonzero(known & (computed > 0))
         order = order[np.argsort(first[order], kind="stable")]
         if not len(order):
@@ -123,12 +158,53 @@ class _Prompts:
             # One of them waited since the one before was done: the engine worked on it all along,
             # unless it had no place for it, which shows in much time for few tokens.
             steady = (longest >= since) & (work * self.token_s >= 0.3 * since)
-            if steady.sum() >= 5:
-                spent_s = float((since[steady] - step_s).sum())
-                self.token_s = max(spent_s / float(work[steady].sum()), 0.2 * self.token_s)
+            self.token_s = _usual(since - step_s, work, longest >= since) or self.token_s
             length_s = work * self.token_s + step_s
             length_s = np.where(
                 steady & (length_s >= 0.5 * since), np.maximum(length_s - step_s, since), length_s
             )
         self.length_s[order] = length_s[group]
         self.together[order] = work[group]
+        if steady.any():
+            self._spill(order, group, steady, since, last, work, computed, start, step_s)
+
+    def _spill(
+        self,
+        order: Ints,
+        group: Ints,
+        steady: Booleans,
+        since: Floats,
+        last: Floats,
+        work: Floats,
+        computed: Floats,
+        start: Floats,
+        step_s: float,
+    ) -> None:
+        """What is left of a step's budget begins the next prompt, if that is waiting already.
+
+        A step of ``since`` seconds had room for so many tokens; those that were not of the
+        prompts done in it were the beginning of the next one.
+        """
+        eldest: dict[int, int] = {}
+        for i, g in zip(order.tolist(), group.tolist(), strict=True):
+            if g not in eldest or start[i] < start[eldest[g]]:
+                eldest[g] = i
+        begun = 0.0
+        for g in range(1, len(work)):
+            lacking = work[g] - (since[g] - step_s) / self.token_s
+            if begun == 0 and steady[g] and lacking > 0.1 * work[g]:
+                begun = min(lacking, computed[eldest[g]] - 1.0)
+            if begun > 0:
+                i = eldest[g]
+                self.before[i] = begun / computed[i]
+                self.earlier_s[i] = since[g - 1]
+            if not steady[g]:
+                begun = 0.0
+                continue
+            room = (since[g] - step_s) / self.token_s - (work[g] - begun)
+            following = eldest.get(g + 1)
+            waits = following is not None and start[following] < last[g - 1]
+            if following is None or not waits or not steady[g + 1] or room < 1:
+                begun = 0.0
+            else:
+                begun = min(room, computed[following] - 1.0)

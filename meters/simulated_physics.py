@@ -34,7 +34,7 @@ LLAMA_8B_BF16 = StepPhysics(
     context_j=2.0e-5,
     prefill_j=0.014,
     step_s=0.0062,
-    token_s=2.2e-5,
+    token_s=6.0e-5,
     context_s=6.0e-8,
     prefill_s=2.5e-5,
 )
@@ -46,7 +46,7 @@ LLAMA_8B_INT4 = StepPhysics(
     context_j=2.0e-5,
     prefill_j=0.016,
     step_s=0.0031,
-    token_s=2.6e-5,
+    token_s=6.5e-5,
     context_s=6.0e-8,
     prefill_s=2.9e-5,
 )

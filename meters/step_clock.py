@@ -32,7 +32,7 @@ class StepClock:
         external_batch: Floats,
     ) -> None:
         """``counted``: steps by window, NaN where unknown; ``external_batch``: others in a step."""
-        edges = [starts, ends, requests.prefill, requests.first, requests.end]
+        edges = [starts, ends, requests.prefill, requests.middle, requests.first, requests.end]
         self.times = np.unique(np.concatenate(edges))
         if len(self.times) < 2:
             self.times = np.array([0.0, 1.0])
@@ -71,6 +71,7 @@ class StepClock:
         own = self._by_window(steps)
         # By window: ours, or all that the engine counted where others' steps are among them.
         self.steps = np.where(self._alone | np.isnan(counted), own, counted)
+        self.busy_s = self._by_window(np.where(batch > 0, self._length, 0.0))
         self.peak = np.zeros(len(starts))  # by window: the largest batch of our requests
         np.maximum.at(self.peak, self._window[inside], batch[inside])
 
@@ -83,7 +84,8 @@ class StepClock:
         decoding, prefilling = self._decoding, self._prefilling
         computing = prefilling > 0
         span = np.maximum(requests.first - requests.prefill, SHORTEST_S)
-        speed = np.maximum(np.ceil(requests.together / budget), 1.0) / span
+        spilt = requests.before > 0
+        speed = (np.maximum(np.ceil(requests.together / budget), 1.0) + spilt) / span
         pace = requests.decoded / np.maximum(requests.end - requests.first, SHORTEST_S)
         with np.errstate(invalid="ignore", divide="ignore"):
             rate = np.where(

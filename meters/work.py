@@ -18,11 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from meters.foreign import Foreign
 from meters.phases import SHORTEST_S, Floats, Ints, Phases, as_counted, phases
 from meters.step_clock import StepClock
 from meters.types import Activity, Window
 
-LEAST_FOREIGN = 0.005
+UNSURE = 0.1  # of a prompt that waited: the part that may have been computed earlier
 
 
 class Work(NamedTuple):
@@ -35,6 +36,7 @@ class Work(NamedTuple):
     context: Floats
     prefilled: Floats
     steps: Floats  # by window: all steps, the engine's count where there is one
+    busy_s: Floats  # by window: how long a request of ours was in the engine
     external_shares: Floats  # by window: steps' parts that belong to nobody's request
     external_tokens: Floats
     external_prefilled: Floats
@@ -44,8 +46,32 @@ class Work(NamedTuple):
         return np.bincount(self.window, values, minlength=len(self.steps)).astype(np.float64)
 
 
-def rebuild(windows: Sequence[Window], activities: Sequence[Activity]) -> Work:
-    """The work in ``windows``, which are of one node, in order, and do not overlap."""
+def moved(work: Work, wanted: Floats) -> Work:
+    """``work`` with prompts moved between the windows they may have been computed in.
+
+    ``wanted``: by window, how many times the modelled energy was measured. When exactly a prompt
+    was computed is the least certain of all that ``rebuild`` finds; the energy itself says more.
+    """
+    if not len(work.prefilled):
+        return work
+    towards = work.prefilled * np.clip(wanted, 0.5, 2.0)[work.window]
+    n = int(work.request.max()) + 1
+    before = np.bincount(work.request, work.prefilled, minlength=n)
+    after = np.bincount(work.request, towards, minlength=n)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        back = np.where(after > 0, before / after, 0.0)
+    return work._replace(prefilled=towards * back[work.request])
+
+
+def rebuild(
+    windows: Sequence[Window], activities: Sequence[Activity], foreign: Foreign | None = None
+) -> Work:
+    """The work in ``windows``, which are of one node, in order, and do not overlap.
+
+    ``foreign`` remembers between calls what the engine counted beyond our requests; without it
+    the windows are taken to be all there are.
+    """
+    foreign = foreign or Foreign()
     starts = np.array([w.start_s for w in windows], dtype=np.float64)
     ends = np.array([w.end_s for w in windows], dtype=np.float64)
     until_s = max(
@@ -53,38 +79,65 @@ def rebuild(windows: Sequence[Window], activities: Sequence[Activity]) -> Work:
         default=0.0,
     )
     requests = phases(activities, until_s)
-    nothing = np.zeros(len(windows))
-    counted_steps = as_counted([w.steps for w in windows])
-    clock = StepClock(starts, ends, requests, counted_steps, nothing)
-    work = _pairs(starts, ends, requests, clock, activities)
-    external_tokens = _beyond(
-        as_counted([w.generated_tokens for w in windows]),
-        work.by_window(work.tokens),
-        slack=_token_slack(work.by_window(work.tokens), clock.peak, ends - starts),
-    )
-    prompts = _first_token_prompts(starts, ends, requests)
+    generated = as_counted([w.generated_tokens for w in windows])
+    prompts = as_counted([w.prompt_tokens for w in windows])
     cached = as_counted([w.cached_prompt_tokens for w in windows])
-    counted = as_counted([w.prompt_tokens for w in windows])
-    external_prompts = _beyond(counted, prompts, slack=_prompt_slack(requests, len(windows)))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        hit = np.where(counted > 0, np.nan_to_num(cached) / counted, 0.0)
-    external_prefilled = external_prompts * (1 - np.clip(np.nan_to_num(hit), 0.0, 1.0))
+    hits = _untold_hits(starts, ends, requests, prompts, cached)
+    if hits.any():
+        requests = phases(activities, until_s, hits)
+    steps = as_counted([w.steps for w in windows])
+    clock = StepClock(starts, ends, requests, steps, np.zeros(len(windows)))
+    work = _pairs(starts, ends, requests, clock, activities)
+    ours = work.by_window(work.tokens)
+    external_tokens = foreign.tokens.beyond(
+        generated, ours, _token_slack(ours, clock, ends - starts)
+    )
+    external_prompts = foreign.prompts.beyond(
+        prompts, _first_token_prompts(starts, ends, requests), _prompt_slack(requests, len(windows))
+    )
     if external_tokens.any():
         batch = external_tokens / np.maximum(np.nan_to_num(clock.steps, nan=1.0), 1.0)
-        clock = StepClock(starts, ends, requests, counted_steps, batch)
+        clock = StepClock(starts, ends, requests, steps, batch)
         work = _pairs(starts, ends, requests, clock, activities)
+    elif np.isnan(steps).any() and not np.isnan(generated).all():
+        # As many steps more or less than found as there were tokens more or less.
+        with np.errstate(invalid="ignore", divide="ignore"):
+            told = np.where(ours > 0, clock.steps * generated / ours, 0.0)
+        steps = np.where(np.isnan(steps), told, steps)
+        clock = StepClock(starts, ends, requests, steps, np.zeros(len(windows)))
+        work = _pairs(starts, ends, requests, clock, activities)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
     return work._replace(
         external_tokens=external_tokens,
-        external_prefilled=external_prefilled,
+        external_prefilled=external_prompts * (1 - hit),
         external_shares=np.maximum(clock.steps - work.by_window(work.shares), 0.0),
     )
 
 
-def _token_slack(tokens: Floats, peak: Floats, lengths: Floats) -> Floats:
+def _untold_hits(
+    starts: Floats, ends: Floats, requests: Phases, prompts: Floats, cached: Floats
+) -> Floats:
+    """Cached tokens of each prompt where the engine counts them but tells no request its own.
+
+    Then those of a window are divided among the prompts that it finished, by length.
+    """
+    nobody = np.zeros(len(requests.prompt))
+    told = requests.started & (requests.computed < requests.prompt - 1)
+    if told.any() or not (np.nan_to_num(cached) > 0).any():
+        return nobody
+    with np.errstate(invalid="ignore", divide="ignore"):
+        hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
+    window = np.minimum(np.searchsorted(ends, requests.first, side="left"), len(ends) - 1)
+    inside = requests.started & (requests.first > starts[window]) & (requests.first <= ends[window])
+    return np.where(inside, requests.prompt * hit[window], nobody)
+
+
+def _token_slack(tokens: Floats, clock: StepClock, lengths: Floats) -> Floats:
     """How far counts of tokens may disagree: a few steps of the whole batch, a quarter second."""
     if not len(tokens):
         return tokens
-    most = 3 * peak.max() + 0.25 * float((tokens / np.maximum(lengths, SHORTEST_S)).max())
+    most = 3 * clock.peak.max() + 0.25 * float((tokens / np.maximum(lengths, SHORTEST_S)).max())
     return np.full(len(tokens), most)
 
 
@@ -95,7 +148,10 @@ def _pairs(
     clock: StepClock,
     activities: Sequence[Activity],
 ) -> Work:
-    low = np.searchsorted(ends, requests.prefill, side="right")
+    # It may have begun earlier than it seems, though not before it was sent.
+    span = requests.first - requests.prefill
+    earliest = np.maximum(requests.prefill - span, np.minimum(requests.start, requests.prefill))
+    low = np.searchsorted(ends, earliest, side="right")
     high = np.searchsorted(starts, requests.end, side="left")
     # A request that ends at the moment it begins still is somewhere.
     count = np.maximum(high - low, 0)
@@ -118,8 +174,13 @@ def _pairs(
     context = (done1 - done0) * (requests.prompt[request] + (done0 + done1 + 1) / 2)
     has_first = requests.started[request] & (first > from_) & (first <= to)
     tokens = done1 - done0 + has_first
-    covered = np.clip(np.minimum(to, first) - np.maximum(from_, prefill), 0.0, None)
-    prefilled = requests.computed[request] * covered / np.maximum(first - prefill, SHORTEST_S)
+    middle, before = requests.middle[request], requests.before[request]
+    part = (1 - before) * _covered(from_, to, middle, first)
+    part += before * _covered(from_, to, prefill, middle)
+    queued = earliest[request] < prefill - SHORTEST_S
+    wide = _covered(from_, to, earliest[request], first)
+    part = np.where(queued, (1 - UNSURE) * part + UNSURE * wide, part)
+    prefilled = requests.computed[request] * part
     share_at = clock.share
     shares = (
         share_at[clock.index(np.clip(to, prefill, end))]
@@ -128,8 +189,14 @@ def _pairs(
     empty = np.zeros(len(starts))
     return Work(
         window, request.astype(np.int64), shares, tokens, context, prefilled,
-        clock.steps, empty, empty, empty,
+        clock.steps, clock.busy_s, empty, empty, empty,
     )  # fmt: skip
+
+
+def _covered(from_: Floats, to: Floats, begin: Floats, end: Floats) -> Floats:
+    """The part of begin..end that lies in from..to."""
+    inside = np.clip(np.minimum(to, end) - np.maximum(from_, begin), 0.0, None)
+    return np.asarray(inside / np.maximum(end - begin, SHORTEST_S), dtype=np.float64)
 
 
 def _watched(
@@ -168,35 +235,3 @@ def _first_token_prompts(starts: Floats, ends: Floats, requests: Phases) -> Floa
 def _prompt_slack(requests: Phases, n: int) -> Floats:
     longest = float(requests.prompt.max()) if len(requests.prompt) else 0.0
     return np.full(n, 2 * longest)
-
-
-def _beyond(counted: Floats, ours: Floats, slack: Floats) -> Floats:
-    """What the engine counted beyond our requests, window by window.
-
-    The two never agree to the token: clocks jitter, and a token may fall on either side of an
-    edge. Such errors come and go, while foreign traffic only ever adds. So the running difference
-    must first rise by ``slack`` above where it was lowest; then all of that rise is foreign, and
-    every new height after it, until it has fallen by ``slack`` again.
-    """
-    found = np.zeros(len(counted))
-    level = lowest = highest = 0.0
-    since = 0
-    foreign = False
-    rise = np.maximum(np.nan_to_num(counted - ours), 0.0)
-    for i, (engine, own, band) in enumerate(zip(counted, ours, slack, strict=True)):
-        if np.isnan(engine):
-            continue
-        level += engine - own
-        if foreign and level > highest:
-            found[i] = min(level - highest, engine)
-            highest = level
-        elif foreign and level < highest - band:
-            foreign, lowest, since = False, level, i + 1
-        elif not foreign and level <= lowest:
-            lowest, since = level, i + 1
-        elif not foreign and level > lowest + band:
-            part = rise[since : i + 1]
-            found[since : i + 1] = part * min(1.0, (level - lowest) / part.sum())
-            foreign, highest = True, level
-    # Less than this of all is within what counting differs by, whatever shape it has.
-    return found if found.sum() > LEAST_FOREIGN * np.nansum(counted) else np.zeros(len(counted))

@@ -46,7 +46,7 @@ activities = st.builds(
 
 
 @given(st.lists(windows, max_size=12), st.lists(activities, max_size=12), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_the_books_balance_exactly_whatever_comes_in(some_windows, some_activities, physics_known):
     physics = {"a": LLAMA_8B_BF16} if physics_known else None
     books = attribute_all(some_windows, some_activities, physics)
@@ -66,7 +66,7 @@ def test_the_books_balance_exactly_whatever_comes_in(some_windows, some_activiti
 
 
 @given(st.lists(windows, max_size=8), st.lists(activities, max_size=8), st.randoms())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_the_order_of_requests_changes_no_more_than_rounding(some_windows, some_activities, order):
     unique = list({a.request_id: a for a in some_activities}.values())
     shuffled = unique.copy()
@@ -280,4 +280,4 @@ def test_idle_power_is_learnt_where_windows_without_requests_show_it():
     books = attribute_all([*untold, quiet], run.activities)
     fit = books.fits["simulated"]
     assert fit.idle_known
-    assert fit.physics.idle_power_w == pytest.approx(100.0, rel=0.01)
+    assert fit.physics.idle_power_w == pytest.approx(100.0, rel=0.02)
