@@ -1,0 +1,164 @@
+"""How good an answer will be, from what is known beforehand and what feedback said since.
+
+The start is the best of: a learnt model (learn-quality) that knows the backend, the figures in
+the config, published scores. Feedback moves it in two steps, for the backend as a whole and for
+the backend on this kind of task, each shrunk by what the step above it is worth. Memory fades, and
+fades at once when a backend changes (another engine, precision or model behind the same name).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from math import sqrt
+from pathlib import Path
+
+from estimators.prompt_reader import PromptReader
+from estimators.quality_priors import Prior, published_prior
+from estimators.types import Backend, Band, Features
+
+FORMAT = 1
+_Z80 = 1.2816  # of a normal distribution, for an 80 % interval
+_MEMORY = 500.0  # answers of one backend and task that are remembered
+_AFTER_CHANGE = 0.2  # share of the memory that is kept when a backend changes
+_CONFIG_WEIGHT = 30.0  # answers that a figure in the config is worth
+_MODEL_WEIGHT = 100.0  # at most, of a learnt model: its scores were on other traffic
+_GUESS = Prior(0.5, 2.0, "nothing known but feedback")
+_BACKEND_WEIGHT = 10.0  # answers until feedback on other tasks counts half
+_OTHER_TASKS = 10.0  # answers that all other tasks together are worth at most
+
+
+class _Memory:
+    """Fading sum of how much better answers were than expected, and their number."""
+
+    __slots__ = ("excess", "number")
+
+    def __init__(self, excess: float = 0.0, number: float = 0.0) -> None:
+        self.excess = excess
+        self.number = number
+
+    def add(self, excess: float) -> None:
+        keep = 1.0 - 1.0 / _MEMORY
+        self.excess = self.excess * keep + excess
+        self.number = self.number * keep + 1.0
+
+    def fade(self, share: float) -> None:
+        self.excess *= share
+        self.number *= share
+
+
+class QualityEstimator:
+    """Implements estimators.types.QualityPredictor; learns from feedback. Not for several threads.
+
+    Bands are 80 % intervals of the mean score on such requests, 0..1.
+    """
+
+    version = "quality-1"
+
+    def __init__(self, reader: PromptReader | None = None) -> None:
+        self._reader = reader or PromptReader()
+        self._overall: dict[str, _Memory] = {}
+        self._by_task: dict[tuple[str, str], _Memory] = {}
+        self._kind: dict[str, str] = {}  # what each backend was when it was last seen
+        self._priors: dict[tuple[str, str, str], Prior | None] = {}
+
+    def predict(self, features: Features, backends: Sequence[Backend]) -> list[Band | None]:
+        """One band per backend, in order; None where nothing at all is known of it."""
+        task = self._reader.task(features)
+        return [self._band(features, task, backend) for backend in backends]
+
+    def learn(self, backend: Backend, features: Features, score: float) -> None:
+        """Take one score, 0..1, of one answer in. Raises ValueError outside of that."""
+        if not 0.0 <= score <= 1.0:
+            raise ValueError(f"a score is 0 to 1, not {score}")
+        self._notice(backend)
+        task = self._reader.task(features)
+        prior = self._prior(features, task, backend) or _GUESS
+        overall = self._overall.setdefault(backend.name, _Memory())
+        own = self._by_task.setdefault((backend.name, task), _Memory())
+        overall.add(score - prior.mean)
+        own.add(score - prior.mean)
+
+    def changed(self, backend: str) -> None:
+        """Another model or engine answers behind this name: keep a fifth of what was learnt."""
+        if backend in self._overall:
+            self._overall[backend].fade(_AFTER_CHANGE)
+        for (name, _), memory in self._by_task.items():
+            if name == backend:
+                memory.fade(_AFTER_CHANGE)
+
+    def source(self, features: Features, backend: Backend) -> str:
+        """In a few words, where the figure comes from."""
+        task = self._reader.task(features)
+        prior = self._prior(features, task, backend)
+        memory = self._by_task.get((backend.name, task)) or self._overall.get(backend.name)
+        told = f"{memory.number:.0f} scores" if memory and memory.number >= 1 else ""
+        parts = [part for part in ("" if prior is None else prior.source, told) if part]
+        return " and ".join(parts) or "unknown"
+
+    def save(self, path: str | Path) -> None:
+        """Write what feedback taught, as JSON."""
+        state = {
+            "format": FORMAT,
+            "kind": self._kind,
+            "overall": [[name, m.excess, m.number] for name, m in self._overall.items()],
+            "by_task": [[*key, m.excess, m.number] for key, m in self._by_task.items()],
+        }
+        Path(path).write_text(json.dumps(state), encoding="utf-8")
+
+    def load(self, path: str | Path) -> None:
+        """Read what save wrote. Raises ValueError if it is something else, or OSError."""
+        state = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise ValueError(f"{path} is no state of this version of the quality estimator")
+        self._kind = dict(state["kind"])
+        self._overall = {name: _Memory(e, n) for name, e, n in state["overall"]}
+        self._by_task = {(name, task): _Memory(e, n) for name, task, e, n in state["by_task"]}
+
+    def _band(self, features: Features, task: str, backend: Backend) -> Band | None:
+        self._notice(backend)
+        prior = self._prior(features, task, backend)
+        overall = self._overall.get(backend.name)
+        if prior is None:
+            if overall is None or overall.number < 0.5:
+                return None
+            prior = _GUESS
+        mean, weight = prior.mean, prior.weight
+        if overall is not None:
+            own = self._by_task.get((backend.name, task))
+            excess, number = (0.0, 0.0) if own is None else (own.excess, own.number)
+            # What other tasks say is worth a few answers; what this task says, each answer one.
+            general = overall.excess / (overall.number + _BACKEND_WEIGHT)
+            others = min(max(overall.number - number, 0.0), _OTHER_TASKS)
+            mean += general + (excess - number * general) / (number + weight + others)
+            weight += number + others
+        mid = min(max(mean, 0.0), 1.0)
+        spread = max(mid * (1.0 - mid), 0.02)
+        reach = _Z80 * sqrt(spread / (weight + 1.0))
+        return Band(max(mid - reach, 0.0), mid, min(mid + reach, 1.0))
+
+    def _prior(self, features: Features, task: str, backend: Backend) -> Prior | None:
+        row = self._reader.row(backend)
+        if row is not None:
+            said = self._reader.prediction(features)
+            if said is not None and said.quality is not None:
+                low, mid, high = said.quality[row].tolist()
+                error = max((high - low) / (2 * _Z80), 1e-3)
+                worth = min(max(mid * (1.0 - mid), 0.02) / error**2, _MODEL_WEIGHT)
+                return Prior(mid, worth, "scored outcomes")
+        stated = backend.quality_by_task.get(task, backend.quality)
+        if stated is not None:
+            return Prior(stated, _CONFIG_WEIGHT, "the config")
+        key = backend.name, backend.precision, task
+        if key not in self._priors:
+            model = backend.provider_model or backend.group
+            self._priors[key] = published_prior(model, backend.precision, task)
+        return self._priors[key]
+
+    def _notice(self, backend: Backend) -> None:
+        kind = f"{backend.group} {backend.precision} {backend.engine} {backend.provider_model}"
+        before = self._kind.get(backend.name)
+        if before != kind:
+            self._kind[backend.name] = kind
+            if before is not None:
+                self.changed(backend.name)
