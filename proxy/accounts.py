@@ -31,6 +31,7 @@ log = logging.getLogger("joulegate.accounts")
 
 LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
 KEEP_S = 900.0  # how long a finished request can still be charged by a late window
+PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
 RECENT = 20_000  # records that receipts find before the ledger has them
 
 Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
@@ -218,6 +219,17 @@ class Accounts:
                     known.add(activity.request_id)
         if self.others is not None:
             found += [a for a in self.others(node, start_s, end_s) if a.request_id not in known]
+        return found
+
+    def published(self) -> list[Activity]:
+        """What other replicas must know: requests in flight, and those of the last seconds."""
+        since_s = time.time() - PUBLISHED_S
+        found = [a for flight in list(self.live.values()) if (a := flight.activity()) is not None]
+        for kept in self._settled.values():
+            for settled in reversed(kept):
+                if (settled.activity.end_s or 0.0) < since_s:
+                    break
+                found.append(settled.activity)
         return found
 
     def _charge(self, window: Window, shares: dict[str, float], evidence: Evidence) -> None:

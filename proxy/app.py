@@ -45,13 +45,14 @@ from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.settings import Settings
+from proxy.siblings import FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_in, to_sign_in
 from proxy.spending import seed_from
 from proxy.steps import Receive, Scope, Send, Steps
 from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
-from proxy.store_redis import RedisStore
+from proxy.store_redis import RedisStore, connect
 from proxy.teams import KeyWatch, TeamStore
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
@@ -82,6 +83,19 @@ def store_of(settings: Settings, seed: Seed | None = None) -> Store:
         return local
     redis = RedisStore(settings.redis.url, timeout_s=settings.redis.timeout_s, seed=seed)
     return FallbackStore(redis, local)
+
+
+def siblings_of(
+    settings: Settings, replica: str, worker: int, accounts: Accounts
+) -> Siblings | None:
+    """How this replica's requests get known where windows are divided; None when it is alone."""
+    if settings.redis.url is not None:
+        client = connect(settings.redis.url, settings.redis.timeout_s)
+        return Siblings(replica, RedisBoard(client), accounts.published, reads=True)
+    if settings.server.workers > 1:
+        board = FileBoard(Path(settings.state_dir) / "activities")
+        return Siblings(replica, board, accounts.published, reads=worker == 0)
+    return None
 
 
 def describe(prompt: Prompt) -> tuple[str | None, str]:
@@ -143,6 +157,8 @@ class Proxy:
             gate=Gate(settings.organisations, self.store),
             describe=describe,
         )
+        self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
+        self.accounts.others = self.siblings
         self.measuring = Measuring(settings, self.pool, self.take_window)
         self.health = HealthChecks(self.pool, self.client, settings.retries)
         self.intake = WindowIntake(
@@ -197,6 +213,8 @@ class Proxy:
         self.grid.refresher.start()
         self.accounts.start()
         self.health.start()
+        if self.siblings is not None:
+            self.siblings.start()
         if self.worker == 0:
             await asyncio.to_thread(self.measuring.start)
         self.on_ready()
@@ -206,6 +224,8 @@ class Proxy:
             self.steps.stopping = True
             await asyncio.to_thread(self.measuring.stop)
             await self.health.stop()
+            if self.siblings is not None:
+                await self.siblings.stop()
             await self.accounts.stop()
             await self.watch.stop()
             await asyncio.to_thread(self.grid.refresher.stop)

@@ -6,14 +6,16 @@ from __future__ import annotations
 import concurrent.futures
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from meters import simulated_engine
+from meters.ledger import Ledger
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_process
 
 Start = Callable[[Config], Joulegate]
 HARDWARE = {"gpu": "H100-SXM", "params_b": 8.03, "model": "llama-3.1-8b"}
@@ -142,6 +144,35 @@ def test_the_books_balance_and_shares_add_up_to_what_the_engines_used(
     assert balance.requests == len(ids)
     assert proxy.accounts.imbalance_j == 0
     assert running.get("/metrics", x_api_key=ADMIN).body.count(b"joulegate_requests_total") > 0
+
+
+def test_workers_share_one_set_of_books(
+    pair: list[simulated_engine.Started], tmp_path: Path
+) -> None:
+    config = config_of(pair, cache={"enabled": False}, log={"level": "error"})
+    running = in_process(config, tmp_path, "--workers", "2")
+    try:
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            ids = list(pool.map(lambda n: ask(client_of(running), f"q {n}", 12), range(24)))
+
+        def metered() -> bool:
+            paths = [f"/v1/usage/{request_id}" for request_id in ids]
+            replies = [running.get(path, x_api_key=KEY) for path in paths]
+            return all(r.status == 200 and b'"metered (simulated)"' in r.body for r in replies)
+
+        until(metered, 40.0)
+    finally:
+        assert running.process is not None
+        running.process.terminate()
+        running.process.wait(20)
+    ledger = Ledger(f"sqlite:///{tmp_path / 'state' / 'ledger.db'}")
+    try:
+        balance = ledger.check()
+        assert balance.problems == ()
+        assert balance.requests == len(ids)
+        assert len({ledger.receipt(i).record.replica for i in ids}) == 2  # type: ignore[union-attr]
+    finally:
+        ledger.close()
 
 
 def test_the_policy_in_the_header_and_pinned_names_are_obeyed(

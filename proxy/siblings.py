@@ -1,0 +1,159 @@
+"""What the other replicas have in flight, so that a window of energy that only one of them gets
+is divided among the requests of all.
+
+Each replica publishes its requests of the last seconds a few times a second: in Redis when it is
+configured, else in files beside the journal, for the workers of one machine. Nothing of a
+request's content is in them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+from redis.exceptions import RedisError
+
+from meters.types import Activity
+
+log = logging.getLogger("joulegate.siblings")
+
+PUBLISH_S = 0.4  # well below the lag with which windows are divided
+STALE_S = 30.0  # a replica that published nothing for so long is gone
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(list[Activity])
+
+
+class Board(Protocol):
+    """Where replicas publish. Methods may raise OSError or RedisError."""
+
+    async def publish(self, replica: str, value: bytes) -> None: ...
+
+    async def others(self, replica: str) -> list[bytes]: ...
+
+
+class FileBoard:
+    """For the workers of one machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    async def publish(self, replica: str, value: bytes) -> None:
+        await asyncio.to_thread(self._write, replica, value)
+
+    async def others(self, replica: str) -> list[bytes]:
+        return await asyncio.to_thread(self._read, replica)
+
+    def _write(self, replica: str, value: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = self.folder / f".{replica}"
+        fresh.write_bytes(value)
+        fresh.replace(self.folder / f"{replica}.activities")
+
+    def _read(self, replica: str) -> list[bytes]:
+        found = []
+        for path in self.folder.glob("*.activities"):
+            if path.stem == replica:
+                continue
+            try:
+                if time.time() - path.stat().st_mtime > STALE_S:
+                    path.unlink(missing_ok=True)
+                    continue
+                found.append(path.read_bytes())
+            except OSError:
+                continue  # replaced or removed just now
+        return found
+
+
+class RedisBoard:
+    """For replicas anywhere that share a Redis."""
+
+    def __init__(self, client: Any, prefix: str = "joulegate:activities") -> None:
+        self._client = client
+        self._prefix = prefix
+
+    async def publish(self, replica: str, value: bytes) -> None:
+        client = self._client
+        await client.hset(self._prefix, replica, value)
+        await client.zadd(f"{self._prefix}:seen", {replica: time.time()})
+
+    async def others(self, replica: str) -> list[bytes]:
+        client = self._client
+        gone = await client.zrangebyscore(f"{self._prefix}:seen", "-inf", time.time() - STALE_S)
+        if gone:
+            await client.hdel(self._prefix, *gone)
+            await client.zrem(f"{self._prefix}:seen", *gone)
+        kept = await client.hgetall(self._prefix)
+        return [value for name, value in kept.items() if _text(name) != replica]
+
+
+class Siblings:
+    """Publishes this replica's activities and knows the others'."""
+
+    def __init__(
+        self, replica: str, board: Board, mine: Callable[[], Sequence[Activity]], *, reads: bool
+    ) -> None:
+        """``reads``: whether this replica divides windows, and so must know the others."""
+        self.replica = replica
+        self.board = board
+        self.mine = mine
+        self.reads = reads
+        self.known: list[Activity] = []
+        self._failing = False
+        self._task: asyncio.Task[None] | None = None
+
+    def __call__(self, node: str, start_s: float, end_s: float) -> Iterable[Activity]:
+        """What others did on a node between two Unix times."""
+        return [
+            activity
+            for activity in self.known
+            if activity.node == node
+            and activity.start_s < end_s
+            and (activity.end_s is None or activity.end_s >= start_s)
+        ]
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            try:
+                await self._task
+            except asyncio.CancelledError:
+                pass
+
+    async def exchange(self) -> None:
+        """Publish once, and read the others."""
+        await self.board.publish(self.replica, _encode(list(self.mine())))
+        if self.reads:
+            found: list[Activity] = []
+            for value in await self.board.others(self.replica):
+                try:
+                    found += _decoder.decode(value)
+                except msgspec.MsgspecError:
+                    continue  # another version's
+            self.known = found
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self.exchange()
+                self._failing = False
+            except (OSError, RedisError) as error:
+                if not self._failing:
+                    log.warning(
+                        "Other replicas' requests are not known (%s): their energy counts as "
+                        "external until they are.",
+                        type(error).__name__,
+                    )
+                self._failing = True
+            await asyncio.sleep(PUBLISH_S)
+
+
+def _text(name: object) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
