@@ -48,6 +48,7 @@ class EnergyEstimator:
         self._quality = quality
         self._learnt = learnt
         self._rooflines: dict[str, Roofline | None] = {}
+        self._physics: dict[str, StepPhysics] = {}
 
     def physics(self, backend: Backend) -> StepPhysics | None:
         """The prior's step physics of a backend: energy above idle, idle power apart.
@@ -91,7 +92,9 @@ class EnergyEstimator:
             cost = roofline.request(
                 batch, features.prompt_tokens, output, features.cached_prompt_tokens
             )
-            physics = roofline.physics()
+            physics = self._physics.get(backend.name)
+            if physics is None:
+                physics = self._physics[backend.name] = roofline.physics()
             added = output * (
                 physics.token_j
                 + physics.context_j * (features.prompt_tokens + 0.5 * output)

@@ -25,6 +25,8 @@ TAIL_CHARS = 800
 TASKS = ("code", "math", "choice", "extraction", "writing", "question", "chat")
 
 _WORD = re.compile(r"[\u3040-\u9fff\uac00-\ud7af]|[^\W\d_]+|\d+|[^\w\s]")
+# The same for text that is all ASCII and in lower case, in half the time.
+_ASCII_WORD = re.compile(r"[a-z]+|[0-9]+|[^\w\s]")
 _LONGEST_WORD = 24  # longer ones are keys, hashes and data, and are not remembered
 # Words count by their first letters: "muscle", "muscles" and "muscular" are one, which matters
 # where a few hundred prompts must teach what a kind of task looks like.
@@ -91,10 +93,8 @@ class TextFeatures(NamedTuple):
 
 def read(text: str) -> TextFeatures:
     """The features of a prompt. Any string will do, the empty one too."""
-    part = text
-    if len(text) > HEAD_CHARS + TAIL_CHARS:
-        part = text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
-    words = _WORD.findall(part.lower())
+    part = _ends(text)
+    words = _words(part)
     distinct = set(words)
     hashes = np.array([_HASHES[word] for word in words], dtype=np.int64)
     # A pair is mixed from its two words' hashes; 40503 is Knuth's multiplicative constant
@@ -106,10 +106,7 @@ def read(text: str) -> TextFeatures:
     n = len(words)
     numbers = sum(map(str.isdigit, words))
     letters = sum(map(str.isalpha, words))
-    options = 0
-    if "\nB" in part:
-        while options < 10 and any(mark in part for mark in _OPTIONS[options]):
-            options += 1
+    options = _options(part)
     fence = "```" in part
     latex = count("$") + count("\\")
     stripped = part.rstrip()
@@ -143,7 +140,39 @@ def read(text: str) -> TextFeatures:
 
 def coarse_task(text: str) -> str:
     """One of TASKS, from cue words and layout. Never fails; "chat" is the rest."""
-    return read(text).task
+    part = _ends(text)
+    words = _words(part)
+    return _coarse_task(
+        set(words),
+        words,
+        _options(part),
+        "```" in part,
+        part.count("$") + part.count("\\"),
+        sum(map(str.isdigit, words)),
+        len(text),
+        part.rstrip().endswith("?"),
+    )
+
+
+def _ends(text: str) -> str:
+    """Where a prompt says what it wants: its head and its tail."""
+    if len(text) <= HEAD_CHARS + TAIL_CHARS:
+        return text
+    return text[:HEAD_CHARS] + "\n" + text[-TAIL_CHARS:]
+
+
+def _words(part: str) -> list[str]:
+    pattern = _ASCII_WORD if part.isascii() else _WORD
+    return pattern.findall(part.lower())
+
+
+def _options(part: str) -> int:
+    """How many lettered options a question gives, in order from A."""
+    options = 0
+    if "\nB" in part:
+        while options < 10 and any(mark in part for mark in _OPTIONS[options]):
+            options += 1
+    return options
 
 
 def text_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:

@@ -6,7 +6,7 @@ pass through an older one unharmed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -39,6 +39,20 @@ _WINDOW_UNITS = {
 _RENAMED = {"group": "model_group"}
 _RECORD_FIELDS = tuple(f.name for f in msgspec.structs.fields(UsageRecord))
 _WINDOW_FIELDS = tuple(f.name for f in msgspec.structs.fields(Window))
+# (field, its column or None, what turns it into the column's unit or None)
+_Column = tuple[str, str | None, Callable[[Any], Any] | None]
+
+
+def _columns(names: tuple[str, ...], units: Mapping[str, Any], table: Any) -> tuple[_Column, ...]:
+    found: list[_Column] = []
+    for name in names:
+        column, into, _ = units.get(name, (_RENAMED.get(name, name), None, None))
+        found.append((name, column if column in table else None, into))
+    return tuple(found)
+
+
+_RECORD_COLUMNS = _columns(_RECORD_FIELDS, _RECORD_UNITS, requests.c)
+_WINDOW_COLUMNS = _columns(_WINDOW_FIELDS, _WINDOW_UNITS, windows.c)
 _DIMENSION_COLUMNS = tuple(name for name in DIMENSIONS)
 
 
@@ -49,7 +63,7 @@ def hour_of(at_s: float) -> int:
 
 def record_row(record: UsageRecord) -> Row:
     """One request as a row of ``requests``. Raises ValueError for a figure that is not finite."""
-    row = _row(record, _RECORD_FIELDS, _RECORD_UNITS, requests.c)
+    row = _row(record, _RECORD_COLUMNS)
     row["tags"] = ",".join(sorted({clean(tag).replace(",", " ") for tag in record.tags}))
     row["hour_s"] = hour_of(record.start_s)
     row["dim_id"] = dim_id(*dimensions(row))
@@ -58,7 +72,7 @@ def record_row(record: UsageRecord) -> Row:
 
 def window_row(window: Window) -> Row:
     """One window as a row of ``windows``. Raises ValueError for a figure that is not finite."""
-    row = _row(window, _WINDOW_FIELDS, _WINDOW_UNITS, windows.c)
+    row = _row(window, _WINDOW_COLUMNS)
     row["hour_s"] = hour_of(window.start_s)
     return row
 
@@ -143,19 +157,15 @@ def clean(text: str) -> str:
     return text.replace("\x00", "").encode("utf-8", "replace").decode()
 
 
-def _row(value: Any, names: tuple[str, ...], units: Mapping[str, Any], columns: Any) -> Row:
+def _row(value: msgspec.Struct, columns: tuple[_Column, ...]) -> Row:
     row: Row = {"extra": None}
     extra: Row = {}
-    for name in names:
-        field = getattr(value, name)
-        if name in units:
-            column, into, _ = units[name]
-            row[column] = into(field)
-            continue
-        column = _RENAMED.get(name, name)
-        if isinstance(field, str):
+    for (name, column, into), field in zip(columns, msgspec.structs.astuple(value), strict=True):
+        if into is not None:
+            field = into(field)
+        elif isinstance(field, str):
             field = clean(str(field))
-        if column in columns:
+        if column is not None:
             row[column] = field
         elif field is not None:
             extra[name] = field

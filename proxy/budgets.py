@@ -148,6 +148,17 @@ def period(per: Per, now_s: float, timezone: str = "UTC") -> Period:
     if per == "minute":
         start = now_s // 60 * 60
         return Period(start, start + 60, str(int(start)))
+    known = _current.get((per, timezone))
+    if known is not None and known.start_s <= now_s < known.end_s:
+        return known
+    found = _current[per, timezone] = _calendar_period(per, now_s, timezone)
+    return found
+
+
+_current: dict[tuple[Per, str], Period] = {}  # the one asked for last, nearly always wanted again
+
+
+def _calendar_period(per: Per, now_s: float, timezone: str) -> Period:
     day = datetime.fromtimestamp(now_s, _zone(timezone)).date()
     if per == "day":
         return _days(day, day + timedelta(days=1), timezone, day.isoformat())

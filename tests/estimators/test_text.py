@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from estimators.text import (
+    _WORD,
     BUCKETS,
     DENSE,
     TASKS,
+    _words,
     coarse_task,
     read,
     text_of_messages,
@@ -96,3 +98,13 @@ def test_reading_takes_no_longer_for_a_book_than_for_a_page() -> None:
         return min(times)
 
     assert best_of(book) < 4 * best_of(page)
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+def test_the_quick_way_to_find_words_finds_the_same(part: str) -> None:
+    assert _words(part) == _WORD.findall(part.lower())
+
+
+@given(st.text())
+def test_the_kind_of_task_alone_is_the_one_among_all_features(part: str) -> None:
+    assert coarse_task(part) == read(part).task
