@@ -33,7 +33,8 @@ from proxy import auth, backends, books, errors, feedback, policy_book
 from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
-from proxy.dashboard.configured import snapshots_of
+from proxy.carbon_metrics import CarbonMetrics
+from proxy.dashboard.configured import sites_of, snapshots_of
 from proxy.dashboard.pages import Dashboard, router
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
@@ -117,6 +118,13 @@ class Proxy:
         self.grid = Grid(settings, self.pool)
         self.grid.refresh(time.time())
         self.telemetry = Telemetry()
+        self.carbon = CarbonMetrics(
+            self.telemetry.registry,
+            self.grid.book,
+            sites_of(settings, [engine.facts for engine in self.pool.engines]),
+            self.telemetry.request,
+            self.telemetry.divided,
+        )
         self.learning = Learning(self.pool)
         self.estimator = EnergyEstimator(learnt=self.learning.learnt)
         self.learning.prior = self.estimator.physics
@@ -142,7 +150,7 @@ class Proxy:
             live=self.watch.flights,
             divide=divide,
             learner=self.learning,
-            observer=self.telemetry,
+            observer=self.carbon,
             replica=self.replica,
         )
         self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
@@ -284,6 +292,7 @@ class Proxy:
     def refresh_metrics(self) -> None:
         """Set the gauges, just before they are read."""
         metrics = self.telemetry
+        self.carbon.refresh(time.time())
         metrics.in_flight.set(self.steps.in_flight)
         metrics.imbalance.set(self.accounts.imbalance_j)
         metrics.simulated.set(sum(e.facts.simulated for e in self.pool.engines))
