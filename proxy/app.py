@@ -42,6 +42,7 @@ from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
 from proxy.measuring import Learning, Measuring, divide
+from proxy.meter_metrics import MeterMetrics
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
@@ -175,6 +176,7 @@ class Proxy:
             time.time,
             self.take_window,
         )
+        self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
         self.api = FastAPI(
             title="Joulegate",
             lifespan=self._lifespan,

@@ -1,0 +1,107 @@
+"""What /metrics says of meters: windows taken and refused, agents' clocks, and our own energy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from meters.intake import WindowIntake
+from meters.local import LocalMeter
+from meters.overheads import OwnEnergy
+
+
+class MeterMetrics(Collector):
+    """Read when the page is asked for; nothing is kept here but our own energy's counter.
+
+    ``meters`` gives the meters that this process runs itself; ``unix_s`` the time, ``cpu_s`` the
+    processor seconds this process has used.
+    """
+
+    def __init__(
+        self,
+        intake: WindowIntake,
+        meters: Callable[[], Sequence[LocalMeter]],
+        unix_s: Callable[[], float] = time.time,
+        cpu_s: Callable[[], float] = time.process_time,
+    ) -> None:
+        self._intake, self._meters = intake, meters
+        self._unix_s, self._cpu_s = unix_s, cpu_s
+        self._own = OwnEnergy()
+        self._own.add(0.0)  # all of this process's life counts
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._windows()
+        yield from self._agents()
+        yield from self._local()
+        self._own.add(self._cpu_s())
+        own = CounterMetricFamily(
+            "joulegate_own_energy_joules",
+            "Joulegate's own energy: processor seconds at a stated power a core.",
+            labels=["evidence"],
+        )
+        own.add_metric(["modelled"], self._own.total_j - self._own.metered_j)
+        yield own
+
+    def _windows(self) -> Iterator[Metric]:
+        windows = CounterMetricFamily(
+            "joulegate_meter_windows",
+            "Windows that agents sent, by what became of them.",
+            labels=["outcome", "reason"],
+        )
+        for (outcome, reason), count in sorted(self._intake.counts.copy().items()):
+            windows.add_metric([outcome, reason], count)
+        yield windows
+        refused = CounterMetricFamily(
+            "joulegate_meter_refused_joules",
+            "Joules of refused windows, which entered no book.",
+            labels=["reason"],
+        )
+        for reason, joules in sorted(self._intake.refused_j.copy().items()):
+            refused.add_metric([reason], joules)
+        yield refused
+
+    def _agents(self) -> Iterator[Metric]:
+        age = GaugeMetricFamily(
+            "joulegate_meter_age_seconds",
+            "Since the end of a node's newest window.",
+            labels=["node"],
+        )
+        clock = GaugeMetricFamily(
+            "joulegate_meter_clock_offset_seconds",
+            "A node's clock less ours at its last batch, after its own correction.",
+            labels=["node"],
+        )
+        missing = GaugeMetricFamily(
+            "joulegate_meter_missing_windows",
+            "Windows that a node dropped and said so by their numbers.",
+            labels=["node"],
+        )
+        now_s = self._unix_s()
+        for node, status in sorted(self._intake.nodes().items()):
+            if status.last_end_s is not None:
+                age.add_metric([node], now_s - status.last_end_s)
+            if status.clock_off_s is not None:
+                clock.add_metric([node], status.clock_off_s)
+            missing.add_metric([node], status.missing)
+        yield from (age, clock, missing)
+
+    def _local(self) -> Iterator[Metric]:
+        dropped = CounterMetricFamily(
+            "joulegate_meter_dropped_windows",
+            "Windows of meters here that could not be closed, by reason.",
+            labels=["node", "reason"],
+        )
+        problems = GaugeMetricFamily(
+            "joulegate_meter_problems",
+            "What is wrong with a meter here now: hardware, counter, engine or host.",
+            labels=["node"],
+        )
+        for meter in self._meters():
+            status = meter.status()
+            problems.add_metric([meter.node], len(status.problems))
+            for reason, count in sorted(status.dropped.items()):
+                dropped.add_metric([meter.node, reason], count)
+        yield from (dropped, problems)

@@ -1,0 +1,75 @@
+"""What /metrics says of meters."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+
+from meters.intake import Submission, WindowIntake
+from meters.local import LocalMeter
+from meters.settings import MeterSettings
+from meters.types import Window
+from proxy.meter_metrics import MeterMetrics
+
+NOW_S = 1_700_000_000.0
+
+
+def window(number: int, energy_j: float) -> Window:
+    return Window(
+        window_id=f"gpu-1:r:{number}",
+        node="gpu-1",
+        start_s=NOW_S - 20 + number,
+        end_s=NOW_S - 19 + number,
+        energy_j=energy_j,
+    )
+
+
+def page_of(metrics: MeterMetrics) -> str:
+    registry = CollectorRegistry()
+    registry.register(metrics)
+    return generate_latest(registry).decode()
+
+
+def test_windows_refusals_and_clocks_are_on_the_page() -> None:
+    intake = WindowIntake({"t": None}, {"gpu-1"}, lambda: NOW_S, lambda _: None)
+    sent = Submission(
+        windows=[window(0, 5.0), window(3, 5.0), window(3, 5.0), window(4, 1e9)], sent_s=NOW_S + 1
+    )
+    intake.accept("t", msgspec.json.encode(sent))
+    intake.accept("wrong", b"{}")
+    page = page_of(MeterMetrics(intake, list, lambda: NOW_S, lambda: 2.0))
+    for line in (
+        'joulegate_meter_windows_total{outcome="accepted",reason=""} 2.0',
+        'joulegate_meter_windows_total{outcome="duplicate",reason=""} 1.0',
+        'joulegate_meter_windows_total{outcome="refused",reason="implausible"} 1.0',
+        'joulegate_meter_windows_total{outcome="refused",reason="wrong_token"} 1.0',
+        'joulegate_meter_refused_joules_total{reason="implausible"} 1e+09',
+        'joulegate_meter_age_seconds{node="gpu-1"} 16.0',
+        'joulegate_meter_clock_offset_seconds{node="gpu-1"} 1.0',
+        'joulegate_meter_missing_windows{node="gpu-1"} 2.0',
+        'joulegate_own_energy_joules_total{evidence="modelled"} 10.0',
+    ):
+        assert line in page, line
+
+
+def test_a_meter_here_that_cannot_read_is_a_problem() -> None:
+    intake = WindowIntake({}, set(), lambda: NOW_S, lambda _: None)
+    local = LocalMeter(MeterSettings(node="here", meter="none", host="none"))
+    local.start(lambda _: None)
+    until_s = time.monotonic() + 5
+    while not local.status().problems and time.monotonic() < until_s:
+        time.sleep(0.01)
+    page = page_of(MeterMetrics(intake, lambda: [local]))
+    local.stop()
+    assert 'joulegate_meter_problems{node="here"} 1.0' in page
+
+
+def test_every_one_of_them_is_in_the_documents() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "metrics.md").read_text()
+    intake = WindowIntake({}, set(), lambda: NOW_S, lambda _: None)
+    for metric in MeterMetrics(intake, list).collect():
+        name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+        assert f"`{name}`" in page, name
