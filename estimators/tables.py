@@ -1,0 +1,222 @@
+"""The prior, worked out beforehand: so that the request path only reads between the lines.
+
+One table a backend over batch, prompt and output; a stack of tables answers for all candidates
+with one look-up. Values never fall along prompt or output, and are read along straight lines
+between nodes, so neither do answers.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import numpy as np
+
+from estimators.greybox import Array, cases
+from estimators.points import Subject, marginal_share, neighbours, rising
+from estimators.prior import Prior
+from meters.types import StepPhysics
+
+BATCHES: Array = np.array([2.0**power for power in range(11)])
+PROMPTS: Array = np.array([0.0, *(16.0 * 4.0**power for power in range(8))])
+OUTPUTS: Array = np.array([4.0**power for power in range(9)])
+_USUAL_PROMPT, _USUAL_OUTPUT = 500.0, 300.0
+_SHAPE = (len(BATCHES), len(PROMPTS), len(OUTPUTS))
+ENERGY, MARGINAL, DECODE, TTFT = range(4)
+
+
+_PROMPT_STRIDE = len(PROMPTS) * len(OUTPUTS)
+# From a node to the other corners of its cell: prompts and batches, then the same an output on.
+_PLANES = [0, len(OUTPUTS), _PROMPT_STRIDE, _PROMPT_STRIDE + len(OUTPUTS)]
+_CORNERS = np.array([*_PLANES, *(start + 1 for start in _PLANES)])[:, None, None]
+_BATCH_LIST, _PROMPT_LIST, _OUTPUT_LIST = BATCHES.tolist(), PROMPTS.tolist(), OUTPUTS.tolist()
+_OUTPUT_STEPS = np.diff(OUTPUTS)
+
+
+class Table:
+    """One backend's figures over the grid."""
+
+    def __init__(
+        self,
+        values: Array,
+        bands: Array,
+        ttft_band: tuple[float, float],
+        idle_w: float,
+        stretch: float = 1.0,
+    ) -> None:
+        self.values = values  # (batch, prompt, output, ENERGY..TTFT), joules and seconds
+        self.bands = bands  # (batch, 4): logarithms of energy low, high, step low, high
+        self.ttft_band = ttft_band  # factors
+        self.idle_w = idle_w
+        self._stretch = stretch  # of a prompt's calculation, by the others' steps
+
+    def physics(self) -> StepPhysics:
+        """The straight line through this table that step physics asks for, energy above idle.
+
+        Solved between a small and a usual batch at usual lengths; where the table bends, at
+        both ends of it the line is off by the bend.
+        """
+        small, usual = 1, 5  # batch 2 and 32
+        prompt, longer = 3, 5  # 256 and 4096 tokens
+        out = 4  # 256 tokens
+        tokens = OUTPUTS[out]
+
+        def at(batch: int, prompt: int, kind: int) -> float:
+            return float(self.values[batch, prompt, out, kind])
+
+        # seconds: DECODE is the whole answer's steps at that batch
+        step_small = at(small, prompt, DECODE) / tokens
+        step_usual = at(usual, prompt, DECODE) / tokens
+        more = PROMPTS[longer] - PROMPTS[prompt]
+        prefill_s = max(1e-12, (at(0, longer, TTFT) - at(0, prompt, TTFT)) / more / self._stretch)
+        # A longer prompt is read in every step; newcomers' like prompts also stall the steps.
+        context_s = (at(small, longer, DECODE) - at(small, prompt, DECODE)) / BATCHES[small] / more
+        context_s = max(0.0, (context_s - prefill_s) / tokens)
+        slope = (step_usual - step_small) / (BATCHES[usual] - BATCHES[small])
+        context = PROMPTS[prompt] + 0.5 * tokens
+        token_s = max(0.0, slope - context_s * context)
+        step_s = max(1e-9, step_small - (token_s + context_s * context) * BATCHES[small])
+        # joules of one request above idle: tokens * (step_j / batch + token_j + context_j * c)
+        # + prompt * prefill_j
+        busy = self._above_idle_j
+        longer_j = busy(small, longer, out) - busy(small, prompt, out)
+        context_j = 0.0
+        prefill_j = max(1e-9, longer_j / more)
+        if context_s > 0.0:
+            # The extra joules of a longer prompt: its prefill, and its cache read in every step;
+            # shared out by the seconds each takes.
+            read_s = context_s * tokens
+            share = read_s / (read_s + prefill_s)
+            context_j = max(0.0, longer_j / more * share / tokens)
+            prefill_j = max(1e-9, longer_j / more * (1.0 - share))
+        base = PROMPTS[prompt] * prefill_j + tokens * context_j * context
+        low_j = max(1e-9, busy(small, prompt, out) - base) / tokens
+        usual_j = max(1e-9, busy(usual, prompt, out) - base) / tokens
+        fewer = 1.0 / BATCHES[small] - 1.0 / BATCHES[usual]
+        step_j = max(1e-9, (low_j - usual_j) / fewer)
+        token_j = max(0.0, usual_j - step_j / BATCHES[usual])
+        return StepPhysics(
+            idle_power_w=float(self.idle_w),
+            step_j=float(step_j),
+            token_j=float(token_j),
+            context_j=float(context_j),
+            prefill_j=float(prefill_j),
+            step_s=float(step_s),
+            token_s=float(token_s),
+            context_s=float(context_s),
+            prefill_s=float(prefill_s),
+        )
+
+    def _above_idle_j(self, batch: int, prompt: int, output: int) -> float:
+        value = self.values[batch, prompt, output]
+        seconds = (value[DECODE] + value[TTFT]) / BATCHES[batch]
+        return float(max(0.05 * value[ENERGY], value[ENERGY] - self.idle_w * seconds))
+
+
+def build(prior: Prior, subject: Subject) -> Table:
+    """Work the prior out over the grid: some tens of milliseconds, off the request path."""
+    batch, prompt, output = (
+        axis.ravel() for axis in np.meshgrid(BATCHES, PROMPTS, OUTPUTS, indexing="ij")
+    )
+    given = cases([subject.static] * len(batch), batch, prompt, output)
+    log_energy, log_step, found = prior.middles(given)
+    step_s = np.exp(log_step)
+    usual = cases(
+        [subject.static] * len(BATCHES),
+        BATCHES,
+        np.full(len(BATCHES), _USUAL_PROMPT),
+        np.full(len(BATCHES), _USUAL_OUTPUT),
+    )
+    exact = prior.answer(usual, [subject.tier] * len(BATCHES))
+    bands = np.stack(
+        [
+            np.minimum(exact.energy_low - exact.energy, 0.0),
+            np.maximum(exact.energy_high - exact.energy, 0.0),
+            np.minimum(exact.step_low - exact.step, 0.0),
+            np.maximum(exact.step_high - exact.step, 0.0),
+        ],
+        axis=1,
+    )
+    shares = []
+    for load in BATCHES:
+        near = neighbours(float(load))
+        around = cases(
+            [subject.static] * 3, near, np.full(3, _USUAL_PROMPT), np.full(3, _USUAL_OUTPUT)
+        )
+        around_answer = prior.answer(around, [subject.tier] * 3)
+        shares.append(marginal_share(float(load), around_answer, subject.idle_w))
+    energy = rising(np.exp(log_energy).reshape(_SHAPE))
+    decode = rising((step_s * output).reshape(_SHAPE))
+    own, others, low, high = prior.ttft_factors
+    # A prompt waits for the step that is running, not for those that newcomers stall later.
+    first = (own * found.prefill_s + others * found.step_s).reshape(_SHAPE)
+    first = np.maximum.accumulate(first[:, :, 4:5].repeat(len(OUTPUTS), axis=2), axis=1)
+    values = np.stack([energy, energy * np.array(shares)[:, None, None], decode, first], axis=-1)
+    return Table(values, bands, (low, high), subject.idle_w, own)
+
+
+def linear(physics: StepPhysics, spread: float) -> Table:
+    """The table of step physics that an engine's own windows taught."""
+    batch = BATCHES[:, None, None]
+    prompt, output = PROMPTS[None, :, None], OUTPUTS[None, None, :]
+    context = prompt + 0.5 * output
+    step_s = physics.step_s + batch * (physics.token_s + physics.context_s * context)
+    decode = output * step_s
+    prefill_s = physics.prefill_s * prompt + 0.0 * batch * output
+    busy_s = decode / batch + prefill_s
+    each = physics.token_j + physics.context_j * context
+    added = output * each + physics.prefill_j * prompt + 0.0 * batch
+    energy = physics.idle_power_w * busy_s + output * physics.step_j / batch + added
+    alone = (batch <= 1.0) * output * physics.step_j
+    marginal = np.minimum(added + alone, energy)
+    first = prefill_s + step_s
+    values = np.stack([energy, marginal, decode, first + 0.0 * output], axis=-1)
+    bands = np.tile([-spread, spread, -spread, spread], (len(BATCHES), 1))
+    return Table(values, bands, (1.0 / 1.5, 1.5), physics.idle_power_w)
+
+
+class Stack:
+    """The tables of all candidates of a call, looked up at once."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self.tables = tuple(tables)
+        self._values = np.concatenate([table.values.reshape(-1, 4) for table in tables])
+        self._starts = np.arange(len(tables)) * int(np.prod(_SHAPE))
+        self.bands = np.stack([table.bands for table in tables])
+        self._rows = np.arange(len(tables))
+
+    def at(self, batch: Sequence[float], prompt: float, output: Array) -> tuple[Array, Array]:
+        """(values of (candidate, output, ENERGY..TTFT), bands (candidate, 4)).
+
+        ``batch`` one a candidate, one prompt for all, ``output`` several a candidate. Beyond the
+        grid's ends the figures of its ends are given.
+        """
+        loads, planes = [], []
+        p, u = _place(_PROMPT_LIST, prompt)
+        for given in batch:
+            load = min(max(given, 1.0), _BATCH_LIST[-1])
+            b, t = _place(_BATCH_LIST, load)
+            if t > 0.0:  # joules per token are a + b / batch: straight in 1 / batch
+                t *= _BATCH_LIST[b + 1] / load
+            loads.append(b)
+            planes.append(((1.0 - t) * (1.0 - u), (1.0 - t) * u, t * (1.0 - u), t * u))
+        output = np.minimum(np.maximum(output, 1.0), _OUTPUT_LIST[-1])
+        o = np.minimum(np.searchsorted(OUTPUTS, output, side="right") - 1, len(OUTPUTS) - 2)
+        v = (output - OUTPUTS[o]) / _OUTPUT_STEPS[o]
+        row = np.array(loads)
+        first = (self._starts + row * _PROMPT_STRIDE + p * len(OUTPUTS))[:, None] + o
+        corners = self._values[first + _CORNERS]  # (4 planes and 4 above, candidate, output, 4)
+        plane = np.array(planes).T[:, :, None]
+        weights = np.concatenate([plane * (1.0 - v), plane * v])
+        found = np.einsum("knoq,kno->noq", corners, weights)
+        return found, self.bands[self._rows, row]
+
+
+def _place(nodes: Sequence[float], value: float) -> tuple[int, float]:
+    """(index of the node below, how far towards the next one, 0..1)."""
+    if value <= nodes[0]:
+        return 0, 0.0
+    if value >= nodes[-1]:
+        return len(nodes) - 2, 1.0
+    below = bisect.bisect_right(nodes, value) - 1
+    return below, (value - nodes[below]) / (nodes[below + 1] - nodes[below])
