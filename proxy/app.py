@@ -68,6 +68,14 @@ def replica_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
 
+# Settings that are read once, at start.
+NEEDS_RESTART = ("server", "redis", "ledger", "state_dir", "meters", "organisations")
+
+
+def changed(name: str, old: Settings, new: Settings) -> bool:
+    return bool(getattr(old, name) != getattr(new, name))
+
+
 def agents(settings: Settings) -> dict[str, set[str]]:
     """Each agent's token with the nodes it may speak for."""
     nodes: dict[str, set[str]] = {}
@@ -271,6 +279,34 @@ class Proxy:
         self.api.include_router(sign_in.router(dashboard))
         self.api.include_router(router(dashboard, sign_in.viewer))
 
+    def reload(self, settings: Settings, facts: dict[str, Backend]) -> list[str]:
+        """Use another config from now on, without dropping a request; what it says that needs a
+        restart. Runs in the event loop. Raises ConfigError, and then nothing has changed."""
+        book = policy_book.book_of(settings)
+        fixed = [name for name in NEEDS_RESTART if changed(name, self.settings, settings)]
+        meters_changed = [b.meter for b in settings.backends if b.meter] != [
+            b.meter for b in self.settings.backends if b.meter
+        ]
+        self.settings = settings
+        engines = backends.engines_of(settings, facts, self.pool.by_name)
+        self.pool.hold(engines, settings.fallbacks)
+        self.grid.take(settings)
+        self.grid.refresh(time.time())
+        self.router.take(
+            book.policies, settings.default_policy, settings.carbon.default_counterfactual
+        )
+        self.steps.settings = settings
+        self.client.limits = settings.time
+        self.health.rules = settings.retries
+        self.intake.known_nodes = {engine.node for engine in engines}
+        if self.ledger is not None and self.key_watch is not None:
+            self.key_watch.watch(TeamStore(self.ledger.database, settings))
+        else:
+            self.keys.replace(auth.callers_in(settings))
+        if meters_changed and self.worker == 0:
+            self.measuring.restart(settings)
+        return fixed
+
     def take_window(self, window: Window) -> None:
         """A closed window, from a meter's thread or an agent."""
         note_load(self.pool, window, time.monotonic())
@@ -319,8 +355,6 @@ class Proxy:
             gone["redis"] = "limits, budgets and the cache are kept by each replica alone"
         if self.journal.failing is not None:
             gone["journal"] = self.journal.failing
-        if getattr(self.store, "down", False):
-            gone["redis"] = "limits and cached answers are this replica's own"
         if self.pool.engines and not any(e.healthy for e in self.pool.engines):
             gone["backends"] = "no backend answers"
         return gone

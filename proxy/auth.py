@@ -127,10 +127,15 @@ def key_in(headers: RawHeaders) -> bytes | None:
 
 def from_settings(settings: Settings) -> KeyRing:
     """The key ring of a config file."""
+    return KeyRing(callers_in(settings))
+
+
+def callers_in(settings: Settings) -> dict[str, Caller]:
+    """The keys of a config file, by hash."""
     callers: dict[str, Caller] = {}
     for name, team in settings.teams.items():
         callers |= callers_of_team(name, team)
-    return KeyRing(callers)
+    return callers
 
 
 def callers_of_team(name: str, team: Team) -> dict[str, Caller]:

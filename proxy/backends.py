@@ -146,6 +146,12 @@ class Pool:
     def __init__(
         self, engines: Iterable[Engine], fallbacks: Mapping[str, list[str]] | None = None
     ) -> None:
+        self.hold(engines, fallbacks)
+
+    def hold(
+        self, engines: Iterable[Engine], fallbacks: Mapping[str, list[str]] | None = None
+    ) -> None:
+        """Have these engines from now on; requests under way keep the one they were sent to."""
         self.engines = list(engines)
         self.by_name = {engine.name: engine for engine in self.engines}
         self.groups: dict[str, list[Engine]] = {}
@@ -181,12 +187,25 @@ class Pool:
         return names
 
 
+def engines_of(
+    settings: Settings, facts: Mapping[str, Backend], kept: Mapping[str, Engine] | None = None
+) -> list[Engine]:
+    """The engines of a config; ``facts`` by backend name. Those of ``kept`` whose settings did
+    not change go on as they are, with their load and their cooldown."""
+    found = []
+    for backend in settings.backends:
+        old = (kept or {}).get(backend.full_name)
+        if old is not None and old.settings == backend:
+            old.facts = facts[backend.full_name]
+            found.append(old)
+        else:
+            found.append(Engine(backend, facts[backend.full_name]))
+    return found
+
+
 def of_settings(settings: Settings, facts: Mapping[str, Backend]) -> Pool:
-    """The pool of a config; ``facts`` by backend name."""
-    return Pool(
-        (Engine(backend, facts[backend.full_name]) for backend in settings.backends),
-        settings.fallbacks,
-    )
+    """The pool of a config."""
+    return Pool(engines_of(settings, facts), settings.fallbacks)
 
 
 def upstream_model(engine: Engine, asked: str) -> str:

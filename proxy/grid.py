@@ -39,6 +39,17 @@ class Grid:
         self.table = AnnualTable(regions=carbon.regions)
         self.book = IntensityBook(self.table)
         self._pool = pool
+        self.take(settings)
+
+        self.refresher = IntensityRefresher(
+            self.book,
+            sources_of(settings, pool),
+            KeptObservations(kept_path(settings)),
+        )
+
+    def take(self, settings: Settings) -> None:
+        """Use these settings' fixed figures from now on."""
+        carbon = settings.carbon
         self._fixed = {
             backend.full_name: (
                 backend.intensity_g_per_kwh
@@ -47,11 +58,6 @@ class Grid:
             )
             for backend in settings.backends
         }
-        self.refresher = IntensityRefresher(
-            self.book,
-            sources_of(settings, pool),
-            KeptObservations(kept_path(settings)),
-        )
         self._due_s = 0.0
 
     def refresh(self, unix_s: float) -> None:

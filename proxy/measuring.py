@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 
 from estimators.types import Backend
@@ -61,9 +62,7 @@ class Measuring:
         self.pool = pool
         self.on_window = on_window
         self.meters: list[LocalMeter] = []
-        self._wanted = [
-            (backend, backend.meter) for backend in settings.backends if backend.meter is not None
-        ]
+        self._wanted = wanted(settings)
 
     def start(self) -> None:
         """Read what can be read; what cannot is said once and leaves figures estimated."""
@@ -84,11 +83,26 @@ class Measuring:
                 continue
             self.meters.append(meter)
 
+    def restart(self, settings: Settings) -> None:
+        """Read what these settings name instead; in a thread, since ending a meter takes time."""
+
+        def change() -> None:
+            self.stop()
+            self._wanted = wanted(settings)
+            self.start()
+
+        threading.Thread(target=change, name="meters", daemon=True).start()
+
     def stop(self) -> None:
         """End all meters."""
         for meter in self.meters:
             meter.stop()
         self.meters.clear()
+
+
+def wanted(settings: Settings) -> list[tuple[BackendSettings, MeterSource]]:
+    """The backends whose energy is read here."""
+    return [(b, b.meter) for b in settings.backends if b.meter is not None]
 
 
 def _simulated(source: MeterSource) -> Callable[[], Meter] | None:

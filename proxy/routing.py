@@ -55,12 +55,21 @@ class Router:
         gone to without Joulegate, as the organisation declared it."""
         self.pool = pool
         self.estimator = estimator
-        self.policies = dict(policies)
-        self.default_policy = default_policy
-        self.default_counterfactual = default_counterfactual
+        self.take(policies, default_policy, default_counterfactual)
         self.sessions: dict[tuple[str, str], str] = {}  # (team, session) -> backend
         self._random = random.Random()
         self._hours: dict[str, tuple[int, int]] = {}  # zone -> (hour since 1970, hour of its day)
+
+    def take(
+        self,
+        policies: Mapping[str, Policy],
+        default_policy: str,
+        default_counterfactual: str | None,
+    ) -> None:
+        """Decide by these from now on."""
+        self.policies = dict(policies)
+        self.default_policy = default_policy
+        self.default_counterfactual = default_counterfactual
 
     def policy_for(self, caller: Caller, asked: str, wishes: Wishes) -> Policy:
         """The policy of a request: the header's, the model name's, the team's, the default."""

@@ -70,9 +70,7 @@ def prepare(
 ) -> Prepared:
     """The settings to serve. Raises ConfigError or CommandError."""
     environment = os.environ if environment is None else environment
-    path = config
-    if path is None and not simulated and Path("config.yaml").exists():
-        path = "config.yaml"
+    path = found_config(config, simulated=simulated)
     document = None
     started: list[Any] = []
     if path is not None:
@@ -103,6 +101,13 @@ def prepare(
     for warning in policy_book.refuse_errors(found, document):
         log.warning("%s", warning)
     return Prepared(settings, known, started)
+
+
+def found_config(config: str | None, *, simulated: bool = False) -> str | None:
+    """The config file to use: the one named, else config.yaml where there is one."""
+    if config is None and not simulated and Path("config.yaml").exists():
+        return "config.yaml"
+    return config
 
 
 def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:
@@ -172,26 +177,62 @@ def serve(
         raise CommandError(str(error)) from None
     settings = prepared.settings
     log_to_stderr(settings)
+    origin = Origin(found_config(config, simulated=simulated), host, port, workers)
     listening = listen(settings.server.host, settings.server.port)
     host_, port_ = listening.getsockname()[:2]
     end = beside(f"http://{host_}:{port_}") if beside is not None else lambda: None
     try:
         if settings.server.workers == 1:
-            run_worker(settings, prepared.facts, listening, 0)
+            run_worker(prepared, origin, listening, 0)
             return 0
-        return run_workers(prepared, listening)
+        return run_workers(prepared, origin, listening)
     finally:
         end()
         prepared.close()
         listening.close()
 
 
-def run_worker(
-    settings: Settings, known: dict[str, Backend], listening: socket.socket, number: int
-) -> None:
+class Origin(msgspec.Struct, frozen=True):
+    """Where settings came from, to read them again."""
+
+    config: str | None  # the file; None: there was none
+    host: str | None = None
+    port: int | None = None
+    workers: int | None = None
+
+    def prepare(self) -> Prepared:
+        return prepare(self.config, host=self.host, port=self.port, workers=self.workers)
+
+
+def reload(proxy: app.Proxy, origin: Origin) -> bool:
+    """Read the config again; True when it is in use. A config with mistakes changes nothing."""
+    if origin.config is None:
+        log.warning("there is no config file to read again; start with --config")
+        return False
+    try:
+        prepared = origin.prepare()
+        fixed = proxy.reload(prepared.settings, prepared.facts)
+    except (ConfigError, CommandError) as error:
+        log.error("the old settings stay in use: %s", error)
+        return False
+    log.warning("%s was read again", origin.config)
+    if fixed:
+        log.warning("a restart is needed for what changed under: %s", ", ".join(fixed))
+    return True
+
+
+def run_worker(prepared: Prepared, origin: Origin, listening: socket.socket, number: int) -> None:
     """Serve in this process until told to stop. Worker 0 reads the meters for all."""
-    proxy = app.build(settings, known, worker=number)
-    proxy.on_ready = lambda: say_ready(settings, listening) if number == 0 else None
+    settings = prepared.settings
+    proxy = app.build(settings, prepared.facts, worker=number)
+
+    def ready() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, origin))
+        if number == 0:
+            say_ready(settings, listening)
+
+    proxy.on_ready = ready
     # Threads that hold the interpreter for 5 ms at a time would stall streams.
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -216,14 +257,14 @@ def server(proxy: app.Proxy, settings: Settings) -> uvicorn.Server:
     )
 
 
-def run_workers(prepared: Prepared, listening: socket.socket) -> int:
+def run_workers(prepared: Prepared, origin: Origin, listening: socket.socket) -> int:
     """Serve in several processes that share one listening socket and one set of books."""
     context = multiprocessing.get_context("spawn")
 
     def start(number: int) -> multiprocessing.process.BaseProcess:
         process = context.Process(
             target=_worker,
-            args=(prepared.settings, prepared.facts, listening, number),
+            args=(Prepared(prepared.settings, prepared.facts, []), origin, listening, number),
             name=f"joulegate-worker-{number}",
         )
         process.start()
@@ -237,7 +278,13 @@ def run_workers(prepared: Prepared, listening: socket.socket) -> int:
         for process in running.values():
             process.terminate()
 
+    def again(*_: object) -> None:
+        for process in running.values():
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
+
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGHUP, again)
     signal.signal(signal.SIGINT, stop)
     while not stopping.wait(0.5):
         for number, process in list(running.items()):
@@ -249,11 +296,9 @@ def run_workers(prepared: Prepared, listening: socket.socket) -> int:
     return 0
 
 
-def _worker(
-    settings: Settings, known: dict[str, Backend], listening: socket.socket, number: int
-) -> None:
-    log_to_stderr(settings)
-    run_worker(settings, known, listening, number)
+def _worker(prepared: Prepared, origin: Origin, listening: socket.socket, number: int) -> None:
+    log_to_stderr(prepared.settings)
+    run_worker(prepared, origin, listening, number)
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -439,6 +439,11 @@ class KeyWatch:
         self._failing = False
         self._task: asyncio.Task[None] | None = None
 
+    def watch(self, store: TeamStore) -> None:
+        """Look there from now on, as after a change of the config."""
+        self._store = store
+        self._number = -1
+
     def refresh(self) -> bool:
         """Look once; True when there was a change. Blocks, and raises what the ledger raises."""
         number = self._store.number()

@@ -1,0 +1,94 @@
+"""A config is read again without dropping a connection; one with mistakes changes nothing."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from meters import simulated_engine
+from meters.simulated_physics import EngineConfig
+from tests.joulegate_server import KEY, TEAMS, Joulegate, config_of, in_process
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[simulated_engine.Started]:
+    with simulated_engine.start(EngineConfig(model="tiny")) as started:
+        yield started
+
+
+@pytest.fixture
+def running(engine: simulated_engine.Started, tmp_path: Path) -> Iterator[Joulegate]:
+    config = config_of(f"{engine.url}/v1", teams=TEAMS, log={"level": "info"})
+    started = in_process(config, tmp_path)
+    yield started
+    assert started.process is not None
+    started.process.kill()
+    started.process.wait()
+
+
+def change(folder: Path, **settings: object) -> None:
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
+
+
+def hang_up(running: Joulegate, until_log: str) -> None:
+    assert running.process is not None
+    assert running.log is not None
+    running.process.send_signal(signal.SIGHUP)
+    deadline_s = time.monotonic() + 10
+    while until_log not in running.log.read_text():
+        assert time.monotonic() < deadline_s, running.log.read_text()
+        time.sleep(0.01)  # between two looks at another process's log
+
+
+def status(running: Joulegate, key: str) -> int:
+    return running.post(CHAT, headers={"x-api-key": key}).status
+
+
+def test_new_keys_and_backends_are_used_and_streams_go_on(
+    running: Joulegate, engine: simulated_engine.Started, tmp_path: Path
+) -> None:
+    assert (status(running, KEY), status(running, "sk-new")) == (200, 401)
+    long = {**CHAT, "stream": True, "max_tokens": 150, "ignore_eos": True}
+    connection = running.open(long, headers={"x-api-key": KEY})
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data:")
+    change(
+        tmp_path,
+        teams={"new": {"keys": ["sk-new"]}},
+        backends=[{"model": "tiny", "name": "renamed", "url": f"{engine.url}/v1"}],
+    )
+    hang_up(running, "was read again")
+    rest = response.read()
+    assert rest.endswith(b"data: [DONE]\n\n")
+    connection.close()
+    reply = wait_for(lambda: running.post(CHAT, headers={"x-api-key": "sk-new"}), 200)
+    assert reply.header("x-joulegate-backend") == "renamed"
+    assert status(running, KEY) == 401
+
+
+def test_a_config_with_mistakes_changes_nothing(running: Joulegate, tmp_path: Path) -> None:
+    change(tmp_path, default_polcy="pinned")
+    hang_up(running, "Did you mean 'default_policy'?")
+    assert status(running, KEY) == 200
+
+
+def test_says_what_needs_a_restart(running: Joulegate, tmp_path: Path) -> None:
+    change(tmp_path, ledger={"fsync": True})
+    hang_up(running, "a restart is needed for what changed under: ledger")
+    assert status(running, KEY) == 200
+
+
+def wait_for(ask: Callable[[], object], wanted: int, within_s: float = 5.0):  # type: ignore[no-untyped-def]
+    deadline_s = time.monotonic() + within_s
+    while (reply := ask()).status != wanted:  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # keys are looked at twice a second
+    return reply
