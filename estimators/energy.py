@@ -107,10 +107,6 @@ class EnergyEstimator:
         self._lengths = lengths
         self._quality = quality
         self._learnt = learnt
-<<<<<<< HEAD
-        self._rooflines: dict[str, Roofline | None] = {}
-        self._physics: dict[str, StepPhysics] = {}
-=======
         self._known: dict[str, _Known] = {}
         self._stacks: dict[tuple[str, ...], Stack] = {}
         self._physics: dict[str, tuple[Backend, StepPhysics | None]] = {}
@@ -122,7 +118,6 @@ class EnergyEstimator:
             known = self._of(backend)
             if known.table is None and backend.provider is not None:
                 _add_api(known)
->>>>>>> ea66643 (Answer for all candidates from tables of the prior, and learn from metered requests)
 
     def physics(self, backend: Backend) -> StepPhysics | None:
         """The prior's step physics of a backend: energy above idle, idle power apart.
@@ -212,37 +207,6 @@ class EnergyEstimator:
         except UnknownPrecision:
             return None
 
-<<<<<<< HEAD
-    def _one(self, features: Features, backend: Backend, load: Load) -> Estimate:
-        roofline = self._roofline(backend)
-        energy: Band | None = None
-        ttft: Band | None = None
-        latency: Band | None = None
-        marginal: Band | None = None
-        evidence = Evidence.UNKNOWN
-        if roofline is not None:
-            batch = load.running + 1.0 if load.known else _UNKNOWN_BATCH
-            output = min(_DEFAULT_OUTPUT_TOKENS, features.max_tokens or _DEFAULT_OUTPUT_TOKENS)
-            output *= features.n
-            cost = roofline.request(
-                batch, features.prompt_tokens, output, features.cached_prompt_tokens
-            )
-            physics = self._physics.get(backend.name)
-            if physics is None:
-                physics = self._physics[backend.name] = roofline.physics()
-            added = output * (
-                physics.token_j
-                + physics.context_j * (features.prompt_tokens + 0.5 * output)
-                + (physics.step_j if batch <= 1.0 else 0.0)
-            )
-            added += physics.prefill_j * (features.prompt_tokens - features.cached_prompt_tokens)
-            energy = _wide(cost.energy_j, 2.0)
-            marginal = _wide(added, 3.0)
-            ttft = _wide(cost.prefill_s + cost.step_s, 3.0)
-            latency = _wide(cost.prefill_s + output * cost.step_s, 2.0)
-            evidence = Evidence.SIMULATED if backend.simulated else Evidence.BENCHMARK
-        quality = backend.quality_by_task.get(features.task or "", backend.quality)
-=======
     def _subject(self, backend: Backend) -> Subject | None:
         if backend.gpu is None:
             return None
@@ -389,7 +353,6 @@ class EnergyEstimator:
             marginal = Band(marginal.low * least, marginal.mid, marginal.high * most)
             decode = Band(0.5 * decode.low, decode.mid, 3.0 * decode.high)
         latency = Band(ttft.low + decode.low, ttft.mid + decode.mid, ttft.high + decode.high)
->>>>>>> ea66643 (Answer for all candidates from tables of the prior, and learn from metered requests)
         return Estimate(
             backend=backend.name,
             energy_j=energy,
