@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from meters.fitting import Fit, fit
+from meters.fitting import Fit, columns, fit
+from meters.foreign import Foreign
 from meters.phases import Floats
 from meters.types import Activity, Attribution, Share, StepPhysics, Window
 from meters.work import Work, moved, rebuild
@@ -154,6 +155,37 @@ def _modelled(work: Work, physics: StepPhysics) -> Floats:
         + physics.prefill_j * work.prefilled
     )
     return np.where(np.isfinite(modelled), modelled, 0.0)
+
+
+class Regressors(NamedTuple):
+    """What an engine did in one window, others' traffic included: what its energy grows with."""
+
+    seconds: float
+    busy_s: float
+    steps: float
+    generated: float  # tokens
+    context_steps: float  # cached tokens read, over all steps
+    prefilled: float  # prompt tokens computed
+    external: float  # part of the generated tokens that are others'
+
+
+def regressors(
+    window: Window, activities: Sequence[Activity], foreign: Foreign | None = None
+) -> Regressors:
+    """The work in one window, as ``estimators.steps`` learns from it."""
+    with np.errstate(all="ignore"):
+        work = rebuild([window], activities, foreign)
+        steps, generated, context, prefilled = columns(work)[0]
+    others = float(work.external_tokens[0])
+    return Regressors(
+        window.end_s - window.start_s,
+        float(work.busy_s[0]),
+        float(steps),
+        float(generated),
+        float(context),
+        float(prefilled),
+        others / float(generated) if generated > 0 else 0.0,
+    )
 
 
 def clean(

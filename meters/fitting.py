@@ -50,26 +50,26 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
     length = np.array([w.end_s - w.start_s for w in windows])
     energy = np.array([w.energy_j for w in windows])
     idle_w = np.array([np.nan if w.idle_power_w is None else w.idle_power_w for w in windows])
-    columns = _columns(windows, work)
-    proportions = _as_time_goes(columns, work)
+    used = columns(work)
+    proportions = _as_time_goes(used, work)
     told = ~np.isnan(idle_w)
     idle_known = bool(told.all())
     default_w = float(np.median(idle_w[told])) if told.any() else 0.0
     if not told.any():
-        quiet = (columns.sum(axis=1) == 0) & (length > 0)
+        quiet = (used.sum(axis=1) == 0) & (length > 0)
         if quiet.any():
             default_w = float(np.median(energy[quiet] / length[quiet]))
             idle_known = True
         else:
-            learnt, sure = _idle_power(columns, energy, length, proportions)
+            learnt, sure = _idle_power(used, energy, length, proportions)
             idle_known = sure
             default_w = learnt if sure else 0.0
     else:
         idle_known = True
     above = np.maximum(energy - np.where(told, idle_w, default_w) * length, 0.0)
-    coefficients, deviation, _ = _solve(columns, above, energy, proportions)
+    coefficients, deviation, _ = _solve(used, above, energy, proportions)
     step_j, token_j, context_j, prefill_j = (float(c) for c in coefficients)
-    busy = int((columns.sum(axis=1) > 0).sum())
+    busy = int((used.sum(axis=1) > 0).sum())
     return Fit(
         StepPhysics(
             idle_power_w=default_w,
@@ -88,7 +88,7 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
     )
 
 
-def _columns(windows: Sequence[Window], work: Work) -> Floats:
+def columns(work: Work) -> Floats:
     """Steps, generated, context and prefilled tokens of each window, external ones included."""
     ours = work.by_window(work.tokens)
     generated = ours + work.external_tokens

@@ -1,0 +1,261 @@
+"""Learns one engine's step physics from its own windows, one window at a time. Pure.
+
+Two linear models with non-negative coefficients share one shape:
+
+    energy = idle_power_w·t + step_j·steps + token_j·generated + context_j·context
+             + prefill_j·prefilled
+    busy time = step_s·steps + token_s·generated + context_s·context + prefill_s·prefilled
+
+The prior is a set of pseudo-observations that are never forgotten; windows are, with a half-life,
+so that drift is followed. What recent windows cannot tell apart (a steadily saturated engine)
+therefore returns to the prior's proportions, and its uncertainty grows back to the prior's. A
+window that fits badly counts less (Huber); when window after window is off to the same side the
+engine has changed, and what was learnt of it is dropped at once.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meters.attribution import Regressors
+from meters.fitting import CONTEXT_PER_STEP, PREFILL_PER_STEP, TOKEN_PER_STEP, non_negative
+from meters.types import StepPhysics, Window
+
+Floats = npt.NDArray[np.float64]
+
+HALF_LIFE_S = 900.0
+PRIOR_DEVIATION = 0.5  # relative: what a prior from published figures is usually off by
+FIRST_NOISE = 0.05  # relative deviation of a window from the model, before any was seen
+LEAST_NOISE = 0.005  # no meter and no reconstruction is better
+HUBER = 2.0  # deviations beyond which a window counts less
+LOOK_BACK = 25.0  # windows over which deviations to one side are averaged
+MOST_MEMORY = 0.9
+CHANGED = 1.5  # deviations to one side, on that average, that say the engine has changed
+KEPT_AFTER_CHANGE = 0.02  # of what was learnt
+SETTLED_WINDOWS = 30.0  # before which nothing is called a change
+ENERGY = ("idle_power_w", "step_j", "token_j", "context_j", "prefill_j")
+TIME = ("step_s", "token_s", "context_s", "prefill_s")
+
+
+class _Line:
+    """One of the two models, in units of its prior."""
+
+    def __init__(self, prior: Floats) -> None:
+        self.prior = prior
+        n = len(prior)
+        self.information = np.zeros((n, n))
+        self.sums = np.zeros(n)
+        self.noise = FIRST_NOISE  # relative deviation, without what it shares with the last
+        self.spread = FIRST_NOISE  # relative deviation, all of it
+        self.memory = 0.0  # part of a deviation that is still there in the next window
+        self.lean = 0.0  # average deviation to one side, in deviations
+        self._before: tuple[Floats, float] | None = None
+        self.weight = 0.0  # windows, as far as they are remembered
+        self.relative = np.ones(n)
+
+    def observe(
+        self, row: Floats, value: float, weight: float, keep: float, *, next_: bool
+    ) -> None:
+        """Take in ``value = row·coefficients``; ``next_``: right after the last one.
+
+        Deviations are relative. What a deviation shares with the one before it (heat, clocks) is
+        taken out first, so that slow drift is not mistaken for an effect of what rose with it.
+        """
+        self.information *= keep
+        self.sums *= keep
+        self.weight *= keep
+        units = row * self.prior
+        scale = max(value, float(units @ self.relative), 1e-6)
+        units, value = units / scale, value / scale
+        off = value - float(units @ self.relative)
+        settled = self.weight >= SETTLED_WINDOWS
+        self.lean += (float(np.clip(off / self.spread, -5, 5)) - self.lean) / LOOK_BACK
+        if settled and abs(self.lean) > CHANGED:
+            self.information *= KEPT_AFTER_CHANGE
+            self.sums *= KEPT_AFTER_CHANGE
+            self.weight *= KEPT_AFTER_CHANGE
+            self.noise = self.spread = FIRST_NOISE
+            self.lean = self.memory = 0.0
+        before = self._before if next_ else None
+        self._before = (units, value)
+        fresh = off
+        if before is not None:
+            last_off = before[1] - float(before[0] @ self.relative)
+            bound = 3 * self.spread
+            pair = float(np.clip(off, -bound, bound)) * float(np.clip(last_off, -bound, bound))
+            self.memory += (pair / self.spread**2 - self.memory) / 100
+            memory = float(np.clip(self.memory, 0.0, MOST_MEMORY)) if settled else 0.0
+            rest = math.sqrt(1 - memory**2)
+            units = (units - memory * before[0]) / rest
+            value = (value - memory * before[1]) / rest
+            fresh = (off - memory * last_off) / rest
+        part = weight * min(1.0, HUBER * self.noise / max(abs(fresh), 1e-12)) / self.noise**2
+        self.information += part * np.outer(units, units)
+        self.sums += part * units * value
+        self.weight += weight
+        rate = 0.3 if settled else 1.0
+        self.noise = _followed(self.noise, fresh, rate)
+        self.spread = _followed(self.spread, off, rate)
+        self._solve()
+
+    def _solve(self) -> None:
+        held = self._held()
+        self.relative = non_negative(self.information + np.diag(held), self.sums + held)
+
+    def _held(self) -> Floats:
+        """The prior's hold, with heavy tails: far from it, it hardly resists."""
+        return np.asarray(1 / (PRIOR_DEVIATION**2 + (self.relative - 1) ** 2), dtype=np.float64)
+
+    def _normal(self) -> Floats:
+        return np.asarray(self.information + np.diag(self._held()), dtype=np.float64)
+
+    @property
+    def coefficients(self) -> Floats:
+        return np.asarray(self.relative * self.prior, dtype=np.float64)
+
+    @property
+    def errors(self) -> Floats:
+        """Standard errors of the coefficients."""
+        return np.asarray(
+            np.sqrt(np.diag(np.linalg.inv(self._normal()))) * self.prior, dtype=np.float64
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "prior": self.prior.tolist(),
+            "information": self.information.tolist(),
+            "sums": self.sums.tolist(),
+            "noise": self.noise,
+            "spread": self.spread,
+            "memory": self.memory,
+            "lean": self.lean,
+            "relative": self.relative.tolist(),
+            "before": None if self._before is None else [self._before[0].tolist(), self._before[1]],
+            "weight": self.weight,
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> _Line:
+        line = cls(np.array(saved["prior"], dtype=np.float64))
+        line.information = np.array(saved["information"], dtype=np.float64)
+        line.sums = np.array(saved["sums"], dtype=np.float64)
+        line.noise, line.spread = float(saved["noise"]), float(saved["spread"])
+        line.memory, line.lean = float(saved["memory"]), float(saved["lean"])
+        line.weight = float(saved["weight"])
+        line.relative = np.array(saved["relative"], dtype=np.float64)
+        before = saved["before"]
+        if before is not None:
+            line._before = (np.array(before[0], dtype=np.float64), float(before[1]))
+        return line
+
+
+def _followed(deviation: float, off: float, rate: float) -> float:
+    """The usual size of deviations, moved by small steps towards their median."""
+    up = 1.05 if abs(off) > 0.6745 * deviation else 1 / 1.05
+    return float(np.clip(deviation * up**rate, LEAST_NOISE, 1.0))
+
+
+class StepLearner:
+    """One engine's physics: the prior at first, then what its windows teach."""
+
+    def __init__(self, prior: StepPhysics, *, half_life_s: float = HALF_LIFE_S) -> None:
+        self.prior = prior
+        self.half_life_s = half_life_s
+        self.engine: str | None = None
+        self._restart()
+
+    def _restart(self) -> None:
+        self._energy = _Line(_usable(self.prior, ENERGY))
+        self._time = _Line(_usable(self.prior, TIME))
+        self._last_s: float | None = None
+
+    def serves(self, engine: str) -> bool:
+        """Say which engine this is (version and model); a change starts anew from the prior.
+
+        Whether that happened.
+        """
+        changed = self.engine is not None and engine != self.engine
+        self.engine = engine
+        if changed:
+            self._restart()
+        return changed
+
+    def observe(self, window: Window, work: Regressors) -> None:
+        """Learn from a window. One that makes no sense, or is older than the last, is passed by."""
+        numbers = (window.energy_j, *work)
+        if not all(math.isfinite(n) and n >= 0 for n in numbers) or work.seconds <= 0:
+            return
+        if self._last_s is not None and window.end_s <= self._last_s:
+            return
+        passed_s = 0.0 if self._last_s is None else window.end_s - self._last_s
+        self._last_s = window.end_s
+        keep = 0.5 ** (passed_s / self.half_life_s)
+        did = np.array([work.steps, work.generated, work.context_steps, work.prefilled])
+        # Of others' requests the contexts are a guess, and longer windows tell more.
+        weight = work.seconds * (1 - min(work.external, 0.9)) ** 2
+        row = np.concatenate([[work.seconds], did])
+        next_ = 0 < passed_s <= 1.01 * work.seconds
+        self._energy.observe(row, window.energy_j, weight, keep, next_=next_)
+        if work.external == 0 and work.busy_s > 0.1 * work.seconds and work.steps > 0:
+            self._time.observe(did, work.busy_s, weight, keep, next_=next_)
+
+    @property
+    def windows(self) -> float:
+        """Seconds of windows that what is known now rests on; forgotten ones count less."""
+        return self._energy.weight
+
+    @property
+    def trained(self) -> bool:
+        """Whether windows, rather than the prior, decide what a step and a token cost."""
+        share = self._energy.errors / self._energy.prior
+        return bool(self.windows >= SETTLED_WINDOWS and share[1:3].min() < PRIOR_DEVIATION / 2)
+
+    def physics(self) -> StepPhysics:
+        """The coefficients as known now; all finite and >= 0."""
+        return _physics(self._energy.coefficients, self._time.coefficients)
+
+    def uncertainty(self) -> StepPhysics:
+        """The standard error of each coefficient, in its own unit."""
+        return _physics(self._energy.errors, self._time.errors)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for a file; ``from_dict`` is the way back."""
+        return {
+            "prior": {name: getattr(self.prior, name) for name in (*ENERGY, *TIME)},
+            "half_life_s": self.half_life_s,
+            "engine": self.engine,
+            "last_s": self._last_s,
+            "energy": self._energy.as_dict(),
+            "time": self._time.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> StepLearner:
+        """What ``as_dict`` saved. Raises KeyError, TypeError or ValueError for anything else."""
+        learner = cls(StepPhysics(**saved["prior"]), half_life_s=float(saved["half_life_s"]))
+        learner.engine = saved["engine"]
+        learner._last_s = saved["last_s"]
+        learner._energy = _Line.from_dict(saved["energy"])
+        learner._time = _Line.from_dict(saved["time"])
+        return learner
+
+
+def _usable(prior: StepPhysics, names: tuple[str, ...]) -> Floats:
+    """The prior's coefficients; for zeros, which no unit can be made of, the usual proportions."""
+    per_step = {"step": 1.0, "token": TOKEN_PER_STEP, "context": CONTEXT_PER_STEP}
+    unit = "j" if "step_j" in names else "s"
+    step = getattr(prior, f"step_{unit}") or (1.0 if unit == "j" else 0.01)
+    values = []
+    for name in names:
+        usual = step * per_step.get(name.split("_")[0], PREFILL_PER_STEP)
+        values.append(getattr(prior, name) or (usual if name != "idle_power_w" else 50.0))
+    return np.array(values, dtype=np.float64)
+
+
+def _physics(energy: Floats, seconds: Floats) -> StepPhysics:
+    values = [*energy.tolist(), *seconds.tolist()]
+    return StepPhysics(**dict(zip((*ENERGY, *TIME), values, strict=True)))
