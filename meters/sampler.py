@@ -175,8 +175,6 @@ class Sampler:
         closer = self._closer or self._new_closer(self._meter)
         self._closer = closer
         self._min_poll_s = max(FASTEST_POLL_S, getattr(self._meter, "min_poll_s", 0.0))
-        closer.read(self._meter.read())
-        self._solve("meter")
         began_s = next_poll_s = next_tick_s = self._clock()
         waiting_since_s: float | None = None
         last_counters_s: float | None = None
@@ -184,6 +182,7 @@ class Sampler:
             now_s = self._clock()
             before_s = time.thread_time()
             closer.read(self._meter.read())
+            self._solve("meter")
             self._read_host(closer)
             self._read_cpu_s += 0.1 * (time.thread_time() - before_s - self._read_cpu_s)
             if waiting_since_s is not None:

@@ -59,7 +59,7 @@ class _Track:
         self._continuous = continuous
         self._points: deque[_Point] = deque()
         self._gaps_s: deque[float] = deque(maxlen=15)
-        self._least_late_s = float("inf")
+        self._looks_s: deque[float] = deque(maxlen=16)  # time between two looks
         self._first_s: float | None = None
         self._last: tuple[float, float] | None = None
 
@@ -100,11 +100,12 @@ class _Track:
             self._last = None
             self.add(at_s, energy_j)
             return reason
+        self._looks_s.append(at_s - before_s)
         if energy_j > before_j or self._continuous:
             look_s = at_s - before_s
-            self._least_late_s = min(self._least_late_s, look_s)
             # a movement seen after a long look away says little of how often it moves
-            if self._points and look_s <= max(1.3 * self._least_late_s, (at_s - moved_s) / 2):
+            close_s = 1.5 * sorted(self._looks_s)[len(self._looks_s) // 4] if self._looks_s else 0
+            if self._points and look_s <= max(close_s, (at_s - moved_s) / 2):
                 self._gaps_s.append(at_s - moved_s)
             late_s = 0.0 if self._continuous else look_s
             self._points.append(_Point(at_s, energy_j, late_s))

@@ -238,6 +238,15 @@ def test_looking_away_between_boundaries_does_not_hide_how_often_a_counter_moves
     assert to.period_s == pytest.approx(0.05, abs=0.011)
 
 
+def test_two_looks_in_quick_succession_do_not_hide_how_often_a_counter_moves() -> None:
+    to, gpu, at_s = closer(), Gpu("gpu0", period_s=0.02), 0.001
+    to.read([gpu.reading(0.0)])
+    while at_s < 3:
+        to.read([gpu.reading(at_s)])
+        at_s += 0.025
+    assert to.period_s == pytest.approx(0.025, abs=0.001)
+
+
 def test_a_counter_that_stands_still_is_not_waited_for_for_ever() -> None:
     to = closer()
     for n in range(40):
