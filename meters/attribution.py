@@ -79,6 +79,36 @@ def attribute(window: Window, activities: Sequence[Activity], physics: StepPhysi
     return books.attributions[0]
 
 
+class Divider:
+    """Divides windows one after another, as they come in, and says what was done in each.
+
+    Unlike ``attribute`` it remembers, for each node, what the engine counted beyond our requests:
+    foreign traffic shows over several windows, not in one.
+    """
+
+    def __init__(self) -> None:
+        self._foreign: dict[str, Foreign] = {}
+
+    def divide(
+        self, window: Window, activities: Sequence[Activity], physics: StepPhysics | None
+    ) -> tuple[Attribution, Regressors]:
+        """One window, divided by ``physics`` (None: by usual proportions), and the work in it.
+
+        Windows of a node should come in order. Raises ValueError for one that cannot be used.
+        """
+        kept, refused, _ = clean([window])
+        if not kept:
+            raise ValueError(f"window {window.window_id} is {next(iter(refused))}")
+        activities = [a for a in activities if math.isfinite(a.start_s)]
+        with np.errstate(all="ignore"):
+            work = rebuild([window], activities, self._foreign.setdefault(window.node, Foreign()))
+            if physics is None:
+                physics, most = fit([window], work).physics, UNLIMITED
+            else:
+                most = MOST_TIMES_MODELLED
+            return _divide([window], activities, work, physics, most)[0], _regressors(window, work)
+
+
 def attribute_all(
     windows: Iterable[Window],
     activities: Iterable[Activity],
@@ -174,8 +204,11 @@ def regressors(
 ) -> Regressors:
     """The work in one window, as ``estimators.steps`` learns from it."""
     with np.errstate(all="ignore"):
-        work = rebuild([window], activities, foreign)
-        steps, generated, context, prefilled = columns(work)[0]
+        return _regressors(window, rebuild([window], activities, foreign))
+
+
+def _regressors(window: Window, work: Work) -> Regressors:
+    steps, generated, context, prefilled = columns(work)[0]
     others = float(work.external_tokens[0])
     return Regressors(
         window.end_s - window.start_s,

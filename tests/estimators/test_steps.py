@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from estimators.steps import StepLearner
+from estimators.steps import StepLearner, StepLearners
 from meters.attribution import Regressors, regressors
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig, Job
 from meters.simulated_traffic import simulate
@@ -211,3 +211,14 @@ def test_coefficients_stay_finite_and_never_turn_negative(seen):
         learner.observe(window, Regressors(1.0, 0.5, *did, 0.0))
     for physics in (learner.physics(), learner.uncertainty()):
         assert all(0 <= getattr(physics, name) < math.inf for name in NAMES)
+
+
+def test_each_engine_has_a_learner_of_its_own_that_comes_back_from_a_file():
+    learners = StepLearners()
+    for window, work in traffic(TRUE, 60):
+        learners.observe("one", window, work, times(TRUE, 1.5))
+        learners.observe("unknown", window, work, None)
+    assert learners.physics("unknown") is None
+    again = StepLearners()
+    assert again.restore(learners.as_dict() | {"broken": {"prior": 3}}) == ["broken"]
+    assert worst(again.physics("one"), learners.physics("one")) < 1e-9

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meters.attribution import QUANTUM_J, attribute, attribute_all
+from meters.attribution import QUANTUM_J, Divider, attribute, attribute_all
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig, Job
 from meters.simulated_traffic import simulate
 from meters.types import Activity, Evidence, Window
@@ -281,3 +281,45 @@ def test_idle_power_is_learnt_where_windows_without_requests_show_it():
     fit = books.fits["simulated"]
     assert fit.idle_known
     assert fit.physics.idle_power_w == pytest.approx(100.0, rel=0.02)
+
+
+def live(run):
+    """The run's windows divided one at a time, with the requests known at its end."""
+    divider = Divider()
+    total = {}
+    external_j = 0.0
+    for w in run.windows:
+        known = [a for a in run.activities if a.start_s < w.end_s and a.end_s >= w.start_s]
+        divided, work = divider.divide(w, known, LLAMA_8B_BF16)
+        external_j += divided.external_j
+        assert work.generated >= 0
+        for share in divided.shares:
+            total[share.request_id] = total.get(share.request_id, 0.0) + share.energy_j
+    return total, external_j
+
+
+def test_windows_divided_one_at_a_time_find_the_truth_too():
+    run = traffic()
+    found, external_j = live(run)
+    truth = run.request_j()
+    relative = sorted(abs(found[i] - truth[i]) / truth[i] for i in found)
+    assert relative[len(relative) // 2] < 0.05
+    assert relative[int(len(relative) * 0.95)] < 0.15
+    assert external_j == 0.0
+
+
+def test_one_at_a_time_foreign_traffic_shows_after_some_windows():
+    run = traffic(external=0.3, requests=800)
+    _, external_j = live(run)
+    true_j = sum(
+        joules
+        for shares in run.truth_j.values()
+        for request_id, joules in shares.items()
+        if run.jobs[request_id].external
+    )
+    assert external_j == pytest.approx(true_j, rel=0.25)
+
+
+def test_a_window_that_cannot_be_used_says_why():
+    with pytest.raises(ValueError, match="negative"):
+        Divider().divide(window(energy_j=-1.0), [], None)
