@@ -38,6 +38,7 @@ class Flight:
         "asked",
         "attempts",
         "body_sent",
+        "booked",
         "cache",
         "caller",
         "candidates",
@@ -100,6 +101,7 @@ class Flight:
         self.outcome = "ok"
         self.headers_sent = False
         self.body_sent = False
+        self.booked = False
         self.usage: TokenUsage | None = None
         self.events = 0  # events with content so far
         self.progress: list[tuple[float, float]] = []

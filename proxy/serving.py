@@ -233,6 +233,8 @@ def run_worker(prepared: Prepared, origin: Origin, listening: socket.socket, num
             say_ready(settings, listening)
 
     proxy.on_ready = ready
+    # uvicorn raises the signal that stopped it once more when all is closed: it has been obeyed.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     # Threads that hold the interpreter for 5 ms at a time would stall streams.
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

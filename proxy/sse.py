@@ -74,6 +74,7 @@ class StreamWatcher:
         self._line_start = 0  # where in _event the unfinished line begins
         self._passing = False  # inside a line too long to hold
         self._last_was_cr = False
+        self._hid = False  # the last event was not passed on
 
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; the bytes to pass on now."""
@@ -126,7 +127,8 @@ class StreamWatcher:
             self._last_was_cr = False
             self._line_start = len(self._event)
             if len(self._event) == 1:
-                out += self._event
+                if not self._hid:  # else it belongs to the event that was taken out
+                    out += self._event
                 self._reset()
             return
         self._last_was_cr = line.endswith(b"\r")
@@ -143,7 +145,8 @@ class StreamWatcher:
             part = text[5:]
             self._data = part if self._data is None else self._data + b"\n" + part
         elif not text:
-            if self._data is None or self._inspect(self._data):
+            self._hid = not (self._data is None or self._inspect(self._data))
+            if not self._hid:
                 out += self._event
             self._reset(keep_cr=True)
 

@@ -125,12 +125,19 @@ class Steps:
             self.watch.flights.pop(flight.request_id, None)
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
-            self.accounts.finished(flight)
+            self._book(flight)
             if flight.admitted is not None:
                 if self.gate.instant:
                     await self._settle(flight)
                 else:
                     await asyncio.shield(self._settle(flight))
+
+    def _book(self, flight: Flight) -> None:
+        """Put a request on the books, once: before its last byte leaves, so that no client ever
+        holds a whole answer that a killed replica did not record."""
+        if not flight.booked:
+            flight.booked = True
+            self.accounts.finished(flight)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -547,6 +554,7 @@ class Steps:
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
         flight.body_sent = True
+        self._book(flight)
         await send({"type": "http.response.body", "body": rest})
         if held is not None and watcher.done and not watcher.failed and broken is None:
             await self._keep(flight, keep, response, b"".join(held) + rest)
@@ -583,8 +591,11 @@ class Steps:
         self, flight: Flight, send: Send, status: int, headers: RawHeaders, body: bytes
     ) -> None:
         flight.headers_sent = True
+        if flight.end_s is None:
+            flight.end_s = time.monotonic()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         flight.body_sent = True
+        self._book(flight)
         await send({"type": "http.response.body", "body": body})
 
     async def _answer_from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:

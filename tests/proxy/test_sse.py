@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,3 +137,16 @@ def test_usage_of_a_whole_answer() -> None:
     assert usage.completion_tokens == 2
     assert usage.cached_tokens is None
     assert sse.usage_in(b"not json") is None
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+def test_one_cut_anywhere_takes_out_the_same_event(end: bytes) -> None:
+    """Also between the CR and the LF that end the event which is taken out."""
+    hidden = event(USAGE, end=end)
+    whole = stream(end)
+    for first in range(1, len(whole)):
+        for second in (first, first + 1, first + len(hidden)):
+            watcher = StreamWatcher(hide_usage=True)
+            pieces = (whole[:first], whole[first:second], whole[second:])
+            out = b"".join(map(watcher.feed, pieces)) + watcher.end()
+            assert out == whole.replace(hidden, b""), (first, second)

@@ -1,0 +1,117 @@
+"""``joulegate serve`` as a process: it stops gracefully, its books are closed, its address is
+guarded, its workers share one socket."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import HANG, Gate, Upstream
+from tests.joulegate_server import Config, Joulegate, config_of, is_refused, write
+
+Start = Callable[..., Joulegate]
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**ASK, "stream": True}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+def ledger_rows(running: Joulegate) -> dict[str, str]:
+    """Outcome by request id, from the ledger's file."""
+    assert running.log is not None
+    with sqlite3.connect(running.log.parent / "state" / "ledger.db") as ledger:
+        return dict(ledger.execute("SELECT request_id, outcome FROM requests").fetchall())
+
+
+def test_on_sigterm_streams_in_flight_finish_and_the_books_are_closed(
+    joulegate_process: Start, upstream: Upstream
+) -> None:
+    gate = Gate()
+    first, *rest = (answers.event(one) for one in answers.chat_events(usage=True))
+    running = joulegate_process(config_of(upstream.base_url, server={"stop_deadline_s": 20}))
+    assert running.process is not None
+    done = running.post(ASK).header("x-request-id")
+    upstream.play(answers.stream([first, gate, *rest]))
+    response = running.open(STREAM).getresponse()
+    assert response.read1() == first
+    running.process.send_signal(signal.SIGTERM)
+    while not is_refused(running.port):
+        assert running.process.poll() is None, "it ended with a stream in flight"
+        time.sleep(0.01)  # until it has stopped listening
+    gate.open()
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    assert running.process.wait(20) == 0
+    rows = ledger_rows(running)
+    assert rows[response.headers["x-request-id"]] == "ok"
+    assert done in rows
+
+
+def test_streams_that_never_end_are_cut_at_the_deadline_and_charged(
+    joulegate_process: Start, upstream: Upstream
+) -> None:
+    first = answers.event(answers.chat_events()[0])
+    upstream.play(answers.stream([first, HANG], end=False))
+    running = joulegate_process(config_of(upstream.base_url, server={"stop_deadline_s": 1}))
+    assert running.process is not None
+    response = running.open(STREAM).getresponse()
+    assert response.read1() == first
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(20) == 0
+    assert upstream.wait_for(1)[0].gone.wait(5)
+    assert response.headers["x-request-id"] in ledger_rows(running)
+
+
+def test_what_was_finished_survives_a_kill(joulegate_process: Start, upstream: Upstream) -> None:
+    config = config_of(upstream.base_url)
+    running = joulegate_process(config)
+    assert running.process is not None
+    assert running.log is not None
+    seen = {running.post(ASK).header("x-request-id") for _ in range(50)}
+    running.process.kill()
+    running.process.wait()
+    journal = b"".join(p.read_bytes() for p in running.log.parent.rglob("*.journal"))
+    rows = ledger_rows(running)
+    assert all(one in rows or str(one).encode() in journal for one in seen)
+
+
+def test_workers_share_the_port_and_the_books(joulegate_process: Start, upstream: Upstream) -> None:
+    config = config_of(upstream.base_url, server={"stop_deadline_s": 5, "workers": 2})
+    running = joulegate_process(config)
+    assert running.process is not None
+    seen = {running.post(ASK).header("x-request-id") for _ in range(40)}
+    assert len(seen) == 40
+    running.process.send_signal(signal.SIGTERM)
+    assert running.process.wait(30) == 0
+    assert seen <= set(ledger_rows(running))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"server": {"host": "0.0.0.0"}}, "No keys are configured"),
+        ({"servr": {}}, "server"),
+        ({"backends": []}, "backends"),
+    ],
+)
+def test_a_config_that_cannot_be_meant_stops_the_start(
+    tmp_path: Path, change: Config, said: str
+) -> None:
+    path = write({**config_of("http://127.0.0.1:9/v1"), **change}, tmp_path / "bad")
+    command = [sys.executable, "-m", "proxy", "serve", "--config", str(path), "--port", "0"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
