@@ -271,6 +271,42 @@ def test_as_a_process_it_stays_small_and_ends_when_told(side: ProxySide, tmp_pat
     assert cpu_s / seconds <= 0.05  # twice the windows of the usual setting, on a noisy machine
 
 
+def test_killed_at_any_moment_it_loses_no_window(tmp_path: Path) -> None:
+    library = build_library(tmp_path)
+    if library is None:
+        pytest.skip("no C compiler on this machine")
+    side = ProxySide()
+    side.close()  # away while the first run lives
+    config = tmp_path / "meter.yaml"
+    config.write_text(
+        f"node: gpu-1\nproxy_url: {side.url}\ntoken: {TOKEN}\nhost: none\nwindow_s: 0.5\n"
+        f"spool_dir: {tmp_path / 'spool'}\nsend_s: 0.1\n"
+    )
+    command = [sys.executable, "-m", "proxy", "meter", "--config", str(config)]
+    here = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+
+    def on_disk() -> int:
+        files = [*(tmp_path / "spool").glob("*.open"), *(tmp_path / "spool").glob("*.jsonl")]
+        return sum(f.read_bytes().count(b"\n") for f in files)
+
+    first = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
+    wait_for(lambda: on_disk() >= 3)
+    first.kill()
+    first.wait()
+    kept_before = on_disk()
+    side = ProxySide(side.port)
+    second = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len({w.window_id.rpartition(":")[0] for w in side.kept}) == 2)
+    finally:
+        second.terminate()
+        second.wait(15)
+        side.close()
+    runs = [w.window_id.rpartition(":")[0] for w in side.kept]
+    assert runs.count(runs[0]) == kept_before
+    whole([w for w, run in zip(side.kept, runs, strict=True) if run == runs[0]])
+
+
 def test_probing_says_what_is_there_and_sends_nothing(side: ProxySide, tmp_path: Path) -> None:
     library = build_library(tmp_path)
     if library is None:
