@@ -11,6 +11,7 @@ ARGS ?=
 .PHONY: test-vllm docs lock clean
 .PHONY: bench-fleet
 .PHONY: bench-gateway
+.PHONY: bench-routing
 .PHONY: bench-attribution
 
 run: $(VENV)/run.done  ## serve on http://127.0.0.1:4000
@@ -80,3 +81,6 @@ DATA ?= ../shared/data
 .PHONY: fit-energy-prior
 fit-energy-prior: $(VENV)/dev.done  ## fit estimators/energy_prior.json again (minutes)
 	$(PY) -m benchmarks.fit_energy_prior $(DATA) --out estimators/energy_prior.json
+
+bench-routing: $(VENV)/dev.done  ## quality and length prediction against the controls
+	$(PY) -m benchmarks.routing $(ARGS)

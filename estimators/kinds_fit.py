@@ -71,7 +71,7 @@ def prompts_of(texts: Sequence[TextFeatures], seed: int = 0) -> Prompts:
     """The design of these prompts."""
     n = len(texts)
     starts = np.cumsum([0] + [len(text.buckets) for text in texts])
-    buckets = np.concatenate([text.buckets for text in texts]) if n else np.zeros(0, np.int64)
+    buckets = np.concatenate([text.buckets for text in texts]) if n else np.zeros(0, np.uint16)
     seen = np.bincount(buckets, minlength=BUCKETS)
     kept = np.flatnonzero(seen >= 2)
     row_of = np.zeros(BUCKETS, np.int32)

@@ -56,7 +56,8 @@ _CUES = {
 _CUE_CLASS = {word: task for task, words in _CUES.items() for word in words.split()}
 _CUE_WORDS = frozenset(_CUE_CLASS)
 _WH = frozenset(("who", "which", "what", "when", "where", "whose", "whom"))
-_OPTIONS = tuple(tuple(f"\n{letter}{mark}" for mark in ".):") for letter in "ABCDEFGHIJ")
+_OPTION = re.compile(r"\n([A-J])[.):]")
+_FIRST = np.ones(1, dtype=bool)
 
 DENSE = (
     "log_chars",
@@ -86,7 +87,7 @@ DENSE = (
 class TextFeatures(NamedTuple):
     """What is kept of a prompt: distinct hashed words and pairs, counts, and a coarse class."""
 
-    buckets: NDArray[np.int64]  # ascending, distinct, in [0, BUCKETS)
+    buckets: NDArray[np.uint16]  # ascending, distinct, in [0, BUCKETS)
     dense: NDArray[np.float32]  # one figure for each name in DENSE
     task: str  # one of TASKS
 
@@ -96,11 +97,13 @@ def read(text: str) -> TextFeatures:
     part = _ends(text)
     words = _words(part)
     distinct = set(words)
-    hashes = np.array([_HASHES[word] for word in words], dtype=np.int64)
+    hashes = np.array(list(map(_HASHES.__getitem__, words)), dtype=np.int64)
     # A pair is mixed from its two words' hashes; 40503 is Knuth's multiplicative constant
     # for 16 bits, and any odd number would do.
     pairs = (hashes[:-1] * 40503 + hashes[1:] * 8 + 5) & (BUCKETS - 1)
-    buckets = np.unique(np.concatenate((hashes & (BUCKETS - 1), pairs)))
+    every = np.concatenate((hashes & (BUCKETS - 1), pairs)).astype(np.uint16)
+    every.sort()
+    buckets = every[np.concatenate((_FIRST[: len(every)], every[1:] != every[:-1]))]
 
     count = part.count
     n = len(words)
@@ -167,12 +170,8 @@ def _words(part: str) -> list[str]:
 
 
 def _options(part: str) -> int:
-    """How many lettered options a question gives, in order from A."""
-    options = 0
-    if "\nB" in part:
-        while options < 10 and any(mark in part for mark in _OPTIONS[options]):
-            options += 1
-    return options
+    """How many lettered options a question gives, of ten at most."""
+    return len(set(_OPTION.findall(part))) if "\nB" in part else 0
 
 
 def text_of_messages(messages: Sequence[Mapping[str, Any]]) -> str:

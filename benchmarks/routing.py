@@ -1,0 +1,335 @@
+"""Quality and length prediction against the controls, on outcomes of many models.
+
+    make bench-routing ARGS=--quick
+
+Learns with ``estimators.quality_fit.learn`` from a part of each set and judges on the rest:
+prompts of known tasks (no passage on both sides), then whole tasks left out. Nothing here is
+tuned on what is judged; everything that is chosen is chosen inside ``learn``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
+
+from benchmarks.routing_scores import area_of, area_of_hull, hull_of, pinball, recovered
+from benchmarks.routing_sets import NAMES, OutcomeSet, lengths_of, load, split
+from estimators.quality_fit import Scored, learn
+from estimators.quality_model import QualityModel
+from estimators.text import coarse_task, read
+
+Matrix = NDArray[np.float64]
+Index = NDArray[np.int64]
+Router = Callable[[OutcomeSet, Index, Index], Matrix]
+
+
+def rows_of(data: OutcomeSet, rows: Index, labels: bool = True) -> Iterator[Scored]:
+    for i in rows:
+        for m, model in enumerate(data.models):
+            score = data.scores[i, m]
+            length = np.nan if data.lengths is None else data.lengths[i, m]
+            if not (np.isnan(score) and np.isnan(length)):
+                yield Scored(
+                    data.texts[i],
+                    model,
+                    None if np.isnan(score) else float(score),
+                    None if np.isnan(length) else float(length),
+                    data.tasks[i] if labels else None,
+                )
+
+
+def _guesses(model: QualityModel, data: OutcomeSet, judged: Index) -> Matrix:
+    order = [model.backends.index(name) for name in data.models]
+    found = []
+    for i in judged:
+        said = model.predict(read(data.texts[i])).quality
+        assert said is not None
+        found.append(said[order, 1])
+    return np.array(found, dtype=float)
+
+
+def ours(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
+    return _guesses(learn(rows_of(data._replace(lengths=None), learnt)), data, judged)
+
+
+def ours_unlabelled(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
+    return _guesses(learn(rows_of(data._replace(lengths=None), learnt, False)), data, judged)
+
+
+def ridge(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
+    words, filled, mean = _tfidf(data, learnt)
+    model = Ridge(alpha=5.0, solver="sparse_cg").fit(words[learnt], filled[learnt] - mean)
+    return np.asarray(mean + model.predict(words[judged]))
+
+
+def clusters(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
+    words, filled, mean = _tfidf(data, learnt)
+    axes = TruncatedSVD(min(64, len(learnt) - 1), random_state=0).fit(words[learnt])
+    places = axes.transform(words)
+    places /= np.linalg.norm(places, axis=1, keepdims=True) + 1e-9
+    found = KMeans(32, n_init=2, random_state=0).fit(places[learnt])
+    kind = found.predict(places)
+    table = np.array(
+        [
+            (filled[learnt][kind[learnt] == k].sum(0) + 10 * mean)
+            / ((kind[learnt] == k).sum() + 10)
+            for k in range(32)
+        ]
+    )
+    return np.asarray(table[kind[judged]])
+
+
+def _tfidf(data: OutcomeSet, learnt: Index) -> tuple[Matrix, Matrix, Matrix]:
+    mean = np.nanmean(data.scores[learnt], axis=0)
+    words = TfidfVectorizer(sublinear_tf=True, min_df=2, ngram_range=(1, 2))
+    words.fit([data.texts[i] for i in learnt])
+    return words.transform(data.texts), np.where(np.isnan(data.scores), mean, data.scores), mean
+
+
+ROUTERS: dict[str, Router] = {
+    "k-means 32": clusters,
+    "TF-IDF ridge": ridge,
+    "ours": ours,
+    "ours, unlabelled": ours_unlabelled,
+}
+
+
+def worth(data: OutcomeSet, guesses: Matrix, learnt: Index, judged: Index) -> float:
+    scores = data.scores[judged]
+    if len(data.models) == 2:
+        return recovered(guesses[:, 1] - guesses[:, 0], scores, np.random.default_rng(0))
+    hull = hull_of(data.costs, np.nanmean(data.scores[learnt], axis=0))
+    return area_of(guesses, hull, data.costs, scores)
+
+
+def controls(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]:
+    scores = data.scores[judged]
+    known = np.nanmean(data.scores[learnt], axis=0)
+    truth = np.where(np.isnan(scores), np.nanmean(scores, axis=0), scores)
+    if len(data.models) == 2:
+        return {"random": 0.5, "best single": 0.5, "hull": 0.5}
+    hull = hull_of(data.costs, known)
+    return {
+        "random": float(np.nanmean(scores)),
+        "best single": float(np.nanmean(scores[:, hull.models[-1]])),
+        "hull": area_of_hull(hull, data.costs, scores),
+        "oracle": area_of(truth, hull, data.costs, scores),
+    }
+
+
+def seen_tasks(data: OutcomeSet, repeats: int, most: int | None) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for seed in range(repeats):
+        learnt, judged = split(data.groups, 0.67, seed)
+        if most is not None:
+            learnt = np.random.default_rng(seed).permutation(learnt)[:most]
+        for name, value in controls(data, learnt, judged).items():
+            found.setdefault(name, []).append(value)
+        for name, router in ROUTERS.items():
+            guesses = router(data, learnt, judged)
+            found.setdefault(name, []).append(worth(data, guesses, learnt, judged))
+            if name == "ours":
+                shuffled = np.random.default_rng(seed).permutation(guesses)
+                found.setdefault("shuffled", []).append(worth(data, shuffled, learnt, judged))
+    return found
+
+
+def unseen_tasks(data: OutcomeSet, most: int) -> list[tuple[str, int, float, float, float]]:
+    """Of each task left out whole: prompts, hull, ours, and plain ridge."""
+    tasks = np.array(data.tasks)
+    names = sorted(set(data.tasks))
+    folds = [[name] for name in names]
+    if len(names) > 12:
+        shuffled = np.random.default_rng(1).permutation(names).tolist()
+        folds = [shuffled[k::5] for k in range(5)]
+    found = []
+    for fold in folds:
+        out = np.isin(tasks, fold)
+        passages = np.unique(data.groups[out])
+        rest = np.flatnonzero(~out & ~np.isin(data.groups, passages))
+        learnt = np.random.default_rng(0).permutation(rest)[:most]
+        judged = np.flatnonzero(out)
+        if len(learnt) < 50:
+            continue
+        title = fold[0] if len(fold) == 1 else f"{len(fold)} subjects"
+        hull = controls(data, learnt, judged)["hull"]
+        values = [
+            worth(data, router(data, learnt, judged), learnt, judged) for router in (ours, ridge)
+        ]
+        found.append((title, len(judged), hull, values[0], values[1]))
+    return found
+
+
+def joules(data: OutcomeSet, repeats: int) -> list[dict[str, tuple[float, float]]]:
+    """GreenServ: accuracy and joules of the best single model, of a random one, and of ours at
+    budgets of energy, kept in expectation."""
+    assert data.energy_j is not None
+    runs = []
+    tasks = np.array(data.tasks)
+    usable = np.flatnonzero(~np.isnan(data.scores).all(1))
+    for seed in range(repeats):
+        learnt, judged = split(data.groups[usable], 0.67, seed)
+        learnt, judged = usable[learnt], usable[judged]
+        scores, energy = _filled(data.scores, tasks, judged), _filled(data.energy_j, tasks, judged)
+        known = _filled(data.scores, tasks, learnt).mean(0)
+        cost_known = _filled(data.energy_j, tasks, learnt)
+        best = int(known.argmax())
+        # what an answer costs is known from its kind: the request says how long it may be
+        by_task = {t: cost_known[tasks[learnt] == t].mean(0) for t in set(tasks[learnt])}
+        costs = np.array([by_task[t] for t in tasks[judged]])
+        run = {"best single": (float(scores[:, best].mean()), float(energy[:, best].mean()))}
+        run["random"] = (float(scores.mean()), float(energy.mean()))
+        guesses = ours(data._replace(energy_j=None), learnt, judged)
+        rows = np.arange(len(judged))
+        table = {t: np.nanmean(data.scores[learnt][tasks[learnt] == t], 0) for t in by_task}
+        plain = np.array([table[t] for t in tasks[judged]])
+        for title, guess, share in (
+            *(("task means", plain, share) for share in (0.4, 0.5, 0.6)),
+            *(("ours", guesses, share) for share in (0.3, 0.4, 0.5, 0.6)),
+        ):
+            budget = share * costs[:, best].mean()
+            for price in np.geomspace(1e-7, 1.0, 400):
+                chosen = (guess - price * costs).argmax(1)
+                if costs[rows, chosen].mean() <= budget:
+                    break
+            run[f"{title}, {share:.0%} expected"] = (
+                float(scores[rows, chosen].mean()),
+                float(energy[rows, chosen].mean()),
+            )
+        runs.append(run)
+    return runs
+
+
+def _filled(values: Matrix, tasks: NDArray[np.str_], rows: Index) -> Matrix:
+    """Cells that were not published get their model's mean on that task, of these rows."""
+    part = values[rows].copy()
+    for task in set(tasks[rows]):
+        mine = tasks[rows] == task
+        part[mine] = np.where(np.isnan(part[mine]), np.nanmean(part[mine], axis=0), part[mine])
+    return part
+
+
+def lengths(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]:
+    assert data.lengths is not None
+    model = learn(rows_of(data._replace(scores=np.full_like(data.scores, np.nan)), learnt))
+    order = [model.backends.index(name) for name in data.models]
+    said = []
+    for i in judged:
+        bands = model.predict(read(data.texts[i])).lengths
+        assert bands is not None
+        said.append(bands[order])
+    low, mid, high, mean = np.moveaxis(np.array(said, dtype=float), 2, 0)
+    came = data.lengths[judged]
+    plain = np.nanmedian(data.lengths[learnt], axis=0)
+    inside = np.where(np.isnan(came), np.nan, (came >= low) & (came <= high))
+    size = np.nanmean(came)
+    return {
+        "prompts": len(judged),
+        "mean tokens": float(size),
+        "error of model medians": float(np.nanmean(np.abs(came - plain)) / size),
+        "error": float(np.nanmean(np.abs(came - mid)) / size),
+        "pinball 10": pinball(low, came, 0.1),
+        "pinball 50": pinball(mid, came, 0.5),
+        "pinball 90": pinball(high, came, 0.9),
+        "inside 80 %": float(np.nanmean(inside)),
+        "total": float(np.nanmean(np.where(np.isnan(came), np.nan, mean)) / size),
+    }
+
+
+def priors(folder: Path) -> None:
+    """Usual lengths by coarse task, from sets whose licence allows to fit what is shipped."""
+    print("median tokens and deviation of log(1 + tokens), by coarse task")
+    for name in ("arena", "mmlupro", "zeroeval"):
+        data = lengths_of(folder, name)
+        assert data.lengths is not None
+        kinds = np.array([coarse_task(text) for text in data.texts])
+        for kind in sorted(set(kinds)):
+            logs = np.log1p(data.lengths[kinds == kind])
+            print(
+                f"  {name:10} {kind:11} {np.expm1(np.nanmedian(logs)):6.0f} {np.nanstd(logs):5.2f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data/routing"))
+    parser.add_argument("--quick", action="store_true", help="one split, fewer prompts")
+    parser.add_argument("--only", default="", help="comma-separated names of sets")
+    parser.add_argument("--priors", action="store_true", help="print the usual lengths and stop")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if args.priors:
+        priors(args.data)
+        return
+    repeats = 1 if args.quick else 5
+    most = 2000 if args.quick else None
+    names = [name for name in args.only.split(",") if name] or [*NAMES, "greenserv", "lengths"]
+    sets = [name for name in NAMES if name in names]
+    loaded = {name: load(args.data, name, most) for name in sets}
+
+    columns = ["random", "best single", "hull", "shuffled", *ROUTERS, "oracle"]
+    if sets:
+        print("Unseen prompts of seen tasks. Two models: APGR; more: mean quality over budgets.")
+        print(f"{'':14}" + "".join(f"{column:>17}" for column in columns))
+    for name, data in loaded.items():
+        for limit in (1500, None) if name == "mmlu" else (None,):
+            began = time.monotonic()
+            found = seen_tasks(data, repeats, limit)
+            title = f"{name} {limit}" if limit else name
+            cells = [
+                f"{np.mean(found[c]):.3f}±{np.std(found[c]) / max(len(found[c]) ** 0.5, 1):.3f}"
+                if c in found
+                else "-"
+                for c in columns
+            ]
+            print(f"{title:14}" + "".join(f"{cell:>17}" for cell in cells), end="")
+            print(f"   {time.monotonic() - began:.0f} s", flush=True)
+
+    if sets:
+        print("\nWhole tasks left out: hull as known when learning, ours, plain TF-IDF ridge.")
+    for name, data in loaded.items():
+        if len(set(data.tasks)) < 2:
+            continue
+        rows = unseen_tasks(data, 1500 if args.quick else 2500)
+        for title, number, hull, value, plain in rows:
+            print(
+                f"{name:12}{title:20}{number:6d}  hull {hull:.3f}  ours {value:.3f}"
+                f" ({value - hull:+.3f})  ridge {plain:.3f} ({plain - hull:+.3f})",
+                flush=True,
+            )
+        gains = [value - hull for _, _, hull, value, _ in rows]
+        print(f"{name:12}{'mean':26}  ours {np.mean(gains):+.4f}  worst {min(gains):+.4f}")
+
+    if "greenserv" in names:
+        runs = joules(load(args.data, "greenserv"), max(repeats, 3))
+        print("\nJoules (GreenServ, evaluation only): accuracy at joules a query")
+        for title in runs[0]:
+            accuracy, energy = np.nanmean([run[title] for run in runs], axis=0)
+            best = np.mean([run["best single"][1] for run in runs])
+            print(f"  {title:22} {accuracy:.3f} at {energy:6.1f} J ({energy / best:.0%})")
+
+    if "lengths" in names:
+        print("\nLengths: relative mean absolute error, pinball losses, coverage, total")
+        for name in ("alpacaeval", "arena", "zeroeval", "routerbench", "mmlupro"):
+            data = lengths_of(args.data, name)
+            if args.quick and len(data.texts) > 1500:
+                continue
+            results = [
+                lengths(data, *split(data.groups, 0.67, seed)) for seed in range(min(repeats, 3))
+            ]
+            cells = [f"{key} {np.mean([r[key] for r in results]):.3g}" for key in results[0]]
+            print(f"  {name:12} " + " · ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
