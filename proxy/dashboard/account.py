@@ -20,7 +20,7 @@ from meters.carbon import HOST_PER_GPU_J
 from meters.exact import apportion
 from meters.intensity import IntensityBook, Tier
 from meters.types import Evidence
-from proxy.dashboard.accounting import allot_idle, split_by_tags
+from proxy.dashboard.accounting import PLATFORM, idle_spans, part_of, split_by_tags
 from proxy.dashboard.periods import Period
 from proxy.dashboard.queries import ASKED, DAY_S, LATELY_DAYS, TRAILING_DAYS, Dim, Ints, Raw
 from proxy.dashboard.sites import Site, Sites
@@ -157,42 +157,58 @@ class Account(NamedTuple):
 _Day = Mapping[tuple[str, str], int]
 
 
-def idle_by_team(
-    raw: Raw, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
-) -> dict[tuple[str, int], dict[str, int]]:
-    """(node, hour) -> team -> idle micro-joules; "" is the platform."""
-    weights: dict[tuple[str, int], tuple[dict[str, int], bool]] = {}
-    found: dict[tuple[str, int], dict[str, int]] = {}
+class Idle(NamedTuple):
+    """Idle energy in a period: the team's by node and hour, and what went where in all."""
+
+    mine: list[tuple[str, int, int]]  # node, hour, micro-joules
+    teams_uj: int
+    platform_uj: int
+
+
+def idle_of(
+    raw: Raw, team: str, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
+) -> Idle:
+    """The team's part of every node's idle energy, hour by hour, by the rule of idle_spans."""
+    by_node: dict[str, dict[int, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
+    for day, parts in trailing.items():
+        for (node, name), uj in parts.items():
+            if uj > 0 and name:
+                by_node[node][day].append((name, uj))
+    spans: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
+    mine: list[tuple[str, int, int]] = []
+    teams_uj = platform_uj = 0
     for row in raw.nodes:
         if (row.evidence == Evidence.SIMULATED) is not simulated or not row.idle_uj:
             continue
-        site = sites.site(row.node)
-        day = row.hour_s // DAY_S
-        if (row.node, day) not in weights:
-            weights[row.node, day] = _weights(trailing, row.node, day, site.entitled)
-        by_team, lately = weights[row.node, day]
-        parts = allot_idle(row.idle_uj, site.owner, by_team, lately, site.entitled)
-        into = found.setdefault((row.node, row.hour_s), {})
-        for team, uj in parts.items():
-            into[team] = into.get(team, 0) + uj
-    return found
+        key = row.node, row.hour_s // DAY_S
+        if key not in spans:
+            site = sites.site(row.node)
+            weights, lately = _weights(by_node[row.node], key[1], site.entitled)
+            spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
+        if PLATFORM in spans[key]:
+            platform_uj += row.idle_uj
+            continue
+        teams_uj += row.idle_uj
+        span = spans[key].get(team)
+        if span is not None:
+            uj = part_of(row.idle_uj, span)
+            if uj:
+                mine.append((row.node, row.hour_s, uj))
+    return Idle(mine, teams_uj, platform_uj)
 
 
 def _weights(
-    trailing: Mapping[int, _Day], node: str, day: int, entitled: Sequence[str] | None
+    days: Mapping[int, Sequence[tuple[str, int]]], day: int, entitled: Sequence[str] | None
 ) -> tuple[dict[str, int], bool]:
     """The 28 days before ``day``; a node's first day counts itself, having nothing before."""
+    span = [d for d in range(day - TRAILING_DAYS, day) if d in days] or [day]
     sums: dict[str, int] = defaultdict(int)
     lately = False
-    span = range(day - TRAILING_DAYS, day)
-    if not any(n == node for d in span for n, _ in trailing.get(d, {})):
-        span = range(day, day + 1)
     for each in span:
-        for (name, team), uj in trailing.get(each, {}).items():
-            if name == node and team and uj > 0:
-                sums[team] += uj
-                if each >= day - LATELY_DAYS and (entitled is None or team in entitled):
-                    lately = True
+        for team, uj in days.get(each, ()):
+            sums[team] += uj
+            if each >= day - LATELY_DAYS and (entitled is None or team in entitled):
+                lately = True
     return sums, lately
 
 
@@ -211,39 +227,32 @@ def build(
         _active(raw, simulated, nodes),
         _estimated(raw, simulated, sites, nodes),
     ]
-    allotted = idle_by_team(raw, trailing, sites, simulated)
-    parts.append(_idle(allotted, team, simulated, nodes))
+    idle = idle_of(raw, team, trailing, sites, simulated)
+    parts.append(_idle(idle, simulated, nodes))
     base = _Base.joined(parts)
     base = _with_hosts(base, raw, simulated, nodes, sites)
     cells, factors, dim_zone = _weigh(base, raw, nodes, zones, book, sites, simulated)
     of_book = np.array([d.simulated is simulated for d in raw.dims], dtype=bool)
     asked = raw.asked[of_book[raw.asked[:, 1]]] if len(raw.asked) else raw.asked
-    platform = sum(parts.get("", 0) for parts in allotted.values())
     return Account(
         dims=raw.dims,
         nodes=nodes.names,
         zones=zones.names,
         cells=cells,
         asked=asked,
-        reconciliation=_reconcile(raw, allotted, platform, simulated),
+        reconciliation=_reconcile(raw, idle, simulated),
         factors=factors,
         dim_zone=dim_zone,
     )
 
 
-def _reconcile(
-    raw: Raw,
-    allotted: Mapping[tuple[str, int], Mapping[str, int]],
-    platform_uj: int,
-    simulated: bool,
-) -> Reconciliation:
+def _reconcile(raw: Raw, idle: Idle, simulated: bool) -> Reconciliation:
     rows = [r for r in raw.nodes if (r.evidence == Evidence.SIMULATED) is simulated]
     pending = raw.pending_simulated_uj if simulated else raw.pending_uj
-    to_teams = sum(uj for parts in allotted.values() for team, uj in parts.items() if team)
     return Reconciliation(
         metered_uj=sum(r.metered_uj for r in rows),
-        teams_uj=sum(r.attributed_uj for r in rows) - pending + to_teams,
-        platform_uj=platform_uj,
+        teams_uj=sum(r.attributed_uj for r in rows) - pending + idle.teams_uj,
+        platform_uj=idle.platform_uj,
         external_uj=sum(r.external_uj for r in rows),
         residual_uj=sum(r.unattributed_uj for r in rows),
         pending_uj=pending,
@@ -339,17 +348,27 @@ def _estimated(raw: Raw, simulated: bool, sites: Sites, nodes: _Names) -> _Base:
     )
 
 
-def _idle(
-    allotted: Mapping[tuple[str, int], Mapping[str, int]], team: str, simulated: bool, nodes: _Names
-) -> _Base:
+def _idle(idle: Idle, simulated: bool, nodes: _Names) -> _Base:
     kind = EVIDENCE.index(Evidence.SIMULATED if simulated else Evidence.METERED)
-    rows = [
-        (hour, -1, nodes.place(node), kind, IDLE, parts[team], 0, 0)
-        for (node, hour), parts in allotted.items()
-        if parts.get(team)
-    ]
+    rows = [(hour, -1, nodes.place(node), kind, IDLE, uj, 0, 0) for node, hour, uj in idle.mine]
     table = np.array(rows, dtype=np.int64) if rows else np.zeros((0, 8), dtype=np.int64)
     return _Base(*table.T)
+
+
+def _at_node_hours(
+    base: _Base, values: Mapping[tuple[int, int], float], otherwise: float
+) -> NDArray[np.float64]:
+    """For each cell the value of its node and hour."""
+    found = np.full(len(base.node), otherwise)
+    if not values or not len(base.node):
+        return found
+    first = min(hour for _, hour in values)
+    keys = np.array([(node << 40) + hour - first for node, hour in values], dtype=np.int64)
+    order = np.argsort(keys)
+    keys, amounts = keys[order], np.array(list(values.values()))[order]
+    wanted = (base.node << 40) + base.hour_s - first
+    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[place] == wanted, amounts[place], otherwise)
 
 
 def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Sites) -> _Base:
@@ -363,14 +382,7 @@ def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Si
     if sites.hosted is not None:
         hosted = np.array([d.backend in sites.hosted for d in raw.dims] or [False], dtype=bool)
         own = np.where(base.dim >= 0, ~hosted[np.maximum(base.dim, 0)], True)
-    measured = np.array(
-        [
-            ratio.get((n, h), -1.0)
-            for n, h in zip(base.node.tolist(), base.hour_s.tolist(), strict=True)
-        ]
-        or [],
-        dtype=np.float64,
-    )
+    measured = _at_node_hours(base, ratio, -1.0)
     known = measured >= 0
     share = np.where(known, measured, HOST_PER_GPU_J)
     energy = np.where(own, np.rint(base.energy_uj * share), 0).astype(np.int64)
@@ -492,14 +504,7 @@ def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: boo
             hours = row.metered_us / 3.6e9
             ug = site.gpus * hours * site.embodied.mid * 1e6
             per_uj[nodes.place(row.node), row.hour_s] = ug / row.metered_uj
-    rates = np.array(
-        [
-            per_uj.get((n, h), 0.0)
-            for n, h in zip(base.node.tolist(), base.hour_s.tolist(), strict=True)
-        ]
-        or [],
-        dtype=np.float64,
-    )
+    rates = _at_node_hours(base, per_uj, 0.0)
     kinds = [EVIDENCE.index(e) for e in (Evidence.METERED, Evidence.SIMULATED)]
     # estimates are outside the node's metered hours
     metered = np.isin(base.evidence, kinds) & (base.component != HOST) & (base.high_uj == 0)
@@ -700,28 +705,25 @@ def by_evidence(account: Account) -> tuple[Line, ...]:
     """One line per evidence; requests count where their energy's figure comes from."""
     count = len(EVIDENCE)
     energy = _sums(account.cells, account.cells.evidence, count)
-    asked = account.asked
     counts = [[0] * 5 for _ in EVIDENCE]
-    unknown = _unknown(account)
-    simulated = EVIDENCE.index(Evidence.SIMULATED)
-    for row, lost in zip(asked.tolist(), unknown.tolist(), strict=True):
-        dim = account.dims[row[1]]
-        n, metered = row[ASKED["requests"]], row[ASKED["metered_requests"]]
-        whole = {
-            simulated if dim.simulated else EVIDENCE.index(Evidence.METERED): metered,
-            EVIDENCE.index(Evidence.UNKNOWN): lost,
-        }
+    groups = account.asked[:, 1]
+    metered_of = np.zeros(len(account.dims), dtype=np.int64)
+    np.add.at(metered_of, groups, account.asked[:, ASKED["metered_requests"]])
+    simulated, unknown = EVIDENCE.index(Evidence.SIMULATED), EVIDENCE.index(Evidence.UNKNOWN)
+    sums = _counts(account, groups, len(account.dims))
+    for dim, (n, lost, *tokens), metered in zip(
+        account.dims, sums, metered_of.tolist(), strict=True
+    ):
+        if not n:
+            continue
+        whole = {simulated if dim.simulated else EVIDENCE.index(Evidence.METERED): metered}
+        whole[unknown] = whole.get(unknown, 0) + lost
         rest = simulated if dim.simulated else _evidence_place(dim.evidence)
         whole[rest] = whole.get(rest, 0) + n - metered - lost
-        for place, column in enumerate(
-            ("requests", "", "prompt_tokens", "cached_prompt_tokens", "output_tokens")
-        ):
-            if not column:
-                counts[EVIDENCE.index(Evidence.UNKNOWN)][1] += lost
-                continue
-            amount = row[ASKED[column]]
-            parts = apportion(amount, [amount * w / n for w in whole.values()]) if n else []
-            for kind, part in zip(whole, parts, strict=False):
+        counts[unknown][1] += lost
+        for place, amount in ((0, n), *enumerate(tokens, 2)):
+            parts = apportion(amount, [amount * w / n for w in whole.values()])
+            for kind, part in zip(whole, parts, strict=True):
                 counts[kind][place] += part
     return tuple(
         _line(e.value, c, w)

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from meters.exact import apportion
 from meters.intensity import Tier
 from meters.types import Evidence
 
@@ -161,22 +160,22 @@ def grade(
     return "E"
 
 
-def allot_idle(
-    idle_uj: int,
+PLATFORM = ""
+
+
+def idle_spans(
     owner: str | None,
     trailing_uj: Mapping[str, int],
     used_lately: bool,
     entitled: Sequence[str] | None = None,
-) -> dict[str, int]:
-    """One node's idle energy by team; "" is the platform. The values sum to ``idle_uj``.
+) -> dict[str, tuple[float, float]]:
+    """Which span of [0, 1] of a node's idle energy is whose; the spans meet and fill it.
 
     ``trailing_uj``: energy each team's requests caused on the node in the 28 days before;
     ``used_lately``: whether an entitled team used it in the last 7; ``entitled`` None: all teams.
     """
-    if idle_uj == 0:
-        return {}
     if owner is not None:
-        return {owner: idle_uj}
+        return {owner: (0.0, 1.0)}
     weights = {
         team: uj
         for team, uj in sorted(trailing_uj.items())
@@ -184,9 +183,19 @@ def allot_idle(
     }
     total = sum(weights.values())
     if not used_lately or total == 0:
-        return {"": idle_uj}
-    parts = apportion(idle_uj, [idle_uj * uj / total for uj in weights.values()])
-    return dict(zip(weights, parts, strict=True))
+        return {PLATFORM: (0.0, 1.0)}
+    spans: dict[str, tuple[float, float]] = {}
+    before = 0
+    for team, uj in weights.items():
+        spans[team] = (before / total, (before + uj) / total)
+        before += uj
+    return spans
+
+
+def part_of(whole: int, span: tuple[float, float]) -> int:
+    """A span's part of a whole number. Parts of spans that fill [0, 1] sum to it exactly."""
+    low, high = span
+    return math.floor(whole * high) - math.floor(whole * low)
 
 
 def split_by_tags(amount: int, tags: Sequence[str]) -> list[tuple[str, int]]:

@@ -58,37 +58,39 @@ def _shift(
     for place, dim in enumerate(account.dims):
         if dim.tags and "," not in dim.tags:
             by_tag[dim.tags].append(place)
-    means = _zone_means(account, local_hour, intensity)
+    hours, at = np.unique(c.hour_s, return_inverse=True)
+    local = np.array([local_hour(h) for h in hours.tolist()], dtype=np.int64)
+    of_cell = local[at] if len(hours) else at
     found = []
+    means: dict[str, dict[int, float]] | None = None
     for tag, places in by_tag.items():
         mine = np.isin(c.dim, places) & (c.component == ACTIVE)
-        ug_by_hour: dict[int, int] = defaultdict(int)
-        saved = 0.0
-        best_hours: dict[int, int] = defaultdict(int)
-        for hour_s, zone, ug in zip(
-            c.hour_s[mine].tolist(),
-            c.zone[mine].tolist(),
-            c.operational_ug[mine].tolist(),
-            strict=True,
-        ):
-            hour = local_hour(hour_s)
-            ug_by_hour[hour] += ug
-            by_hour = means.get(account.zones[zone])
-            if by_hour and by_hour.get(hour):
-                best = min(by_hour, key=lambda h: by_hour[h])
-                best_hours[best] += ug
-                saved += ug * max(0.0, 1.0 - by_hour[best] / by_hour[hour])
-        total = sum(ug_by_hour.values())
-        top = sorted(ug_by_hour, key=lambda h: -ug_by_hour[h])[:SCHEDULED_HOURS]
-        if not total or not best_hours:
+        ug = np.zeros(24, dtype=np.int64)
+        np.add.at(ug, of_cell[mine], c.operational_ug[mine])
+        top = np.argsort(-ug)[:SCHEDULED_HOURS]
+        if not ug.sum() or ug[top].sum() < SCHEDULED_SHARE * ug.sum():
             continue
-        if sum(ug_by_hour[h] for h in top) < SCHEDULED_SHARE * total:
+        if means is None:
+            means = _zone_means(account, local_hour, intensity)
+        saved, best_hours = 0.0, np.zeros(24)
+        for place in np.unique(c.zone[mine]).tolist():
+            by_hour = means.get(account.zones[place])
+            if by_hour is None:
+                continue
+            here = mine & (c.zone == place)
+            best = min(by_hour, key=by_hour.__getitem__)
+            for hour in np.unique(of_cell[here]).tolist():
+                grams = int(c.operational_ug[here & (of_cell == hour)].sum())
+                if by_hour[hour] > 0:
+                    saved += grams * max(0.0, 1.0 - by_hour[best] / by_hour[hour])
+                best_hours[best] += grams
+        if not best_hours.any():
             continue
-        best = max(best_hours, key=lambda h: best_hours[h])
         found.append(
             Advice(
                 kind="shift",
-                title=f"Move {tag} from {min(top):02d}:00 to {best:02d}:00",
+                title=f"Move {tag} from {int(top.min()):02d}:00 to "
+                f"{int(best_hours.argmax()):02d}:00",
                 why="Its energy lies in few hours of the day; another hour of the same grid was "
                 "cleaner in this period. Forecasts reach about half to all of the difference.",
                 effort="change a schedule",
@@ -150,23 +152,13 @@ def _ug_per_token(line: Line) -> float:
 def _idle(account: Account) -> list[Advice]:
     """Nodes that idled for the team in hours in which it sent them nothing."""
     c = account.cells
-    busy = {
-        (n, h)
-        for n, h, component in zip(
-            c.node.tolist(), c.hour_s.tolist(), c.component.tolist(), strict=True
-        )
-        if component == ACTIVE
+    slots = (c.node << 40) + c.hour_s
+    busy = np.unique(slots[c.component == ACTIVE])
+    lone = (c.component == IDLE) & ~np.isin(slots, busy)
+    unused = {
+        account.nodes[place]: int(c.operational_ug[lone & (c.node == place)].sum())
+        for place in np.unique(c.node[lone]).tolist()
     }
-    unused: dict[str, int] = defaultdict(int)
-    for node, hour_s, component, ug in zip(
-        c.node.tolist(),
-        c.hour_s.tolist(),
-        c.component.tolist(),
-        c.operational_ug.tolist(),
-        strict=True,
-    ):
-        if component == IDLE and (node, hour_s) not in busy:
-            unused[account.nodes[node]] += ug
     return [
         Advice(
             kind="idle",

@@ -19,7 +19,6 @@ from sqlalchemy import Connection, and_, func, or_, select
 from meters.ledger import Ledger
 from meters.schema import (
     DIMENSIONS,
-    REQUEST_SUMS,
     dims,
     energy_hours,
     node_hours,
@@ -33,6 +32,7 @@ DAY_S = 86_400
 TRAILING_DAYS = 28
 LATELY_DAYS = 7
 PAGE_ROWS = 50
+RECENT_KEPT_S = 60.0
 
 
 class Dim(NamedTuple):
@@ -88,11 +88,19 @@ class Raw(NamedTuple):
     drawn: Ints
     drawn_nodes: list[str]
     drawn_evidence: list[str]
-    # sums of requests by the hour they arrived: hour, dim, then REQUEST_SUMS
+    # sums of requests by the hour they arrived: hour, dim, then USED_SUMS
     asked: Ints
     nodes: list[NodeHour]  # of all nodes: the organisation's, not the team's
     pending_uj: int  # shares in the period whose request has not been recorded yet
     pending_simulated_uj: int
+
+    def has(self, simulated: bool) -> bool:
+        """Whether anything of that book was read."""
+        flags = [dim.simulated for dim in self.dims]
+        if any(flags[place] is simulated for place in np.unique(self.asked[:, 1]).tolist()):
+            return True
+        made_up = [how == "simulated" for how in self.drawn_evidence]
+        return any(made_up[place] is simulated for place in np.unique(self.drawn[:, 3]).tolist())
 
     @property
     def version(self) -> str:
@@ -104,8 +112,26 @@ class Raw(NamedTuple):
         return digest.hexdigest()[:12]
 
 
-# Where a column of REQUEST_SUMS is in a row of ``Raw.asked``.
-ASKED = {name: place + 2 for place, name in enumerate(REQUEST_SUMS)}
+# The sums of requests that an account needs, and where each is in a row of ``Raw.asked``.
+USED_SUMS = (
+    "requests",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "output_tokens",
+    "energy_uj",
+    "energy_low_uj",
+    "energy_high_uj",
+    "energy_known",
+    "counterfactual_carbon_ug",
+    "counterfactual_known",
+    "compared_carbon_ug",
+    "metered_uj",
+    "metered_requests",
+    "metered_estimate_uj",
+    "metered_estimate_low_uj",
+    "metered_estimate_high_uj",
+)
+ASKED = {name: place + 2 for place, name in enumerate(USED_SUMS)}
 
 
 def read(ledger: Ledger, team: str, start_s: int, end_s: int) -> Raw:
@@ -133,18 +159,20 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
             evidence.setdefault(how, len(evidence)),
             uj,
         )
-        for hour, dim, node, how, uj in connection.execute(
+        for hour, dim, node, how, uj in _all(
+            connection,
             select(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence, e.energy_uj)
             .where(e.team == team, e.hour_s >= start_s, e.hour_s < end_s)
-            .order_by(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence)
+            .order_by(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence),
         )
     ]
     asked = [
         (hour, place[dim], *sums)
-        for hour, dim, *sums in connection.execute(
-            select(r.hour_s, r.dim_id, *(r[name] for name in REQUEST_SUMS))
+        for hour, dim, *sums in _all(
+            connection,
+            select(r.hour_s, r.dim_id, *(r[name] for name in USED_SUMS))
             .where(r.team == team, r.hour_s >= start_s, r.hour_s < end_s)
-            .order_by(r.hour_s, r.dim_id)
+            .order_by(r.hour_s, r.dim_id),
         )
     ]
     node_rows = connection.execute(
@@ -171,11 +199,26 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
         drawn=_columns(drawn, 5),
         drawn_nodes=list(nodes),
         drawn_evidence=list(evidence),
-        asked=_columns(asked, 2 + len(REQUEST_SUMS)),
+        asked=_columns(asked, 2 + len(USED_SUMS)),
         nodes=[NodeHour(row[0], row[1], row[2], *map(int, row[3:])) for row in node_rows],
         pending_uj=sum(int(v or 0) for v in pending.values()),
         pending_simulated_uj=simulated,
     )
+
+
+def _all(connection: Connection, query: Any) -> list[tuple[Any, ...]]:
+    """All rows as plain tuples, without what an ORM's row objects cost: these are many."""
+    compiled = query.compile(connection, compile_kwargs={"render_postcompile": True})
+    cursor = connection.exec_driver_sql(str(compiled), _bound(compiled)).cursor
+    return list(cursor.fetchall()) if cursor is not None else []
+
+
+def _bound(compiled: Any) -> Any:
+    """The parameters as this database's driver takes them."""
+    values = compiled.params
+    if compiled.positional:
+        return tuple(values[name] for name in compiled.positiontup)
+    return dict(values)
 
 
 def _columns(rows: Sequence[Sequence[int]], width: int) -> Ints:
@@ -200,7 +243,8 @@ class Trailing:
         missing = [
             day
             for day in range(first_day, last_day + 1)
-            if day > settled or now_s - self._read_at_s.get(day, 0.0) > self._kept_s
+            if now_s - self._read_at_s.get(day, 0.0)
+            > (self._kept_s if day <= settled else RECENT_KEPT_S)
         ]
         if missing:
             fresh = self._query(missing[0], missing[-1])
@@ -213,14 +257,20 @@ class Trailing:
         e = energy_hours.c
         day = e.hour_s // DAY_S
         found: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-        query = (
-            select(day, e.metered_node, e.team, func.sum(e.energy_uj))
-            .where(e.hour_s >= first_day * DAY_S, e.hour_s < (last_day + 1) * DAY_S)
-            .group_by(day, e.metered_node, e.team)
-        )
         with self._ledger().database.read() as connection:
-            for number, node, team, uj in connection.execute(query):
-                found[int(number)][node, team] = int(uj)
+            # one range a team: the table's key begins with the team
+            for team in connection.scalars(select(dims.c.team).distinct()).all():
+                query = (
+                    select(day, e.metered_node, func.sum(e.energy_uj))
+                    .where(
+                        e.team == team,
+                        e.hour_s >= first_day * DAY_S,
+                        e.hour_s < (last_day + 1) * DAY_S,
+                    )
+                    .group_by(day, e.metered_node)
+                )
+                for number, node, uj in connection.execute(query):
+                    found[int(number)][node, team] = int(uj)
         return dict(found)
 
 

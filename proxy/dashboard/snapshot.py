@@ -51,6 +51,8 @@ from proxy.dashboard.sites import Sites
 
 GROUPINGS = ("model", "backend", "key", "tag", "project", "task", "policy", "evidence", "zone")
 SERIES = ("day", "hour")
+REMEMBERED = 64  # periods
+SETTLED_TIMES = 20  # longer for a period that is long over
 PROVISIONAL_S = 90 * DAY_S  # sources restate their figures for about three months
 
 
@@ -150,7 +152,8 @@ class Snapshots:
         self._clock = clock
         self._keep_s = keep_s
         self._trailing = Trailing(lambda: self.ledger)
-        self._kept: dict[tuple[Any, ...], tuple[float, Account, Raw]] = {}
+        self._raws: dict[tuple[str, int, int], tuple[float, Raw]] = {}
+        self._kept: dict[tuple[Any, ...], tuple[Account, Raw]] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -163,41 +166,55 @@ class Snapshots:
     def of(self, team: str, period: Period, simulated: bool | None = None) -> Snapshot:
         """The snapshot, now. ``simulated`` None: the real book, or the simulated one when the
         period has nothing real."""
-        account, raw = self._account(team, period, bool(simulated))
-        if simulated is None and not len(account.asked) and not len(account.cells.dim):
-            other, other_raw = self._account(team, period, True)
-            if len(other.asked) or len(other.cells.dim):
-                account, raw, simulated = other, other_raw, True
+        if simulated is None:
+            raw = self._raw(team, period)
+            simulated = raw.has(True) and not raw.has(False)
+        account, raw = self._account(team, period, simulated)
         before, _ = self._account(team, period.compared(self._clock()), bool(simulated))
         return self._assemble(team, period, bool(simulated), account, raw, before)
 
     def has_simulated(self, team: str, period: Period) -> bool:
         """Whether the period has a simulated book."""
-        account, _ = self._account(team, period, True)
-        return bool(len(account.asked) or len(account.cells.dim))
+        return self._raw(team, period).has(True)
 
     def account(self, team: str, period: Period, simulated: bool) -> Account:
         """The cells themselves, for what needs hours and models together."""
         return self._account(team, period, simulated)[0]
 
-    def _account(self, team: str, period: Period, simulated: bool) -> tuple[Account, Raw]:
-        key = (team, period.start_s, period.end_s, simulated, self.book.version)
+    def _raw(self, team: str, period: Period) -> Raw:
         now_s = self._clock()
+        key = (team, period.start_s, period.end_s)
+        kept = self._raws.get(key)
+        if kept and now_s - kept[0] < self._keep_for(period, now_s):
+            return kept[1]
+        raw = read(self.ledger, team, period.start_s, period.end_s)
+        if len(self._raws) >= REMEMBERED:
+            self._raws.clear()
+        self._raws[key] = (now_s, raw)
+        return raw
+
+    def _account(self, team: str, period: Period, simulated: bool) -> tuple[Account, Raw]:
+        raw = self._raw(team, period)
+        key = (team, period.start_s, period.end_s, simulated, self.book.version)
         kept = self._kept.get(key)
-        if kept and now_s - kept[0] < self._keep_s:
-            return kept[1], kept[2]
-        twin = self._kept.get((*key[:3], not simulated, key[4]))
-        if twin and now_s - twin[0] < self._keep_s:
-            raw = twin[2]
-        else:
-            raw = read(self.ledger, team, period.start_s, period.end_s)
+        if kept and kept[1] is raw:
+            return kept
         days = [row.hour_s // DAY_S for row in raw.nodes if row.idle_uj]
         trailing = self._trailing.by_day(min(days) - TRAILING_DAYS, max(days)) if days else {}
         account = cells.build(raw, team, trailing, self.book, self.sites, simulated)
-        if len(self._kept) >= 64:
+        if len(self._kept) >= REMEMBERED:
             self._kept.clear()
-        self._kept[key] = (now_s, account, raw)
+        self._kept[key] = (account, raw)
         return account, raw
+
+    def _keep_for(self, period: Period, now_s: float) -> float:
+        """How long what was read stands: longer for periods that receive nothing any more."""
+        return self._keep_s if now_s < period.end_s + 2 * DAY_S else self._keep_s * SETTLED_TIMES
+
+    def forget(self) -> None:
+        """Throw away the cells that are remembered for the next seconds."""
+        self._raws.clear()
+        self._kept.clear()
 
     def budget_ug(self, team: str, period: Period) -> int | None:
         """The team's monthly budget for the period, by its days; None when there is none."""

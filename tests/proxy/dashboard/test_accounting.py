@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,10 +12,11 @@ from meters.types import Evidence
 from proxy.dashboard.accounting import (
     TIER_WEIGHT,
     Part,
-    allot_idle,
     combine,
     forecast,
     grade,
+    idle_spans,
+    part_of,
     saving,
     scope_rows,
     split_by_tags,
@@ -65,20 +67,24 @@ def test_unknown_requests_never_raise_a_grade(tier: Tier, unknown: int) -> None:
     assert grade(mix, {tier: 100}, 10, unknown) >= grade(mix, {tier: 100}, 10, 0)
 
 
+def allot(idle: int, *rule: Any, **more: Any) -> dict[str, int]:
+    return {team: part_of(idle, span) for team, span in idle_spans(*rule, **more).items()}
+
+
 @given(amounts, st.sampled_from([None, "a", "z"]), teams, st.booleans())
 def test_idle_is_allotted_exactly(
     idle: int, owner: str | None, trailing: dict[str, int], lately: bool
 ) -> None:
-    assert sum(allot_idle(idle, owner, trailing, lately).values()) == idle
+    assert sum(allot(idle, owner, trailing, lately).values()) == idle
 
 
 def test_idle_goes_to_owner_then_to_users_then_to_the_platform() -> None:
     used = {"a": 300, "b": 100}
-    assert allot_idle(100, "z", used, True) == {"z": 100}
-    assert allot_idle(100, None, used, True) == {"a": 75, "b": 25}
-    assert allot_idle(100, None, used, True, entitled=("b",)) == {"b": 100}
-    assert allot_idle(100, None, used, False) == {"": 100}
-    assert allot_idle(100, None, {}, True) == {"": 100}
+    assert allot(100, "z", used, True) == {"z": 100}
+    assert allot(100, None, used, True) == {"a": 75, "b": 25}
+    assert allot(100, None, used, True, entitled=("b",)) == {"b": 100}
+    assert allot(100, None, used, False) == {"": 100}
+    assert allot(100, None, {}, True) == {"": 100}
 
 
 @given(amounts, st.lists(st.text(min_size=1, max_size=4), max_size=9, unique=True))
