@@ -165,6 +165,7 @@ class Drain:
                 start = batch.end.offset
             segment_path(folder, number).unlink(missing_ok=True)
         log.info("Took over the journal that a stopped replica left in %s", folder)
+        _remove(folder)
 
     def _write(self, entries: list[Entry], folder: Path) -> bool:
         """Until the ledger took them; False when stopped before."""
@@ -247,6 +248,18 @@ def abandoned(own: Path) -> Iterator[Path]:
     for folder in sorted(own.parent.iterdir()):
         if folder != own and folder.is_dir() and segments(folder):
             yield folder
+
+
+def _remove(folder: Path) -> None:
+    """Take an emptied folder away, unless something in it was put aside. The lock is held."""
+    if (folder / "quarantine").exists():
+        return
+    try:
+        for name in ("cursor", "cursor.new", "lock"):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
+    except OSError:
+        log.debug("%s stays", folder)
 
 
 def put_aside(folder: Path, entry: Entry) -> None:

@@ -21,7 +21,7 @@ from meters.database import Database
 from meters.migrations import migrate
 from meters.receipts import Receipt
 from meters.rollups import Changes, Sums
-from meters.rows import Row, clean, dimensions, record_row, totals_row, window_row
+from meters.rows import Row, clean, dimensions, record_row, totals_row, window_of, window_row
 from meters.schema import (
     DIMENSIONS,
     dims,
@@ -139,6 +139,19 @@ class Ledger:
                 )
                 for row in connection.execute(query).mappings()
             ]
+
+    def undivided(self, node: str, from_s: float, to_s: float) -> list[Window]:
+        """Windows of a node that ended in a period and have not been divided."""
+        c = windows.c
+        query = (
+            select(windows)
+            .outerjoin(window_totals, window_totals.c.window_id == c.window_id)
+            .where(c.node == node, c.end_s >= from_s, c.end_s < to_s)
+            .where(window_totals.c.window_id.is_(None))
+            .order_by(c.end_s)
+        )
+        with self.database.read() as connection:
+            return [window_of(dict(row)) for row in connection.execute(query).mappings()]
 
     def add_rows(
         self,

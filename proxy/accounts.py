@@ -38,9 +38,9 @@ Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
 
 
 class Journal(Protocol):
-    def write(self, entry: UsageRecord) -> None: ...
+    def write(self, entry: UsageRecord | Window) -> None: ...
 
-    def append(self, entry: Window | Attribution) -> None: ...
+    def append(self, entry: Attribution) -> None: ...
 
 
 class Learner(Protocol):
@@ -143,7 +143,8 @@ class Accounts:
     # -- windows -------------------------------------------------------------------------------
 
     def window(self, window: Window) -> None:
-        """Take a closed window in; from any thread."""
+        """Take a closed window in; from any thread. It is journalled first, divided later."""
+        self.journal.write(window)
         self.windows.append(window)
 
     def start(self) -> None:
@@ -180,20 +181,19 @@ class Accounts:
                 self._divide(window)
             except Exception:
                 log.exception("window %s could not be divided", window.window_id)
-                self._enter(window, undivided(window))
+                self._enter(undivided(window))
         self.windows.extendleft(reversed(waiting))
 
     def _divide(self, window: Window) -> None:
         activities = self.activities(window.node, window.start_s, window.end_s)
         physics = self.learner.physics(window.node)
         attribution = self.divide(window, activities, physics)
-        self._enter(window, attribution)
+        self._enter(attribution)
         self.learner.observe(window, activities)
         shares = {share.request_id: share.energy_j for share in attribution.shares}
         self._charge(window, shares, attribution.evidence)
 
-    def _enter(self, window: Window, attribution: Attribution) -> None:
-        self.journal.append(window)
+    def _enter(self, attribution: Attribution) -> None:
         self.journal.append(attribution)
         self.observer.divided(attribution)
         self.imbalance_j += attribution.metered_j - (

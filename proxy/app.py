@@ -41,6 +41,7 @@ from proxy.flight import TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
+from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide
 from proxy.meter_metrics import MeterMetrics
 from proxy.receipts import of_record
@@ -182,7 +183,7 @@ class Proxy:
             agents(settings),
             {engine.node for engine in self.pool.engines},
             time.time,
-            self.take_window,
+            self.take_sent_window,
         )
         self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
         self.api = FastAPI(
@@ -226,6 +227,14 @@ class Proxy:
                 type(error).__name__,
             )
         self.key_watch.start()
+        leftovers = Leftovers(
+            self.ledger,
+            self.journal,
+            {engine.node for engine in self.pool.engines},
+            divide,
+            self.learning.physics,
+        )
+        leftovers.start()
         self.show(self.ledger)
         self.watch.start(lambda _: self.grid.refresh(time.time()))
         self.grid.refresher.start()
@@ -244,6 +253,7 @@ class Proxy:
             await self.health.stop()
             if self.siblings is not None:
                 await self.siblings.stop()
+            await leftovers.stop()
             await self.accounts.stop()
             await self.watch.stop()
             await asyncio.to_thread(self.grid.refresher.stop)
@@ -306,6 +316,13 @@ class Proxy:
         if meters_changed and self.worker == 0:
             self.measuring.restart(settings)
         return fixed
+
+    def take_sent_window(self, window: Window) -> None:
+        """A closed window from an agent, which forgets it once this returns. Raises OSError while
+        it cannot be kept: the agent sends it again."""
+        self.take_window(window)
+        if not self.journal.flush(2.0):
+            raise OSError("the journal's disk takes nothing")
 
     def take_window(self, window: Window) -> None:
         """A closed window, from a meter's thread or an agent."""

@@ -107,6 +107,7 @@ def test_the_journal_of_a_dead_sibling_is_taken_over(ledger: Ledger, tmp_path: P
     drained(tmp_path / "journal" / "mine", ledger)
     assert ledger.receipt("req-left") is not None
     assert ledger.receipt("req-kept") is None
+    assert not (tmp_path / "journal" / "dead").exists()
     living.close()
 
     # and when it comes back, what it writes then is not taken for drained
