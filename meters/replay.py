@@ -110,10 +110,12 @@ def write_recording(
 class ReplayMeter:
     """Plays a recording at its own pace, or ``speed`` times as fast.
 
-    A look gives the recording's last reading before now. After its end, MeterUnavailable.
+    A look gives the recording's last reading before now. After its end, MeterUnavailable. Its
+    evidence is SIMULATED whatever was recorded: none of it is energy of requests served here.
     """
 
     name = "replay"
+    evidence = Evidence.SIMULATED
 
     def __init__(
         self,
@@ -129,7 +131,6 @@ class ReplayMeter:
             raise MeterUnavailable(str(error)) from None
         if not self._lines:
             raise MeterUnavailable(f"{path}: the recording is empty.")
-        self.evidence = self.header.evidence
         self.resolution_j = self.header.resolution_j
         self._path, self._clock, self._speed = path, clock, speed
         self._next = 0

@@ -65,6 +65,10 @@ class AgentSettings(MeterSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if not self.proxy_url.startswith(("http://", "https://")):
             raise ValueError("proxy_url must begin with http:// or https://")
+        if not 0.05 <= self.send_s <= 3600:
+            raise ValueError("send_s must be between 0.05 and 3600 seconds")
+        if self.spool_max_mb < 1:
+            raise ValueError("spool_max_mb must be 1 or more")
         if not self.token and not self.token_file:
             raise ValueError("token or token_file must be given")
 

@@ -362,6 +362,8 @@ def test_a_recording_is_written_and_read_back(tmp_path: Path) -> None:
 def test_a_recording_plays_at_its_own_pace_and_ends(tmp_path: Path) -> None:
     clock = Ticking(0.0)
     meter = ReplayMeter(recording(tmp_path / "r.jsonl"), clock=clock)
+    assert meter.header.evidence is Evidence.METERED  # there, and then
+    assert meter.evidence is Evidence.SIMULATED  # here, and now
     first = meter.read()[0]
     clock.now_s += 5.05
     assert meter.read()[0].energy_j - first.energy_j == pytest.approx(30.0 * 50)

