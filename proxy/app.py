@@ -34,8 +34,10 @@ from proxy.accounts import Accounts
 from proxy.admission import Gate
 from proxy.auth import Caller
 from proxy.carbon_metrics import CarbonMetrics
-from proxy.dashboard.configured import sites_of, snapshots_of
+from proxy.dashboard.configured import budgets_of, sites_of, snapshots_of
 from proxy.dashboard.pages import Dashboard, router
+from proxy.dashboard.replays import TeamReplay
+from proxy.dashboard.snapshot import Snapshots
 from proxy.features import Prompt
 from proxy.flight import TimeWatch
 from proxy.front import Front
@@ -47,7 +49,7 @@ from proxy.meter_metrics import MeterMetrics
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
-from proxy.settings import Settings
+from proxy.settings import Settings, Team
 from proxy.siblings import FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_in, to_sign_in
 from proxy.spending import seed_from
@@ -154,6 +156,7 @@ class Proxy:
         self.ledger: Ledger | None = None
         self.drain: Drain | None = None
         self.key_watch: KeyWatch | None = None
+        self.snapshots: Snapshots | None = None
         self.accounts = Accounts(
             journal=self.journal,
             estimator=self.estimator,
@@ -271,23 +274,31 @@ class Proxy:
     def show(self, ledger: Ledger) -> None:
         """Put the dashboard over the ledger."""
         sources = self.grid.refresher.health
+        self.snapshots = snapshots_of(self.settings, self.facts(), self.grid.book, ledger)
         dashboard = Dashboard(
-            snapshots_of(
-                self.settings,
-                [engine.facts for engine in self.pool.engines],
-                self.grid.book,
-                ledger,
-            ),
+            self.snapshots,
             teams=lambda: sorted({*ledger.teams(), *self.settings.teams}),
             health=sources,
             estimator=self.estimator,
             gpus=GPUS,
+            replay=TeamReplay(
+                lambda: ledger,
+                self.facts,
+                lambda: self.router.policies,
+                lambda: self.settings.default_policy,
+                self.estimator,
+                lambda team: auth.limits_of(self.settings.teams.get(team, Team()).limits),
+            ),
             form_secret=self.secret,
             signs_in=not self.keys.open,
         )
         sign_in = SignIn(self.keys, self.secret)
         self.api.include_router(sign_in.router(dashboard))
         self.api.include_router(router(dashboard, sign_in.viewer))
+
+    def facts(self) -> list[Backend]:
+        """What is known of every backend now."""
+        return [engine.facts for engine in self.pool.engines]
 
     def reload(self, settings: Settings, facts: dict[str, Backend]) -> list[str]:
         """Use another config from now on, without dropping a request; what it says that needs a
@@ -305,6 +316,9 @@ class Proxy:
         self.router.take(
             book.policies, settings.default_policy, settings.carbon.default_counterfactual
         )
+        self.carbon.sites = sites_of(settings, self.facts())
+        if self.snapshots is not None:
+            self.snapshots.take(self.carbon.sites, budgets_of(settings))
         self.steps.settings = settings
         self.client.limits = settings.time
         self.health.rules = settings.retries

@@ -56,7 +56,7 @@ class CarbonMetrics:
         window_counted: Callable[[Attribution], None] | None = None,
     ) -> None:
         self._book = book
-        self._sites = sites
+        self.sites = sites
         self._request_counted = request_counted
         self._window_counted = window_counted
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -136,13 +136,13 @@ class CarbonMetrics:
                 _, lost = self._waiting.popitem(last=False)
                 self.unattributed.inc(sum(each.energy_j for each in lost))
         if attribution.idle_j > 0:
-            site = self._sites.site(attribution.node)
+            site = self.sites.site(attribution.node)
             node = _Known(
                 site.owner or "",
                 "",
                 attribution.node,
                 site.zone or "",
-                site.pue or self._sites.default_pue,
+                site.pue or self.sites.default_pue,
             )
             self._count(node, _Waiting(attribution.idle_j, middle_s, attribution.evidence), "idle")
         if attribution.unattributed_j > 0:
@@ -150,7 +150,7 @@ class CarbonMetrics:
 
     def refresh(self, now_s: float) -> None:
         """Set the gauges of every zone in use."""
-        zones = {site.zone for site in self._sites.nodes.values() if site.zone}
+        zones = {site.zone for site in self.sites.nodes.values() if site.zone}
         for zone in sorted(zones | set(self._book.zones)):
             answer = self._book.at(zone, now_s)
             self.intensity.labels(zone, answer.source).set(answer.g_per_kwh)
@@ -159,13 +159,13 @@ class CarbonMetrics:
                 self.age.labels(zone).set(max(0.0, now_s - newest_s))
 
     def _labels(self, record: UsageRecord) -> _Known:
-        site = self._sites.site(record.node or "")
+        site = self.sites.site(record.node or "")
         return _Known(
             record.team,
             record.group or record.backend or "",
             record.backend or "",
             record.zone or site.zone or "",
-            record.pue or site.pue or self._sites.default_pue,
+            record.pue or site.pue or self.sites.default_pue,
         )
 
     def _count(self, known: _Known, part: _Waiting, component: str = "gpu_active") -> None:

@@ -211,6 +211,12 @@ class Snapshots:
         """How long what was read stands: longer for periods that receive nothing any more."""
         return self._keep_s if now_s < period.end_s + 2 * DAY_S else self._keep_s * SETTLED_TIMES
 
+    def take(self, sites: Sites, budgets_g: Mapping[str, float]) -> None:
+        """Use other places and budgets from now on."""
+        self.sites = sites
+        self._budgets = budgets_g
+        self.forget()
+
     def forget(self) -> None:
         """Throw away the cells that are remembered for the next seconds."""
         self._raws.clear()
