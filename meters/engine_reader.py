@@ -12,6 +12,10 @@ import msgspec
 from meters.engines import DIALECTS, UnknownPage, detect, parse, restarted
 from meters.types import EngineCounters
 
+# A busy engine lets a request wait before it looks at its counters, not after: when an answer takes
+# longer than this, the counters are of so long before its end.
+WRITING_S = 0.02
+
 
 class EngineUnavailable(Exception):
     """The engine does not say what it does; the message says why and what to check."""
@@ -29,7 +33,7 @@ class EngineReader:
         url: str,
         dialect: str = "auto",
         *,
-        timeout_s: float = 0.5,
+        timeout_s: float = 1.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -41,17 +45,18 @@ class EngineReader:
         self.url, self.dialect = url, dialect
         self._scheme, self._host, self._port = parts.scheme, parts.hostname, parts.port
         self._path = parts.path if parts.path not in ("", "/") else None
-        self._timeout_s, self._clock = timeout_s, clock
+        self.timeout_s, self._clock = timeout_s, clock
         self._connection: http.client.HTTPConnection | None = None
         self._version: str | None = None
         self._asked_version = False
         self._last: EngineCounters | None = None
 
     def read(self) -> EngineCounters:
-        """The counters now; ``at_s`` is the middle of the request. Raises EngineUnavailable."""
+        """The counters now; ``at_s`` is when they were looked at. Raises EngineUnavailable."""
         before_s = self._clock()
         page, headers = self._get(self._path or self._usual_path())
-        at_s = (before_s + self._clock()) / 2
+        after_s = self._clock()
+        at_s = after_s - min((after_s - before_s) / 2, WRITING_S)
         try:
             name = self.dialect if self.dialect != "auto" else detect(page) or "auto"
             seen = parse(page, name, at_s=at_s)
@@ -96,7 +101,7 @@ class EngineReader:
                     kind = http.client.HTTPSConnection
                     if self._scheme == "http":
                         kind = http.client.HTTPConnection  # type: ignore[assignment]
-                    self._connection = kind(self._host, self._port, timeout=self._timeout_s)
+                    self._connection = kind(self._host, self._port, timeout=self.timeout_s)
                 self._connection.request("GET", path, headers={"accept": "text/plain, */*"})
                 answer = self._connection.getresponse()
                 body = answer.read()

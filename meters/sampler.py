@@ -188,7 +188,9 @@ class Sampler:
             if waiting_since_s is not None:
                 look = self._look
                 answered = look is not None and look.ticket == self._ticket
-                hung = now_s - waiting_since_s > self._window_s
+                hung = now_s - waiting_since_s > 0.2 + (
+                    self._engine.timeout_s if self._engine else 0
+                )
                 if answered or hung:
                     counters = look.counters if answered and look is not None else None
                     waiting_since_s = None

@@ -285,6 +285,17 @@ def test_a_local_meter_starts_at_once_and_says_what_is_wrong() -> None:
         LocalMeter(MeterSettings(engine_url="http://x/metrics", engine_dialect="vlm"))
 
 
+def test_a_slow_answer_is_of_its_end(engine: Engine) -> None:
+    """A busy engine makes a request wait, and then looks at its counters."""
+    reader = EngineReader(engine.url)
+    reader.read()
+    engine.delay_s = 0.3
+    seen = reader.read()
+    tokens_at_s = engine.began_s + (seen.generated_tokens or 0) / 1000
+    assert seen.at_s == pytest.approx(tokens_at_s, abs=0.06)
+    engine.delay_s = 0.0
+
+
 # --- the engine's page over HTTP
 
 
