@@ -1,4 +1,4 @@
-"""Traces of requests from CSV files: our own form, Azure's public ones, the ledger's exports."""
+"""Traces of requests: CSV of our own form or Azure's public ones, and exports of the ledger."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+
+import msgspec
 
 from policies.replay import Arrival
 
@@ -21,28 +23,92 @@ COLUMNS = {
 }
 
 
+class LedgerRequest(msgspec.Struct):
+    """What replay reads of a request in the ledger."""
+
+    start_s: float
+    team: str = ""
+    task: str | None = None
+    model_asked: str = ""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    cache: str = "off"
+
+
+class LedgerLine(msgspec.Struct):
+    """One line of ``joulegate ledger export``."""
+
+    table: str = ""
+    row: msgspec.Raw = msgspec.Raw()
+
+
 class BadTrace(Exception):
     """A trace that cannot be used; the message names file, line and what to change."""
 
 
 def read_trace(path: str, most: int | None = None, asked: str | None = None) -> list[Arrival]:
-    """The requests of a CSV trace in order of time, the first at 0 s. Raises BadTrace.
+    """The requests of a trace in order of time, the first at 0 s. Raises BadTrace.
 
-    ``asked`` takes the place of the file's model names; without either it is ``auto``.
+    A file that begins with ``{`` is an export of the ledger, any other is CSV. ``asked`` takes the
+    place of the file's model names; without either it is ``auto``. From the ledger only requests
+    that a backend answered are taken, since the cache's answers took nothing.
     """
     try:
+        if _is_export(path):
+            found = list(_exported(path, most, asked))
+            return _from_zero(path, found)
         with Path(path).open(newline="", encoding="utf-8") as file:
             rows = csv.reader(file)
             header = [name.strip() for name in next(rows, [])]
             places = _places(path, header)
             found = list(_arrivals(path, rows, places, most, asked))
     except (OSError, UnicodeDecodeError) as error:
-        raise BadTrace(f"{path}: {error}. Name a readable CSV file.") from None
+        raise BadTrace(
+            f"{path}: {error}. Name a readable CSV file or an export of the ledger."
+        ) from None
+    return _from_zero(path, found)
+
+
+def _from_zero(path: str, found: list[Arrival]) -> list[Arrival]:
     if not found:
-        raise BadTrace(f"{path} has no requests below its header.")
+        raise BadTrace(f"{path} has no requests that a backend answered.")
     found.sort(key=lambda arrival: arrival.at_s)
     start_s = found[0].at_s
     return [arrival._replace(at_s=arrival.at_s - start_s) for arrival in found]
+
+
+def _is_export(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        return file.read(1) == b"{"
+
+
+def _exported(path: str, most: int | None, asked: str | None) -> Iterator[Arrival]:
+    lines = msgspec.json.Decoder(LedgerLine)
+    rows = msgspec.json.Decoder(LedgerRequest)
+    taken = 0
+    with Path(path).open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                entry = lines.decode(line)
+                if entry.table != "requests":
+                    continue
+                row = rows.decode(entry.row)
+            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+                raise BadTrace(f"{path}, line {number}: {error}") from None
+            if row.prompt_tokens is None or row.output_tokens is None or row.cache == "hit":
+                continue
+            if most is not None and taken >= most:
+                return
+            taken += 1
+            yield Arrival(
+                row.start_s,
+                row.prompt_tokens,
+                row.output_tokens,
+                row.team,
+                row.task,
+                asked or row.model_asked or "auto",
+                int(row.start_s // 3600) % 24,
+            )
 
 
 def _places(path: str, header: list[str]) -> dict[str, int]:

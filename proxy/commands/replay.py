@@ -2,8 +2,8 @@
 
 Nothing is sent: requests are estimated and decided as the proxy does it, and served by simulated
 engines with each backend's step physics. The trace is a CSV file with the columns
-timestamp,prompt_tokens,output_tokens and, if it has them, team, task and model; the Azure LLM
-inference traces and exports of the ledger are read as they are.
+timestamp,prompt_tokens,output_tokens and, if it has them, team, task and model. The Azure LLM
+inference traces are read as they are, and so is what `joulegate ledger export` writes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ EXAMPLE = "joulegate replay --trace trace.csv --config config.yaml --policy pinn
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--trace", metavar="F", required=True, help="CSV of requests")
+    parser.add_argument(
+        "--trace", metavar="F", required=True, help="CSV of requests, or an export of the ledger"
+    )
     parser.add_argument("--config", metavar="F", help="config file with backends and policies")
     parser.add_argument(
         "--policy",

@@ -48,7 +48,7 @@ def test_policy(name: str, check: Check) -> None:
     policy = POLICIES[name]()
 
     @settings(
-        max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     @given(requests, fleets(), st.one_of(st.just(Limits()), limits))
     def holds(request: Request, candidates: list[Candidate], within: Limits) -> None:

@@ -49,7 +49,7 @@ def test_a_record_replays_to_the_same_answer(name: str) -> None:
     policy = POLICIES[name]()
 
     @settings(
-        max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None
+        max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None
     )
     @given(requests, fleets(), limits)
     def holds(asked: Request, fleet: list[Candidate], within: Limits) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from meters.ledger import Ledger
+from meters.transfer import exported
+from meters.types import UsageRecord
 from policies.replay import Arrival
 from proxy.traces import BadTrace, read_trace, seconds
 
@@ -37,6 +41,37 @@ def test_azures_columns_and_time_stamps(tmp_path: Path) -> None:
     assert (first.prompt_tokens, first.output_tokens, first.hour) == (374, 44, 18)
     assert second.at_s == pytest.approx(4.314579, abs=1e-5)
     assert second.asked == "llama"
+
+
+def test_an_export_of_the_ledger_is_a_trace_of_what_backends_answered(tmp_path: Path) -> None:
+    def done(request_id: str, start_s: float, **fields: Any) -> UsageRecord:
+        return UsageRecord(
+            request_id=request_id,
+            start_s=start_s,
+            end_s=start_s + 1,
+            team="a",
+            model_asked="m",
+            task="code",
+            **fields,
+        )
+
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.write(
+        [
+            done("2", 1_700_000_010.5, prompt_tokens=30, output_tokens=40, backend="m@fp8"),
+            done("1", 1_700_000_000.0, prompt_tokens=10, output_tokens=20, backend="m@fp8"),
+            done("3", 1_700_000_020.0, prompt_tokens=10, output_tokens=20, cache="hit"),
+            done("4", 1_700_000_030.0, status=422, outcome="refused"),
+        ],
+    )
+    path = tmp_path / "export.jsonl"
+    path.write_bytes(b"".join(exported(ledger)))
+    ledger.close()
+    assert read_trace(str(path)) == [
+        Arrival(0.0, 10, 20, "a", "code", "m", 22),
+        Arrival(10.5, 30, 40, "a", "code", "m", 22),
+    ]
+    assert len(read_trace(str(path), most=1, asked="auto")) == 1
 
 
 def test_time_stamps_with_and_without_a_zone() -> None:
@@ -72,5 +107,5 @@ def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, says: str
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(BadTrace, match=r"Name a readable CSV file\."):
+    with pytest.raises(BadTrace, match=r"Name a readable CSV file"):
         read_trace(str(tmp_path / "none.csv"))

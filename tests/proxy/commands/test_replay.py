@@ -53,4 +53,4 @@ def test_what_a_user_can_mend_is_said(
     assert main(["replay", "--trace", trace, "--config", config, "--policy", "mien"]) == 1
     assert "There is no policy 'mien'. Did you mean 'mine'?" in capsys.readouterr().err
     assert main(["replay", "--trace", "none.csv", "--config", config]) == 1
-    assert "Name a readable CSV file." in capsys.readouterr().err
+    assert "Name a readable CSV file" in capsys.readouterr().err
