@@ -84,3 +84,7 @@ fit-energy-prior: $(VENV)/dev.done  ## fit estimators/energy_prior.json again (m
 
 bench-routing: $(VENV)/dev.done  ## quality and length prediction against the controls
 	$(PY) -m benchmarks.routing $(ARGS)
+
+.PHONY: bench-estimators
+bench-estimators: $(VENV)/dev.done  ## held-out errors, feedback, speed, published against predicted
+	$(PY) -m benchmarks.estimators $(DATA) $(ARGS)

@@ -65,9 +65,9 @@ def folds(rows: Sequence[Row]) -> Iterator[Fold]:
             if rows[i].gpu == gpu and not (gpu == "H100-SXM" and rows[i].source == "v3")
         ]
         yield Fold("new_gpu", gpu, held, [i for i in everything if i not in set(held)])
-        names = sorted({rows[i].architecture for i in held})
+        measured = sorted({rows[i].architecture for i in held})
         for part in range(4):
-            both = set(names[part::4])
+            both = set(measured[part::4])
             if not both:
                 continue
             mine = [i for i in held if rows[i].architecture in both]

@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "predict-quality": "proxy.commands.predict_quality",
     "replay": "proxy.commands.replay",
     "estimate": "proxy.commands.estimate",
+    "estimators": "proxy.commands.estimators",
     "report": "proxy.commands.report",
 }
 

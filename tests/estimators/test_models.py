@@ -1,0 +1,78 @@
+"""Architectures: from a number of parameters to a config.json."""
+
+from __future__ import annotations
+
+import pytest
+
+from estimators.models import (
+    UnknownPrecision,
+    facts_from_config,
+    precision_named,
+    shape_of,
+)
+from estimators.types import ModelFacts
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "hidden_act": "silu",
+}
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 7168,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "vocab_size": 129280,
+    "hidden_act": "silu",
+}
+
+
+def test_llamas_parameters_are_counted_from_its_config() -> None:
+    facts = facts_from_config(LLAMA_8B)
+    assert facts.params_b == pytest.approx(8.03, rel=0.01)
+    assert shape_of(facts).kv_bytes_per_token == 131072
+
+
+def test_deepseeks_parameters_experts_and_latent_cache_are_counted_from_its_config() -> None:
+    facts = facts_from_config(DEEPSEEK_V3)
+    assert facts.params_b == pytest.approx(671, rel=0.02)
+    assert facts.active_params_b == pytest.approx(37, rel=0.05)
+    shape = shape_of(facts)
+    assert shape.kv_bytes_per_token == 70_272
+    assert shape.expert_share == pytest.approx(8 / 256)
+
+
+def test_a_model_without_cache_heads_is_taken_for_a_latent_one() -> None:
+    shape = shape_of(ModelFacts(params_b=200.0, active_params_b=20, layers=60, kv_heads=0))
+    assert shape.kv_bytes_per_token == 60 * 576 * 2
+
+
+def test_attention_layers_alone_are_not_taken_for_all_of_a_hybrid() -> None:
+    shape = shape_of(ModelFacts(params_b=12.3, layers=6, kv_heads=8, head_dim=128))
+    assert shape.layers == 62
+    assert shape.hybrid
+    assert shape.kv_bytes_per_token == 24_576
+
+
+def test_precisions_have_many_names_and_typos_are_told() -> None:
+    assert precision_named("bfloat16") == "bf16"
+    assert precision_named("AWQ") == "int4"
+    with pytest.raises(UnknownPrecision, match="bf16"):
+        precision_named("bf61")
