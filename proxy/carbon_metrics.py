@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -98,6 +99,11 @@ class CarbonMetrics:
             registry=registry,
         )
 
+        # prometheus_client looks children up under a lock, by texts made anew each time
+        self._energy_of = lru_cache(4096)(self.energy.labels)
+        self._co2e_of = lru_cache(4096)(self.co2e.labels)
+        self._avoided_of = lru_cache(4096)(self.avoided.labels)
+
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request, and the shares that waited for it."""
         if self._request_counted is not None:
@@ -171,19 +177,19 @@ class CarbonMetrics:
     def _count(self, known: _Known, part: _Waiting, component: str = "gpu_active") -> None:
         labels = known.team, known.model, known.backend
         evidence = part.evidence.value
-        self.energy.labels(*labels, component, evidence).inc(part.energy_j)
+        self._energy_of(*labels, component, evidence).inc(part.energy_j)
         whole_j = part.energy_j
         hosted = part.evidence is Evidence.MODELLED
         if not hosted:
             host_j = modelled_host_j(part.energy_j)
             told = evidence if part.evidence is Evidence.SIMULATED else Evidence.MODELLED.value
-            self.energy.labels(*labels, "host", told).inc(host_j)
+            self._energy_of(*labels, "host", told).inc(host_j)
             whole_j += host_j
-        self.energy.labels(*labels, "overhead", evidence).inc(overhead_j(whole_j, known.pue))
+        self._energy_of(*labels, "overhead", evidence).inc(overhead_j(whole_j, known.pue))
         answer = self._book.at(known.zone or None, part.at_s)
         grams = operational_g(whole_j, known.pue, answer.g_per_kwh)
         method = METHOD if part.evidence is not Evidence.SIMULATED else "simulated"
-        self.co2e.labels(known.team, known.backend, known.zone or "world", method).inc(grams)
+        self._co2e_of(known.team, known.backend, known.zone or "world", method).inc(grams)
 
     def _count_avoided(self, record: UsageRecord) -> None:
         if record.counterfactual_carbon_g is None or record.carbon_g is None or record.simulated:
@@ -197,4 +203,4 @@ class CarbonMetrics:
         half = width * (record.counterfactual_carbon_g**2 + record.carbon_g**2) ** 0.5
         lever = "cache" if record.cache == "hit" else "route"
         for bound, grams in (("low", avoided - half), ("mid", avoided), ("high", avoided + half)):
-            self.avoided.labels(record.team, lever, bound).inc(max(0.0, grams))
+            self._avoided_of(record.team, lever, bound).inc(max(0.0, grams))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from meters.types import Attribution, UsageRecord
@@ -82,25 +84,32 @@ class Telemetry:
             registry=registry,
         )
 
+        # prometheus_client looks children up under a lock, by texts made anew each time
+        self._requests_of = lru_cache(4096)(self.requests.labels)
+        self._tokens_of = lru_cache(4096)(self.tokens.labels)
+        self._estimated_of = lru_cache(4096)(self.estimated.labels)
+        self._latency_of = lru_cache(4096)(self.latency.labels)
+        self._ttft_of = lru_cache(4096)(self.ttft.labels)
+
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request."""
         backend = record.backend or ""
-        self.requests.labels(
+        self._requests_of(
             record.team, backend, str(record.status), record.outcome, record.cache
         ).inc()
         if record.usage_source != "unknown":
             if record.prompt_tokens is not None:
-                self.tokens.labels(record.team, backend, "prompt").inc(record.prompt_tokens)
+                self._tokens_of(record.team, backend, "prompt").inc(record.prompt_tokens)
             if record.cached_prompt_tokens:
-                self.tokens.labels(record.team, backend, "cached").inc(record.cached_prompt_tokens)
+                self._tokens_of(record.team, backend, "cached").inc(record.cached_prompt_tokens)
             if record.output_tokens is not None:
-                self.tokens.labels(record.team, backend, "output").inc(record.output_tokens)
+                self._tokens_of(record.team, backend, "output").inc(record.output_tokens)
         if record.energy_j and record.backend:
-            self.estimated.labels(record.team, backend, record.evidence.value).inc(record.energy_j)
+            self._estimated_of(record.team, backend, record.evidence.value).inc(record.energy_j)
         if record.latency_s is not None and record.backend:
-            self.latency.labels(backend).observe(record.latency_s)
+            self._latency_of(backend).observe(record.latency_s)
         if record.ttft_s is not None:
-            self.ttft.labels(backend).observe(record.ttft_s)
+            self._ttft_of(backend).observe(record.ttft_s)
 
     def divided(self, attribution: Attribution) -> None:
         """Count a divided window."""

@@ -1,24 +1,45 @@
-"""The ``openai`` client against vLLM itself, running on the CPU: no fake, no recording."""
+"""The ``openai`` client against vLLM itself, running on the CPU: called directly, and through
+Joulegate. No fake, no recording."""
 
 from __future__ import annotations
 
 import json
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import openai
 import pytest
 
+from tests.joulegate_server import KEY, TEAMS, Joulegate, in_thread
 from tests.llama_cpp import Engine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 
-HELLO = [{"role": "user", "content": "Hello there"}]
+HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 
 
-@pytest.fixture
-def client(vllm_engine: Engine) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=vllm_engine.base_url, api_key="none", max_retries=0) as client:
+@pytest.fixture(scope="module")
+def running(vllm_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joulegate]:
+    config = {
+        "backends": [
+            {"model": "tiny-random", "url": vllm_engine.base_url, "engine": "vllm"},
+        ],
+        "teams": TEAMS,
+        "log": {"level": "error"},
+    }
+    server, stop = in_thread(config, Path(tmp_path_factory.mktemp("joulegate")))
+    yield server
+    stop()
+
+
+@pytest.fixture(params=["direct", "through Joulegate"])
+def client(
+    request: pytest.FixtureRequest, vllm_engine: Engine, running: Joulegate
+) -> Iterator[openai.OpenAI]:
+    base_url = vllm_engine.base_url if request.param == "direct" else running.base_url
+    with openai.OpenAI(base_url=base_url, api_key=KEY, max_retries=0) as client:
         yield client
 
 
@@ -113,7 +134,26 @@ def test_a_plain_completion_is_answered(client: openai.OpenAI) -> None:
 
 
 def test_the_model_is_listed(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny-random"]
+    assert "tiny-random" in [model.id for model in client.models.list()]
+
+
+def test_a_request_through_joulegate_is_on_the_books_as_vllm_counted_it(
+    running: Joulegate,
+) -> None:
+    with openai.OpenAI(base_url=running.base_url, api_key=KEY, max_retries=0) as client:
+        stream = client.chat.completions.create(
+            model="tiny-random",
+            messages=HELLO,
+            max_tokens=9,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        assert list(stream)
+        record = running.record(stream.response.headers["x-request-id"])
+    assert record.usage_source == "upstream"
+    assert record.output_tokens == 9
+    assert record.prompt_tokens
+    assert record.outcome == "ok"
 
 
 def test_the_metrics_page_has_what_windows_are_read_from(
