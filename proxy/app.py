@@ -19,7 +19,6 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
-from estimators.energy import EnergyEstimator
 from estimators.hardware import GPUS
 from estimators.text import coarse_task
 from estimators.types import Backend, Features, Load, Outcome
@@ -46,6 +45,7 @@ from proxy.health import HealthChecks, note_load
 from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide
 from proxy.meter_metrics import MeterMetrics
+from proxy.predicting import Predictors
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
@@ -138,7 +138,12 @@ class Proxy:
             self.telemetry.divided,
         )
         self.learning = Learning(self.pool)
-        self.estimator = EnergyEstimator(learnt=self.learning.learnt)
+        self.estimator = Predictors(
+            model=settings.quality_model,
+            learnt=self.learning.learnt,
+            folder=Path(settings.state_dir),
+        )
+        self.estimator.know(engine.facts for engine in self.pool.engines)
         self.learning.prior = self.estimator.physics
         self.router = Router(
             self.pool,
@@ -258,6 +263,8 @@ class Proxy:
                 await self.siblings.stop()
             await leftovers.stop()
             await self.accounts.stop()
+            if self.worker == 0:
+                self.estimator.save()
             await self.watch.stop()
             await asyncio.to_thread(self.grid.refresher.stop)
             await self.client.stop()
@@ -311,6 +318,7 @@ class Proxy:
         self.settings = settings
         engines = backends.engines_of(settings, facts, self.pool.by_name)
         self.pool.hold(engines, settings.fallbacks)
+        self.estimator.know(engine.facts for engine in engines)
         self.grid.take(settings)
         self.grid.refresh(time.time())
         self.router.take(

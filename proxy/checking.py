@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from proxy import config_file, facts, policy_book
+from proxy import config_file, facts, policy_book, predicting
 from proxy import settings as settings_file
 from proxy.config_file import ConfigError, Document, key_text
 from proxy.settings import Settings
@@ -24,6 +24,7 @@ def check(path: str) -> dict[str, Any]:
     loaded = settings_file.interpret(document)
     settings = loaded.settings
     known = facts.all_facts(settings, loaded.document)
+    predicting.check_model(settings, loaded.document)
     book = policy_book.book_of(settings, loaded.document)
     found = policy_book.findings(settings, book, known)
     unwise = policy_book.refuse_errors(found, loaded.document)

@@ -6,18 +6,21 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 
+from estimators.steps import StepLearner
 from estimators.types import Backend
-from meters.attribution import attribute_all
+from meters.attribution import attribute_all, regressors
 from meters.engine_reader import EngineUnavailable
 from meters.local import LocalMeter
 from meters.settings import MeterSettings
 from meters.simulated_engine import SimulatedMeter
 from meters.types import Activity, Attribution, Meter, MeterUnavailable, StepPhysics, Window
 from proxy.accounts import undivided
-from proxy.backends import Pool
+from proxy.backends import Engine, Pool
 from proxy.settings import BackendSettings, MeterSource, Settings
 
 log = logging.getLogger("joulegate.measuring")
+
+PUBLISH_S = 60.0  # how often estimates take over what windows taught
 
 
 class Learning:
@@ -26,20 +29,48 @@ class Learning:
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
         self.prior: Callable[[Backend], StepPhysics | None] = lambda _: None
+        self.learners: dict[str, StepLearner] = {}  # by node
+        self._published: dict[str, tuple[float, StepPhysics]] = {}  # by node: when, what
 
     def physics(self, node: str) -> StepPhysics | None:
-        """The physics of the engine on a node."""
-        for engine in self.pool.engines:
-            if engine.node == node:
-                return self.learnt(engine.name) or self.prior(engine.facts)
-        return None
+        """What is known now of the engine on a node, for dividing its windows."""
+        learner = self.learners.get(node)
+        if learner is not None and learner.windows > 0:
+            return learner.physics()
+        engine = self._engine(node)
+        return None if engine is None else self.prior(engine.facts)
 
     def learnt(self, backend: str) -> StepPhysics | None:
-        """What a backend's windows taught; None before they did."""
-        return None
+        """What a backend's windows taught, for estimates; None before they did.
+
+        The same object for PUBLISH_S, since estimators work tables out from it.
+        """
+        engine = self.pool.by_name.get(backend)
+        published = None if engine is None else self._published.get(engine.node)
+        return None if published is None else published[1]
 
     def observe(self, window: Window, activities: Sequence[Activity]) -> None:
         """Learn from a window."""
+        engine = self._engine(window.node)
+        if engine is None:
+            return
+        learner = self.learners.get(window.node)
+        if learner is None:
+            prior = self.prior(engine.facts)
+            if prior is None:
+                return
+            learner = self.learners[window.node] = StepLearner(prior)
+        version = window.engine_version or engine.facts.engine_version or ""
+        if learner.serves(f"{engine.group} {engine.facts.precision} {version}"):
+            log.info("%s serves something else now; its physics start anew", window.node)
+            self._published.pop(window.node, None)
+        learner.observe(window, regressors(window, activities))
+        before = self._published.get(window.node)
+        if learner.trained and (before is None or window.end_s - before[0] >= PUBLISH_S):
+            self._published[window.node] = (window.end_s, learner.physics())
+
+    def _engine(self, node: str) -> Engine | None:
+        return next((engine for engine in self.pool.engines if engine.node == node), None)
 
 
 def divide(

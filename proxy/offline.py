@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
-from estimators.energy import EnergyEstimator
 from estimators.types import Features
 from policies.types import NoBackendWithinLimits
 from proxy import app, backends, explanation, features, policy_book, serving
 from proxy.auth import ANYONE, Caller, limits_of
 from proxy.commands import CommandError
+from proxy.grid import Grid
+from proxy.predicting import Predictors
 from proxy.routing import Router
 from proxy.tokens import TokenCounter
 from proxy.wishes import Wishes
@@ -24,9 +26,13 @@ class Explainer:
         self.prepared = serving.prepare(config)
         settings = self.prepared.settings
         self.counter = TokenCounter()
+        pool = backends.of_settings(settings, self.prepared.facts)
+        Grid(settings, pool).refresh(time.time())
+        estimator = Predictors(model=settings.quality_model, folder=Path(settings.state_dir))
+        estimator.know(engine.facts for engine in pool.engines)
         self.router = Router(
-            backends.of_settings(settings, self.prepared.facts),
-            EnergyEstimator(),
+            pool,
+            estimator,
             policy_book.book_of(settings).policies,
             settings.default_policy,
         )

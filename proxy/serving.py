@@ -22,7 +22,7 @@ import uvloop
 
 from estimators.types import Backend
 from meters import simulated_engine
-from proxy import app, config_file, discovery, facts, policy_book, sample_traffic
+from proxy import app, config_file, discovery, facts, policy_book, predicting, sample_traffic
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
@@ -97,6 +97,7 @@ def prepare(
         backends, started = simulated_pair()
         settings = msgspec.structs.replace(settings, backends=backends)
     known = facts.all_facts(settings, document)
+    predicting.check_model(settings, document)
     found = policy_book.findings(settings, policy_book.book_of(settings, document), known)
     for warning in policy_book.refuse_errors(found, document):
         log.warning("%s", warning)
@@ -204,13 +205,14 @@ class Origin(msgspec.Struct, frozen=True):
         return prepare(self.config, host=self.host, port=self.port, workers=self.workers)
 
 
-def reload(proxy: app.Proxy, origin: Origin) -> bool:
+async def reload(proxy: app.Proxy, origin: Origin) -> bool:
     """Read the config again; True when it is in use. A config with mistakes changes nothing."""
     if origin.config is None:
         log.warning("there is no config file to read again; start with --config")
         return False
     try:
-        prepared = origin.prepare()
+        prepared = await asyncio.to_thread(origin.prepare)
+        await asyncio.to_thread(proxy.estimator.energy.prepare, list(prepared.facts.values()))
         fixed = proxy.reload(prepared.settings, prepared.facts)
     except (ConfigError, CommandError) as error:
         log.error("the old settings stay in use: %s", error)
@@ -228,7 +230,14 @@ def run_worker(prepared: Prepared, origin: Origin, listening: socket.socket, num
 
     def ready() -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, lambda: reload(proxy, origin))
+        again: set[asyncio.Task[bool]] = set()  # a task that nobody holds may be dropped
+
+        def hung_up() -> None:
+            task = loop.create_task(reload(proxy, origin))
+            again.add(task)
+            task.add_done_callback(again.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hung_up)
         if number == 0:
             say_ready(settings, listening)
 

@@ -316,6 +316,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     carbon: Annotated[Carbon, help_("Grid and data centre.")] = Carbon()
     meters: Annotated[MetersSettings, help_("Agents on other nodes.")] = MetersSettings()
     log: Annotated[Log, help_("Logging.")] = Log()
+    quality_model: Annotated[
+        str | None, help_("File of `joulegate learn-quality` that predicts quality and length.")
+    ] = None
     state_dir: Annotated[str, help_("Folder of journal, ledger and learnt estimators.")] = "state"
 
     @property

@@ -28,7 +28,6 @@ from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.links import PAGES, ROOT, View
 from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
 from proxy.dashboard.periods import BadPeriod, parse, this_month
-from proxy.dashboard.report_pdf import as_pdf
 from proxy.dashboard.snapshot import LedgerAway, Snapshot, Snapshots
 from proxy.dashboard.viewers import FormTokens, Viewer
 from proxy.dashboard.views import PolicyOutcome
@@ -322,6 +321,9 @@ def _file(snapshot: Snapshot, ending: str, view: View) -> Response:
 def written(snapshot: Snapshot, ending: str, language: str = "en") -> bytes:
     """A snapshot as a file of one of ``exports.FORMATS``. Raises KeyError for another."""
     if ending == "pdf":
+        # Its fonts take as long to import as a third of the proxy, and few ask for a PDF.
+        from proxy.dashboard.report_pdf import as_pdf
+
         return as_pdf(snapshot, Numbers(language))
     return {
         "csv": exports.as_csv,

@@ -1,0 +1,122 @@
+"""The estimators of one proxy: energy with the lengths and qualities it needs, what is learnt of
+each, and where that is kept between runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from estimators.energy import EnergyEstimator
+from estimators.length import LengthEstimator
+from estimators.prompt_reader import PromptReader
+from estimators.quality import QualityEstimator
+from estimators.quality_model import QualityModel, UnreadableModel
+from estimators.types import Backend, Estimate, Features, Load, Outcome
+from meters.types import StepPhysics
+from proxy.config_file import ConfigError, Document, Problem
+from proxy.settings import Settings
+
+log = logging.getLogger("joulegate.predicting")
+
+LearntPhysics = Callable[[str], StepPhysics | None]
+
+
+class Learnt(Protocol):
+    """What can be kept in a file."""
+
+    def save(self, path: str | Path) -> None: ...
+
+    def load(self, path: str | Path) -> None: ...
+
+
+class Predictors:
+    """Implements estimators.types.Estimator with everything behind it.
+
+    ``folder`` keeps what was learnt; None keeps nothing. ``model`` is a file of learn-quality.
+    Used from the event loop only.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str | None = None,
+        learnt: LearntPhysics | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        reader = PromptReader(None if model is None else QualityModel.load(model))
+        self.lengths = LengthEstimator(reader)
+        self.quality = QualityEstimator(reader)
+        self.energy = EnergyEstimator(self.lengths, self.quality, learnt)
+        self.version = self.energy.version
+        self.folder = folder
+        self._facts: dict[str, Backend] = {}
+        self._load()
+
+    def know(self, backends: Iterable[Backend]) -> None:
+        """Work out what does not depend on a request. Takes some time: not on the event loop."""
+        known = list(backends)
+        self._facts = {backend.name: backend for backend in known}
+        self.energy.prepare(known)
+
+    def physics(self, backend: Backend) -> StepPhysics | None:
+        """The prior's step physics of a backend."""
+        return self.energy.physics(backend)
+
+    def estimate(
+        self, features: Features, backends: Sequence[Backend], loads: Sequence[Load]
+    ) -> list[Estimate]:
+        return self.energy.estimate(features, backends, loads)
+
+    def learn(self, outcome: Outcome) -> None:
+        """Teach each of them what the outcome has to say."""
+        self.energy.learn(outcome)
+        facts = self._facts.get(outcome.backend)
+        if facts is None:
+            return
+        if outcome.output_tokens is not None:
+            self.lengths.learn(facts, outcome.features, outcome.output_tokens)
+        if outcome.score is not None:
+            self.quality.learn(facts, outcome.features, outcome.score)
+
+    def save(self) -> None:
+        """Keep what was learnt. A failure is logged, and costs only what was learnt since."""
+        if self.folder is None:
+            return
+        for name, part in self._parts():
+            fresh = self.folder / f"{name}.new"
+            try:
+                part.save(fresh)
+                fresh.replace(self.folder / name)
+            except OSError as error:
+                log.warning("what was learnt cannot be kept in %s: %s", self.folder, error)
+
+    def _parts(self) -> Iterator[tuple[str, Learnt]]:
+        yield "lengths.json", self.lengths
+        yield "quality.json", self.quality
+
+    def _load(self) -> None:
+        if self.folder is None:
+            return
+        for name, part in self._parts():
+            path = self.folder / name
+            if not path.exists():
+                continue
+            try:
+                part.load(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("%s is not used (%s); learning starts anew", path, error)
+
+
+def check_model(settings: Settings, document: Document | None) -> None:
+    """Raises ConfigError where the quality model that is named cannot be read."""
+    if settings.quality_model is None:
+        return
+    try:
+        QualityModel.load(settings.quality_model)
+    except (UnreadableModel, OSError) as error:
+        line = document.line(("quality_model",)) if document else 0
+        raise ConfigError(
+            document.path if document else "config", [Problem(line, "quality_model", str(error))]
+        ) from None
