@@ -137,7 +137,7 @@ class Proxy:
             self.telemetry.request,
             self.telemetry.divided,
         )
-        self.learning = Learning(self.pool)
+        self.learning = Learning(self.pool, Path(settings.state_dir) / "steps.json")
         self.estimator = Predictors(
             model=settings.quality_model,
             learnt=self.learning.learnt,
@@ -166,7 +166,7 @@ class Proxy:
             journal=self.journal,
             estimator=self.estimator,
             live=self.watch.flights,
-            divide=divide,
+            divide=self.learning.divide,
             learner=self.learning,
             observer=self.carbon,
             replica=self.replica,
@@ -265,6 +265,7 @@ class Proxy:
             await self.accounts.stop()
             if self.worker == 0:
                 self.estimator.save()
+                self.learning.save()
             await self.watch.stop()
             await asyncio.to_thread(self.grid.refresher.stop)
             await self.client.stop()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from estimators.steps import StepLearner
 from estimators.types import Backend
-from meters.attribution import attribute_all, regressors
+from meters.attribution import Divider, Regressors, attribute_all, regressors
 from meters.engine_reader import EngineUnavailable
 from meters.local import LocalMeter
 from meters.settings import MeterSettings
@@ -26,11 +30,17 @@ PUBLISH_S = 60.0  # how often estimates take over what windows taught
 class Learning:
     """Each engine's step physics: the prior until its own windows taught better."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, path: Path | None = None) -> None:
+        """``path``: the file that keeps what was learnt over a restart."""
         self.pool = pool
+        self.path = path
         self.prior: Callable[[Backend], StepPhysics | None] = lambda _: None
+        self._divider = Divider()
+        self._work: tuple[str, Regressors] | None = None  # of the window divided last
         self.learners: dict[str, StepLearner] = {}  # by node
         self._published: dict[str, tuple[float, StepPhysics]] = {}  # by node: when, what
+        if path is not None and path.is_file():
+            self._restore(path)
 
     def physics(self, node: str) -> StepPhysics | None:
         """What is known now of the engine on a node, for dividing its windows."""
@@ -49,6 +59,21 @@ class Learning:
         published = None if engine is None else self._published.get(engine.node)
         return None if published is None else published[1]
 
+    def divide(
+        self, window: Window, activities: Sequence[Activity], physics: StepPhysics | None
+    ) -> Attribution:
+        """Divide a window among the requests in it; one that cannot be used stays undivided.
+
+        Foreign traffic is remembered from window to window, as ``divide`` alone cannot.
+        """
+        try:
+            attribution, work = self._divider.divide(window, activities, physics)
+        except ValueError as error:
+            log.warning("%s; nobody is charged for it", error)
+            return undivided(window)
+        self._work = (window.window_id, work)
+        return attribution
+
     def observe(self, window: Window, activities: Sequence[Activity]) -> None:
         """Learn from a window."""
         engine = self._engine(window.node)
@@ -64,10 +89,32 @@ class Learning:
         if learner.serves(f"{engine.group} {engine.facts.precision} {version}"):
             log.info("%s serves something else now; its physics start anew", window.node)
             self._published.pop(window.node, None)
-        learner.observe(window, regressors(window, activities))
+        if self._work is not None and self._work[0] == window.window_id:
+            learner.observe(window, self._work[1])
+        else:
+            learner.observe(window, regressors(window, activities))
         before = self._published.get(window.node)
         if learner.trained and (before is None or window.end_s - before[0] >= PUBLISH_S):
             self._published[window.node] = (window.end_s, learner.physics())
+
+    def save(self) -> None:
+        """Keep what was learnt for the next start."""
+        if self.path is not None and self.learners:
+            saved = {node: learner.as_dict() for node, learner in self.learners.items()}
+            whole = self.path.with_suffix(".new")
+            whole.write_bytes(msgspec.json.encode(saved))
+            whole.replace(self.path)
+
+    def _restore(self, path: Path) -> None:
+        try:
+            saved = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, Any]])
+            self.learners = {node: StepLearner.from_dict(one) for node, one in saved.items()}
+        except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+            log.warning("%s cannot be read (%s); learning starts anew", path, error)
+            return
+        for node, learner in self.learners.items():
+            if learner.trained:
+                self._published[node] = (0.0, learner.physics())
 
     def _engine(self, node: str) -> Engine | None:
         return next((engine for engine in self.pool.engines if engine.node == node), None)
