@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
@@ -83,3 +86,78 @@ def test_windows_of_a_node_elsewhere_turn_estimates_into_metered_receipts(
     assert all(window["window_id"].startswith("gpu-7:") for window in windows)
     wrong = running.post({}, path="/meters/windows", headers={"authorization": "Bearer wrong"})
     assert wrong.status == 401
+
+
+def test_whatever_agents_send_the_books_balance(joulegate: Start) -> None:
+    running = joulegate(
+        {
+            "backends": [{"model": "tiny", "url": "http://127.0.0.1:9/v1", "node": "gpu-7"}],
+            "teams": TEAMS,
+            "meters": {"tokens": {"gpu-7": TOKEN}},
+            "log": {"level": "error"},
+        }
+    )
+    rng = random.Random(5)
+    now_s = time.time()
+
+    def window(number: int, energy_j: float, off_s: float = 0.0, **more: Any) -> dict[str, Any]:
+        start_s = now_s - 600 + number + off_s
+        return {
+            "window_id": f"gpu-7:r:{number}",
+            "node": "gpu-7",
+            "start_s": start_s,
+            "end_s": start_s + 1,
+            "energy_j": energy_j,
+            "meter": "nvml",
+            **more,
+        }
+
+    good = [window(n, rng.uniform(50, 700)) for n in range(60)]
+    accepted_j = sum(w["energy_j"] for w in good)
+    rng.shuffle(good)
+    hour_off = [window(100 + n, 300.0, off_s=3600.0) for n in range(5)]
+    accepted_j += 5 * 300.0
+    bad = [
+        window(200, -5.0),
+        window(201, 100.0, off_s=-201 + 10.5),  # across two good ones
+        window(202, 1e9),
+        window(203, 100.0, node="gpu-8"),
+        window(204, 100.0, end_s=now_s - 5000),
+        window(205, 100.0, off_s=5000.0),
+    ]
+    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    def send(windows: list[dict[str, Any]], sent_s: float = now_s) -> dict[str, Any]:
+        reply = running.post(
+            {"windows": windows, "sent_s": sent_s}, path="/meters/windows", headers=headers
+        )
+        assert reply.status == 200
+        answer: dict[str, Any] = reply.json()
+        return answer
+
+    for at in range(0, 60, 7):
+        send(good[at : at + 7])
+    assert send(hour_off, now_s + 3600)["repaired"] == {"clock": 5}
+    assert send(good[:20])["duplicates"] == 20
+    refused = {r["window_id"]: r["reason"] for r in send(bad)["refused"]}
+    assert set(refused.values()) == {
+        "negative",
+        "overlapping",
+        "implausible",
+        "unknown_node",
+        "interval",
+        "future",
+    }
+    assert running.post({}, path="/meters/windows").status == 401
+
+    assert running.proxy is not None
+    ledger = until(lambda: running.proxy and running.proxy.ledger)
+    until(lambda: ledger.check().windows == 65)
+    balance = ledger.check()
+    assert balance.problems == ()
+    parts_uj = balance.attributed_uj + balance.idle_uj
+    parts_uj += balance.external_uj + balance.unattributed_uj
+    assert balance.metered_uj == parts_uj
+    assert balance.metered_uj == pytest.approx(accepted_j * 1e6, abs=65)
+    page = running.get("/metrics", x_api_key=ADMIN).body.decode()
+    assert 'joulegate_meter_windows_total{outcome="refused",reason="overlapping"} 1.0' in page
