@@ -10,7 +10,10 @@ import urllib.error
 import urllib.request
 import webbrowser
 from collections.abc import Callable
+from pathlib import Path
 
+from meters.ledger import Ledger
+from proxy.dashboard.sample import sample_hours
 from proxy.settings import KeySettings, Team
 
 log = logging.getLogger("joulegate.demo")
@@ -26,6 +29,30 @@ def teams() -> dict[str, Team]:
     """The demonstration's teams, each with the key its traffic uses, and one to look at it all."""
     demo = {name: Team(keys=[f"demo-{name}"], policy="balanced") for name in TEAMS}
     return {**demo, "platform": Team(keys=[KeySettings(key="demo-admin", role="admin")])}
+
+
+STATE_DIR = "state/demo"
+HISTORY_DAYS = 61  # this month and the one before it
+
+
+def write_history(state_dir: str, now_s: float) -> int:
+    """Simulated traffic of the last two months, once, so that the dashboard has something to
+    show; the number of requests written, 0 when there is a ledger already."""
+    path = Path(state_dir) / "ledger.db"
+    if path.exists():
+        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hours = HISTORY_DAYS * 24
+    start_s = int(now_s) // 3600 * 3600 - hours * 3600
+    ledger = Ledger(f"sqlite:///{path}")
+    try:
+        written = 0
+        for hour in sample_hours(start_s, hours, scale=0.3):
+            written += len(hour.records)
+            ledger.write(hour.records, hour.attributions, hour.windows)
+        return written
+    finally:
+        ledger.close()
 
 
 def of_rate(rate_per_s: float, *, open_dashboard: bool) -> Callable[[str], Callable[[], None]]:

@@ -78,7 +78,7 @@ def prepare(
         loaded = settings_file.interpret(document)
         settings, document = loaded.settings, loaded.document
     elif simulated:
-        settings = Settings(teams=sample_traffic.teams(), state_dir="state/demo")
+        settings = Settings(teams=sample_traffic.teams(), state_dir=sample_traffic.STATE_DIR)
     else:
         settings = Settings(backends=discovery.discovered(environment))
     server = settings.server

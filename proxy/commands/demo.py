@@ -6,6 +6,8 @@ Everything that is shown is simulated, and labelled so.
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 
 from proxy import sample_traffic, serving
 
@@ -22,6 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    print("writing two months of simulated traffic, once ...", file=sys.stderr, flush=True)
+    written = sample_traffic.write_history(sample_traffic.STATE_DIR, time.time())
+    if written:
+        print(f"{written} simulated requests written", file=sys.stderr, flush=True)
     return serving.serve(
         host=args.host,
         port=args.port,
