@@ -9,7 +9,7 @@ ARGS ?=
 
 .PHONY: run demo test check lint types imports
 .PHONY: test-vllm docs lock clean
-.PHONY: bench-fleet
+.PHONY: bench-fleet bench-guarantee
 .PHONY: bench-gateway
 .PHONY: bench-routing
 .PHONY: bench-attribution
@@ -39,6 +39,9 @@ imports: $(VENV)/dev.done
 test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
 	$(PY) -m tests.prepare --vllm
 	$(PY) -m pytest -m vllm tests/test_vllm.py $(ARGS)
+
+bench-guarantee: $(VENV)/dev.done  ## whether promised average quality is kept, on recorded outcomes
+	$(PY) -m benchmarks.guarantee $(ARGS)
 
 bench-fleet: $(VENV)/dev.done  ## fleet energy by routing rule, on simulated engines
 	$(PY) -m benchmarks.fleet $(ARGS)

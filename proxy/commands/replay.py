@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         facts = list(prepared.facts.values())
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
         limits = {name: limits_of(team.limits) for name, team in settings.teams.items()}
+        estimator = EnergyEstimator()
+        estimator.prepare(facts)
         results: list[Replayed] = []
         first = None
         for name in names:
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 trace,
                 facts,
                 book.policies[name],
-                EnergyEstimator(),
+                estimator,
                 limits=Limits(),
                 team_limits=limits,
                 sleep=sleep,
@@ -143,7 +145,7 @@ def _progress(name: str, total: int) -> Callable[[int], None]:
     def tell(done: int) -> None:
         nonlocal last_s
         now_s = time.monotonic()
-        if now_s - began_s > 2.0 and now_s - last_s > 1.0:
+        if done and now_s - began_s > 2.0 and now_s - last_s > 1.0:
             last_s = now_s
             left_s = (now_s - began_s) / max(1, done) * (total - done)
             line = f"{name}: {done / total:.0%} of {total} requests, {left_s:.0f} s left"
