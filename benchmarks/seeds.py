@@ -27,9 +27,8 @@ _BIGCODEBENCH_TASKS = 1140
 _BIGCODEBENCH_PROMPT = 150.0  # tokens of an instruction, middle of the published data set
 _WETZEL = {
     "llama-3.1-70b": 70.6,
-    "mistral-nemo": 12.25,
+    "mistral-nemo-2407": 12.25,
     "llama-3.1-8b": 8.03,
-    "code-llama": None,
 }
 _WETZEL_BATCH = 64.0  # vLLM fed with everything at once; bounded by the L4's memory
 
@@ -207,7 +206,6 @@ def _wetzel_precisions(seeds: Path, prior: Prior) -> Iterator[Line]:
         if base is row:
             continue
         size = _WETZEL[row["model"]]
-        assert size is not None
         ours = [
             _figures(
                 prior,

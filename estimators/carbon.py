@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from estimators.types import Backend, Band
-from meters.carbon import kwh, operational_g
+from meters.carbon import operational_g
 
 SECONDS_PER_HOUR = 3600.0
 
@@ -22,9 +22,9 @@ def grams(backend: Backend, energy: Band | None, busy_s: float | None = None) ->
     if backend.embodied_g_per_gpu_hour is not None and busy_s is not None:
         hours = busy_s / SECONDS_PER_HOUR * backend.num_gpus
         embodied_g = backend.embodied_g_per_gpu_hour * hours
-    factor = kwh(1.0) * pue * intensity
+    factor = operational_g(1.0, pue, intensity)
     return Band(
         energy.low * factor + embodied_g,
-        operational_g(energy.mid, pue, intensity) + embodied_g,
+        energy.mid * factor + embodied_g,
         energy.high * factor + embodied_g,
     )

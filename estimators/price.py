@@ -61,11 +61,13 @@ def money(
         return None
     fixed = max(0.0, prompt_tokens - cached_tokens) * price.input_usd
     fixed += min(cached_tokens, prompt_tokens) * price.cached_input_usd
-    low, mid, high = (
-        fixed + tokens * price.output_usd
-        for tokens in (min(output.q10, output.mean), output.mean, max(output.q90, output.mean))
+    each = price.output_usd
+    mean = output.mean
+    return Band(
+        fixed + min(output.q10, mean) * each,
+        fixed + mean * each,
+        fixed + max(output.q90, mean) * each,
     )
-    return Band(low, mid, high)
 
 
 @lru_cache(maxsize=1)

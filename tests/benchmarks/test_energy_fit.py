@@ -1,0 +1,62 @@
+"""Fitting and holding back, on the published measurements where they are at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.energy_rows import fingerprint, read_rows
+from benchmarks.grey_fit import fit, predict
+from benchmarks.holdouts import folds, relative
+from benchmarks.seeds import lines
+from estimators.artefacts import load_prior
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+needs_data = pytest.mark.skipif(
+    not (DATA / "energy").exists(), reason="the published measurements are not here"
+)
+
+
+@needs_data
+def test_no_fold_sees_what_it_is_judged_on() -> None:
+    rows = read_rows(DATA)
+    for fold in folds(rows):
+        assert fold.held
+        assert not set(fold.held) & set(fold.seen)
+        seen = [rows[i] for i in fold.seen]
+        for i in fold.held:
+            row = rows[i]
+            if fold.tier in ("new_model", "both_new") and row.source != "consumer":
+                assert all(
+                    other.architecture != row.architecture
+                    for other in seen
+                    if other.source != "consumer"
+                )
+            if fold.tier in ("new_gpu", "both_new"):
+                assert all(other.gpu != row.gpu for other in seen if other.source == row.source), (
+                    fold.name
+                )
+
+
+@needs_data
+def test_the_committed_prior_was_fitted_on_this_data() -> None:
+    assert load_prior().about["data_sha256"] == fingerprint(DATA)
+
+
+@needs_data
+def test_a_fit_beats_the_data_sheets_on_architectures_it_has_not_seen() -> None:
+    rows = [row for row in read_rows(DATA) if row.source == "v2"]
+    held = [row for row in rows if row.architecture in ("mistral-7b", "phi3-medium")]
+    seen = [row for row in rows if row.architecture not in ("mistral-7b", "phi3-medium")]
+    said = predict(fit(seen, load_prior().constants, 5, 0), held)
+    measured = np.log([row.energy_j for row in held])
+    assert relative(measured - said.energy).mean() < 0.15
+
+
+@needs_data
+def test_every_published_row_has_a_prediction() -> None:
+    found = list(lines(DATA, load_prior()))
+    assert len({line.table for line in found}) >= 10
+    assert all(np.isfinite(line.predicted) and line.predicted > 0 for line in found)
