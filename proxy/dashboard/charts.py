@@ -106,7 +106,7 @@ def diverging(
     height = row * len(bars) + 4
     most = max([abs(v) for _, v in bars] + [1e-9])
     middle = left + (width - left) / 2
-    room = (width - left) / 2 - 58
+    room = (width - left) / 2 - 74
     body = [f'<line class="zero" x1="{middle}" x2="{middle}" y1="0" y2="{height:.0f}"/>']
     for place, (name, value) in enumerate(bars):
         y, length = place * row + 6, abs(value) / most * room

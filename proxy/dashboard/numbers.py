@@ -64,6 +64,8 @@ class Numbers:
         """Micro-grams as mg, g, kg or t."""
         if ug is None:
             return UNKNOWN
+        if ug == 0:
+            return f"0{_NARROW}g"
         for unit, per in (("t", 1e12), ("kg", 1e9), ("g", 1e6), ("mg", 1e3)):
             if abs(ug) >= per or unit == "mg":
                 sign = "+" if signed and ug > 0 else ""

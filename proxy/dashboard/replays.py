@@ -25,6 +25,7 @@ from proxy.dashboard.views import PolicyOutcome
 MOST_REQUESTS = 250
 MOST_POLICIES = 6
 KEPT_S = 600.0
+PINNED = "pinned"
 
 
 class TeamReplay:
@@ -56,7 +57,7 @@ class TeamReplay:
                 return kept[1]
             trace, count = self._trace(team, start_s, end_s)
             known = self._policies()
-            names = [n for n in dict.fromkeys(("pinned", self._first(), *known)) if n in known]
+            names = [n for n in dict.fromkeys((PINNED, self._first(), *known)) if n in known]
             found = [
                 self._one(name, known[name], trace, count, team)
                 for name in (names[:MOST_POLICIES] if trace else ())
@@ -69,14 +70,17 @@ class TeamReplay:
     def _one(
         self, name: str, policy: Policy, trace: Sequence[Arrival], count: int, team: str
     ) -> PolicyOutcome:
+        # A request that names a model gets that model under every policy; what a policy could
+        # choose shows when requests leave the choice open.
+        open_ = name != PINNED
         result, _ = replay(
-            trace,
+            [each._replace(asked="auto") for each in trace] if open_ else trace,
             self._backends(),
             policy,
             self._estimator,
             limits=self._limits(team),
         )
-        return outcome(name, result, len(trace), count)
+        return outcome(name, result, len(trace), count, open_)
 
     def _trace(self, team: str, start_s: float, end_s: float) -> tuple[list[Arrival], int]:
         """The latest requests with both token counts, oldest first, and how many there were."""
@@ -110,7 +114,7 @@ class TeamReplay:
         ], count
 
 
-def outcome(name: str, result: Replayed, replayed: int, count: int) -> PolicyOutcome:
+def outcome(name: str, result: Replayed, replayed: int, count: int, open_: bool) -> PolicyOutcome:
     """A replay's result, scaled to ``count`` requests: energy above idle, with its range."""
     served = result.requests - result.refused
     scale = count / replayed if replayed else 0.0
@@ -128,5 +132,6 @@ def outcome(name: str, result: Replayed, replayed: int, count: int) -> PolicyOut
         ttft_p95_s=result.ttft_s.p95 if result.ttft_s else None,
         money_usd=None if result.money_usd is None else result.money_usd * scale,
         refused=round(result.refused * scale),
-        note=f"{replayed:,} of {count:,} requests replayed",
+        note=f"{replayed:,} of {count:,} requests replayed, "
+        + ("as if each had asked for auto" if open_ else "as they asked"),
     )

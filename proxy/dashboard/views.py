@@ -50,6 +50,7 @@ TIER_WORDS = {
     "annual_country": "annual mean of the country",
     "world": "annual mean of the world",
 }
+CLEANEST = 8  # zones shown beside the team's own; the others on demand
 FILTERS = (
     "model",
     "backend",
@@ -225,6 +226,11 @@ def where(
         "energy_by_hour": by_hour,
         "grids": grids,
         "regions": regions,
+        "near": [
+            i
+            for place, i in enumerate(regions)
+            if place < CLEANEST or i.zone in {f.zone for f in s.factors}
+        ],
         "used_zones": {f.zone for f in s.factors},
         "tier_words": TIER_WORDS,
         "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),

@@ -47,7 +47,10 @@ def test_each_policy_is_run_over_the_teams_own_traffic(replayed: TeamReplay) -> 
     assert (pinned.policy, least.policy) == ("pinned", "least_energy")
     assert 0 < pinned.low_g <= pinned.carbon_g <= pinned.high_g
     assert pinned.refused == least.refused == 0
-    assert f"{MOST_REQUESTS} of " in pinned.note or "requests replayed" in pinned.note
+    assert "as they asked" in pinned.note
+    assert f"{MOST_REQUESTS} of " in least.note
+    assert "as if each had asked for auto" in least.note
+    assert least.energy_j < pinned.energy_j / 2  # all on the small model
 
 
 def test_a_team_without_traffic_has_nothing_to_replay(replayed: TeamReplay) -> None:
