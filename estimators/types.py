@@ -27,7 +27,7 @@ class Lengths(NamedTuple):
     mean: float
 
 
-class Features(msgspec.Struct, frozen=True, kw_only=True):
+class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What is known of a request before it is sent."""
 
     prompt_tokens: int
@@ -76,7 +76,7 @@ class GpuFacts(msgspec.Struct, frozen=True, kw_only=True):
     link_gbs: float | None = None  # to the other GPUs of its machine, both ways together
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """An engine's present load."""
 
     running: float = 0.0  # sequences in its batch now
@@ -119,7 +119,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
 
 
-class Estimate(msgspec.Struct, frozen=True, kw_only=True):
+class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one request would cost and give on one backend. Unknown is None."""
 
     backend: str

@@ -43,7 +43,7 @@ class StepPhysics(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
 
 
-class Reading(msgspec.Struct, frozen=True):
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """One look at a cumulative energy counter."""
 
     device: str  # "gpu0", "gpu0/mig1", "cpu0", "dram0"
@@ -70,7 +70,7 @@ class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
     late: tuple[str, ...] = ()  # counters above that move only when a request ends
 
 
-class Window(msgspec.Struct, frozen=True, kw_only=True):
+class Window(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The energy of one engine's devices in one interval, with what the engine did in it.
 
     Energy is all devices together. A counter that was not readable is None, never 0.
@@ -99,7 +99,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
     asleep: bool | None = None  # the engine, at its end
 
 
-class Activity(msgspec.Struct, frozen=True, kw_only=True):
+class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What one request did on a node, as the proxy saw it."""
 
     request_id: str
@@ -114,7 +114,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True):
     progress: tuple[tuple[float, float], ...] = ()
 
 
-class Share(msgspec.Struct, frozen=True):
+class Share(msgspec.Struct, frozen=True, gc=False):
     """The part of one window's energy that one request caused, above idle."""
 
     window_id: str
@@ -156,7 +156,7 @@ class MeterUnavailable(Exception):
     """The hardware cannot be read; the message says why and what to do."""
 
 
-class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One finished request, as it is journalled and kept. No prompt, no answer, no key.
 
     Estimates are what was predicted when the request was sent. Unknown is None.

@@ -30,7 +30,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     cautious: bool | None = None
 
 
-class Candidate(msgspec.Struct, frozen=True):
+class Candidate(msgspec.Struct, frozen=True, gc=False):
     """One backend that could serve the request, with what it would cost and its present load."""
 
     backend: Backend
@@ -38,7 +38,7 @@ class Candidate(msgspec.Struct, frozen=True):
     load: Load
 
 
-class Request(msgspec.Struct, frozen=True, kw_only=True):
+class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """What a policy may look at besides the candidates; values only, no clock."""
 
     features: Features
@@ -57,7 +57,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     draw: float = 0.5  # uniform in [0, 1): all randomness a policy may use, so decisions replay
 
 
-class Rejection(msgspec.Struct, frozen=True):
+class Rejection(msgspec.Struct, frozen=True, gc=False):
     """Why one backend was not chosen."""
 
     backend: str
@@ -65,7 +65,7 @@ class Rejection(msgspec.Struct, frozen=True):
     message: str  # a sentence with the figures in it
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The chosen backend, the order in which to try the others, and why."""
 
     chosen: str

@@ -59,7 +59,7 @@ class Observer(Protocol):
     def divided(self, attribution: Attribution) -> None: ...
 
 
-class _Settled(msgspec.Struct):
+class _Settled(msgspec.Struct, gc=False):
     """A finished request that windows may still charge."""
 
     activity: Activity
