@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from meters.engines import DIALECTS, UnknownPage, detect, parse, restarted
+from meters.dialects import DIALECTS
+from meters.engines import UnknownPage, detect, parse, restarted
 from meters.types import EngineCounters
 
 # A busy engine lets a request wait before it looks at its counters, not after: when an answer takes

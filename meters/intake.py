@@ -23,16 +23,16 @@ A refused window never enters the books, so they balance without it; its joules 
 
 from __future__ import annotations
 
-import bisect
 import hashlib
 import hmac
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from math import isfinite
 
 import msgspec
 
+from meters.node_book import NodeBook, NodeStatus
 from meters.types import Evidence, Window
 
 MAX_BATCH_BYTES = 8_000_000
@@ -41,8 +41,6 @@ OVERLAP_TOLERANCE_S = 0.05
 MAX_AGE_S = 45 * 86_400.0
 # The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet).
 MAX_POWER_W = 200_000.0
-_KEPT_IDS = 20_000
-_KEPT_INTERVALS = 20_000
 _GIVABLE = (Evidence.METERED, Evidence.SIMULATED, Evidence.MODELLED)
 
 
@@ -69,16 +67,6 @@ class Verdict(msgspec.Struct, kw_only=True):
     message: str | None = None
 
 
-class NodeStatus(msgspec.Struct, kw_only=True):
-    """What is known of one agent."""
-
-    last_heard_s: float  # Unix time of its last batch
-    last_end_s: float | None = None  # end of its newest accepted window
-    clock_off_s: float | None = None  # its clock minus ours, at its last batch
-    missing: int = 0  # windows that were dropped at the node: numbers that never came
-    meter: str = ""
-
-
 class WindowIntake:
     """Takes agents' windows in. Safe for several threads.
 
@@ -100,7 +88,7 @@ class WindowIntake:
         self._clock, self._on_window = clock, on_window
         self._decoder, self._encoder = msgspec.json.Decoder(Submission), msgspec.json.Encoder()
         self._lock = threading.Lock()
-        self._books: dict[str, _NodeBook] = {}
+        self._books: dict[str, NodeBook] = {}
         self.counts: Counter[tuple[str, str]] = Counter()  # (outcome, reason) -> windows
         self.refused_j: Counter[str] = Counter()  # reason -> joules that entered no book
 
@@ -254,8 +242,8 @@ class WindowIntake:
 
     # --- the books
 
-    def _book(self, node: str) -> _NodeBook:
-        return self._books.setdefault(node, _NodeBook())
+    def _book(self, node: str) -> NodeBook:
+        return self._books.setdefault(node, NodeBook())
 
     def _heard(self, window: Window, now_s: float, off_s: float | None) -> None:
         if window.node not in self.known_nodes:
@@ -279,72 +267,6 @@ class WindowIntake:
 
 # a token that may speak for every node
 _ALL: set[str] = {"*"}
-
-
-class _NodeBook:
-    """What was accepted of one node: ids, intervals, numbers. Bounded: the oldest are forgotten."""
-
-    def __init__(self) -> None:
-        self.status = NodeStatus(last_heard_s=0.0)
-        self._ids: OrderedDict[str, None] = OrderedDict()
-        self._starts: list[float] = []
-        self._ends: list[float] = []
-        self._numbers: dict[str, int] = {}  # run -> highest number
-
-    def has(self, window_id: str) -> bool:
-        return window_id in self._ids
-
-    def is_older(self, window: Window) -> bool:
-        return bool(self._ends) and window.start_s < self._ends[-1]
-
-    def overlap_s(self, window: Window) -> float:
-        """By how much it overlaps accepted windows."""
-        at = bisect.bisect_right(self._ends, window.start_s)
-        overlap_s = 0.0
-        while at < len(self._starts) and self._starts[at] < window.end_s:
-            overlap_s += min(self._ends[at], window.end_s) - max(self._starts[at], window.start_s)
-            at += 1
-        return overlap_s
-
-    def trimmed(self, window: Window) -> Window | None:
-        """The window without what overlaps at its ends; None when nothing would be left."""
-        at = bisect.bisect_right(self._ends, window.start_s)
-        start_s, end_s = window.start_s, window.end_s
-        if at < len(self._starts) and self._starts[at] <= start_s:
-            start_s = self._ends[at]
-            at += 1
-        if at < len(self._starts) and self._starts[at] < end_s:
-            end_s = self._starts[at]
-        if end_s <= start_s:
-            return None
-        return msgspec.structs.replace(window, start_s=start_s, end_s=end_s)
-
-    def keep(self, window: Window) -> None:
-        if self.has(window.window_id):
-            return
-        self._ids[window.window_id] = None
-        at = bisect.bisect_left(self._starts, window.start_s)
-        self._starts.insert(at, window.start_s)
-        self._ends.insert(at, window.end_s)
-        self.status.last_end_s = self._ends[-1]
-        while len(self._ids) > _KEPT_IDS:
-            self._ids.popitem(last=False)
-        if len(self._starts) > _KEPT_INTERVALS:
-            del self._starts[: _KEPT_INTERVALS // 10], self._ends[: _KEPT_INTERVALS // 10]
-        self._count_missing(window)
-
-    def _count_missing(self, window: Window) -> None:
-        run, _, number = window.window_id.rpartition(":")
-        if not number.isdigit():
-            return
-        highest = self._numbers.get(run)
-        if highest is None:
-            self._numbers = {**dict(list(self._numbers.items())[-7:]), run: int(number)}
-        elif int(number) > highest:
-            self.status.missing += int(number) - highest - 1
-            self._numbers[run] = int(number)
-        else:
-            self.status.missing = max(0, self.status.missing - 1)  # it was only late
 
 
 def _moved(window: Window, by_s: float) -> Window:

@@ -97,7 +97,6 @@ class Sampler:
         self._meter: Meter | None = None
         self._host: Meter | None = None
         self._closer: WindowCloser | None = None
-        self._runs = 0
         self._windows = 0
         self._dropped_before: Counter[str] = Counter()
         self._callback_errors = 0
@@ -242,7 +241,6 @@ class Sampler:
     # --- parts
 
     def _new_closer(self, meter: Meter) -> WindowCloser:
-        self._runs += 1
         return WindowCloser(
             node=self._node,
             run=self._run,

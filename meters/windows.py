@@ -17,26 +17,15 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
-from statistics import median
 from typing import NamedTuple
 
+from meters.counter_track import CounterTrack, Value
 from meters.engines import EngineDelta, difference
 from meters.types import EngineCounters, Evidence, Reading, Window
 
 # No accelerator board draws more (GB200 superchip: 2,700 W, NVIDIA data sheet); a leap beyond is
 # a counter that was replaced, not energy.
 MAX_DEVICE_POWER_W = 5_000.0
-
-
-class _Point(NamedTuple):
-    at_s: float  # when the counter was first seen at this value
-    energy_j: float
-    late_s: float  # how much earlier it may have got there
-
-
-class _Value(NamedTuple):
-    energy_j: float
-    unknown_j: float  # half-width, from how late the counter's movements may have been seen
 
 
 class _Boundary(NamedTuple):
@@ -46,95 +35,8 @@ class _Boundary(NamedTuple):
 
 class _Start(NamedTuple):
     boundary: _Boundary
-    devices: dict[str, _Value]
-    host: dict[str, _Value] | None
-
-
-class _Track:
-    """One device's counter: the moments it moved."""
-
-    def __init__(self, device: str, max_power_w: float, continuous: bool) -> None:
-        self.device = device
-        self._max_power_w = max_power_w
-        self._continuous = continuous
-        self._points: deque[_Point] = deque()
-        self._gaps_s: deque[float] = deque(maxlen=15)
-        self._looks_s: deque[float] = deque(maxlen=16)  # time between two looks
-        self._first_s: float | None = None
-        self._last: tuple[float, float] | None = None
-
-    @property
-    def seen_s(self) -> float:
-        return self._last[0] if self._last else float("-inf")
-
-    @property
-    def period_s(self) -> float | None:
-        """How often it moves, as seen; no shorter than it is looked at."""
-        return median(self._gaps_s) if self._gaps_s else None
-
-    @property
-    def patience_s(self) -> float:
-        """How long after its last movement it is taken to stand still."""
-        return max(0.5, 3 * (self.period_s or 0.0))
-
-    def add(self, at_s: float, energy_j: float) -> str | None:
-        """Take a reading in; why what came before is void, or None."""
-        if self._last is None:
-            self._last, self._first_s = (at_s, energy_j), at_s
-            if self._continuous:
-                self._points.append(_Point(at_s, energy_j, 0.0))
-            return None
-        before_s, before_j = self._last
-        if at_s <= before_s:
-            return None  # an older look adds nothing
-        moved_s = self._points[-1].at_s if self._points else (self._first_s or before_s)
-        reason = None
-        if energy_j < before_j:
-            reason = "counter_reset"
-        elif energy_j - before_j > self._max_power_w * max(at_s - moved_s, 0.05):
-            # before the first movement is seen, it may have stood still for any time
-            reason = "implausible" if self._points else None
-        if reason:
-            self._points.clear()
-            self._gaps_s.clear()
-            self._last = None
-            self.add(at_s, energy_j)
-            return reason
-        self._looks_s.append(at_s - before_s)
-        if energy_j > before_j or self._continuous:
-            look_s = at_s - before_s
-            # a movement seen after a long look away says little of how often it moves
-            close_s = 1.5 * sorted(self._looks_s)[len(self._looks_s) // 4] if self._looks_s else 0
-            if self._points and look_s <= max(close_s, (at_s - moved_s) / 2):
-                self._gaps_s.append(at_s - moved_s)
-            late_s = 0.0 if self._continuous else look_s
-            self._points.append(_Point(at_s, energy_j, late_s))
-        self._last = (at_s, energy_j)
-        return None
-
-    def anchored(self, at_s: float) -> bool:
-        """Whether it was seen moving at or before then."""
-        return bool(self._points) and self._points[0].at_s <= at_s
-
-    def at(self, at_s: float, now_s: float) -> _Value | None:
-        """Its energy then; None while it may still move. Ask only when anchored."""
-        before = self._points[0]
-        for point in self._points:
-            if point.at_s > at_s:
-                power_w = (point.energy_j - before.energy_j) / (point.at_s - before.at_s)
-                energy_j = before.energy_j + power_w * (at_s - before.at_s)
-                # no rounding may make a later boundary's energy the smaller one
-                energy_j = min(energy_j, point.energy_j)
-                return _Value(energy_j, power_w * max(before.late_s, point.late_s) / 2)
-            before = point
-        exact = self._continuous and before.at_s == at_s
-        if exact or (self.seen_s >= at_s and now_s - before.at_s > self.patience_s):
-            return _Value(before.energy_j, 0.0)
-        return None
-
-    def forget_before(self, at_s: float) -> None:
-        while len(self._points) > 1 and self._points[1].at_s <= at_s:
-            self._points.popleft()
+    devices: dict[str, Value]
+    host: dict[str, Value] | None
 
 
 class WindowCloser:
@@ -171,8 +73,8 @@ class WindowCloser:
         self._continuous = continuous
         self._lost_after_s = lost_after_s
         self._max_power_w = max_device_power_w
-        self._devices: dict[str, _Track] = {}
-        self._host: dict[str, _Track] = {}
+        self._devices: dict[str, CounterTrack] = {}
+        self._host: dict[str, CounterTrack] = {}
         self._host_void = False
         self._void: str | None = None  # why the open window cannot be closed
         self._pending: deque[_Boundary] = deque()
@@ -232,10 +134,10 @@ class WindowCloser:
             self._pending.popleft()
         return closed
 
-    def _add(self, tracks: dict[str, _Track], reading: Reading) -> str | None:
+    def _add(self, tracks: dict[str, CounterTrack], reading: Reading) -> str | None:
         track = tracks.get(reading.device)
         if track is None:
-            track = _Track(reading.device, self._max_power_w, self._continuous)
+            track = CounterTrack(reading.device, self._max_power_w, self._continuous)
             tracks[reading.device] = track
         self._now_s = max(self._now_s, reading.at_s)
         return track.add(reading.at_s, reading.energy_j)
@@ -258,8 +160,8 @@ class WindowCloser:
             return True
         return False
 
-    def _values(self, tracks: dict[str, _Track], at_s: float) -> dict[str, _Value] | None:
-        values: dict[str, _Value] = {}
+    def _values(self, tracks: dict[str, CounterTrack], at_s: float) -> dict[str, Value] | None:
+        values: dict[str, Value] = {}
         for device, track in tracks.items():
             if tracks is self._host and not track.anchored(at_s):
                 self._host_void = True
@@ -277,7 +179,7 @@ class WindowCloser:
         self._start, self._void = None, None
 
     def _close(
-        self, end: _Boundary, values: dict[str, _Value], host: dict[str, _Value]
+        self, end: _Boundary, values: dict[str, Value], host: dict[str, Value]
     ) -> Window | None:
         if self._void:
             # the reset is behind this boundary, and the counter moves again since
@@ -295,7 +197,7 @@ class WindowCloser:
         return window
 
     def _window(
-        self, start: _Start, end: _Boundary, values: dict[str, _Value], host: dict[str, _Value]
+        self, start: _Start, end: _Boundary, values: dict[str, Value], host: dict[str, Value]
     ) -> Window:
         energy_j, unknown_j = 0.0, 0.0
         for device, value in values.items():
@@ -331,7 +233,7 @@ class WindowCloser:
         self._number += 1
         return window
 
-    def _host_energy(self, start: _Start, host: dict[str, _Value]) -> float | None:
+    def _host_energy(self, start: _Start, host: dict[str, Value]) -> float | None:
         if self._host_void or not host or start.host is None or host.keys() != start.host.keys():
             return None
         return sum(v.energy_j - start.host[d].energy_j for d, v in host.items())

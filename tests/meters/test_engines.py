@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from meters.engines import DIALECTS, UnknownPage, detect, difference, parse, restarted
+from meters.dialects import DIALECTS
+from meters.engines import UnknownPage, detect, difference, parse, restarted
 
 RECORDINGS = Path(__file__).parent.parent / "recordings" / "engines"
 
