@@ -9,7 +9,7 @@ ARGS ?=
 
 .PHONY: run demo test check lint types imports
 .PHONY: test-vllm docs lock clean
-.PHONY: bench-fleet bench-guarantee
+.PHONY: bench-deciding bench-fleet bench-guarantee
 .PHONY: bench-gateway
 .PHONY: bench-routing
 .PHONY: bench-attribution
@@ -42,6 +42,9 @@ test-vllm: $(VENV)/dev.done  ## against vLLM itself, on the CPU
 
 bench-guarantee: $(VENV)/dev.done  ## whether promised average quality is kept, on recorded outcomes
 	$(PY) -m benchmarks.guarantee $(ARGS)
+
+bench-deciding: $(VENV)/dev.done  ## CPU time of one decision among twenty candidates
+	$(PY) -m benchmarks.deciding $(ARGS)
 
 bench-fleet: $(VENV)/dev.done  ## fleet energy by routing rule, on simulated engines
 	$(PY) -m benchmarks.fleet $(ARGS)

@@ -145,8 +145,11 @@ def mistakes(written: Mapping[str, Any] | None) -> list[PolicyError]:
 
 
 def built_in() -> dict[str, Policy]:
-    """Presets, and each strategy under its own name (``auto:least_energy``)."""
-    strategies = {name: make(False) for name, make in STRATEGIES.items()}
+    """Presets, and each strategy under its own name (``auto:least_energy``).
+
+    None goes beyond the model that was asked for, whatever candidates it is shown.
+    """
+    strategies = {name: make(True) for name, make in STRATEGIES.items()}
     return {**strategies, **presets()}
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from policies.language import KEYS, LIMIT_KEYS, RULE_KEYS, mistakes, read_policies
+from policies.language import KEYS, LIMIT_KEYS, RULE_KEYS, built_in, mistakes, read_policies
+from policies.presets import STRATEGIES
 from policies.types import Decision, Limits, NoBackendWithinLimits, Request
 from policies.wording import PolicyError
 from tests.policies.candidates import candidate, request
@@ -272,6 +273,14 @@ def test_texts_of_older_versions_are_kept_over_a_reload() -> None:
     kept = new.keeping(old)
     assert set(kept.texts) == {old.specs["p"].version, new.specs["p"].version}
     assert kept.policies is new.policies
+
+
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_no_built_in_policy_goes_beyond_the_model_asked_for(name: str) -> None:
+    decision = built_in()[name].choose(request("big"), FLEET, Limits())
+    assert set(decision.order) <= {"big@bf16", "big@fp8", "big@int4"}
+    if name in STRATEGIES:
+        assert "small" in built_in()[name].choose(request("auto"), FLEET, Limits()).order
 
 
 def test_a_configured_policy_takes_the_place_of_a_preset() -> None:
