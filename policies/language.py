@@ -110,6 +110,17 @@ class Book(msgspec.Struct, frozen=True):
     specs: dict[str, Spec]
     texts: dict[str, str]  # version -> canonical text, for every version known
 
+    def looks_beyond(self, name: str) -> bool:
+        """Whether a policy may choose, or measures quality by, another model than the one asked
+        for: then it must be shown every backend, else those of that model are enough."""
+        spec = self.specs.get(name)
+        if spec is None:
+            return False
+        parts = (spec, *(rule for rule in spec.rules if rule.name == name))
+        return any(
+            part.among != ("asked",) or part.limits.relative_to is not None for part in parts
+        ) or any(self.looks_beyond(other) for other in spec.uses)
+
     def keeping(self, older: Book | None) -> Book:
         """This book with the texts of older versions, so that old decisions can be read."""
         if older is None:

@@ -283,6 +283,20 @@ def test_no_built_in_policy_goes_beyond_the_model_asked_for(name: str) -> None:
         assert "small" in built_in()[name].choose(request("auto"), FLEET, Limits()).order
 
 
+def test_it_is_known_which_policies_must_see_every_backend() -> None:
+    book = read_policies(
+        {
+            "plain": {"limits": {"min_quality": "97 % of asked"}},
+            "any": {"among": "any"},
+            "measured": {"limits": {"min_quality": "97 % of small"}},
+            "ruled": {"rules": [{"when": {"task": "code"}, "among": "any"}]},
+            "handing over": {"otherwise": "any"},
+        }
+    )
+    beyond = {name for name in book.policies if book.looks_beyond(name)}
+    assert beyond == {"any", "measured", "ruled", "handing over"}
+
+
 def test_a_configured_policy_takes_the_place_of_a_preset() -> None:
     book = read_policies({"thrifty": {"objective": "latency"}})
     assert book.policies["thrifty"].choose(request("big"), FLEET, Limits()).chosen == "big@bf16"
