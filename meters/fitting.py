@@ -32,6 +32,7 @@ USUAL_MEMORY = 0.5  # of windows' deviations, before there are many
 ROUNDS = 6
 HUBER = 2.0  # deviations beyond which a window counts less
 ENOUGH_WINDOWS = 20
+USUAL_IDLE = 0.2  # of busy power
 QUIET_ENOUGH = 0.6  # of the usual power, in the quietest window, to tell idle power from it
 IDLE_KNOWN = 0.25  # relative uncertainty up to which a learnt idle power is believed
 
@@ -63,7 +64,7 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
         else:
             learnt, sure = _idle_power(used, energy, length, proportions)
             idle_known = sure
-            default_w = learnt if sure else 0.0
+            default_w = learnt if sure else _guess(learnt, energy / length)
     else:
         idle_known = True
     above = np.maximum(energy - np.where(told, idle_w, default_w) * length, 0.0)
@@ -130,6 +131,16 @@ def _idle_power(
     idle_w = min(float(coefficients[0]), float(power.min()))
     told = power.min() <= QUIET_ENOUGH * np.median(power)
     return idle_w, bool(told and idle_w > 0 and spread[0] <= IDLE_KNOWN * idle_w)
+
+
+def _guess(learnt_w: float, power_w: Floats) -> float:
+    """Idle power where windows hardly show it: 0 for a few, else no more than GPUs usually idle at.
+
+    An H100 idles at 60-130 W of the 500-700 W it draws when busy.
+    """
+    if len(power_w) < ENOUGH_WINDOWS:
+        return 0.0
+    return max(0.0, min(learnt_w, USUAL_IDLE * float(np.median(power_w))))
 
 
 def _solve(

@@ -142,7 +142,11 @@ class _Prompts:
             return
         at, tokens, waited = first[order], computed[order], (first - start)[order]
         large = tokens >= np.quantile(tokens, 0.75)
-        self.token_s = float(np.quantile(waited[large] / tokens[large], 0.1))
+        # However long they waited, each took no longer than since the one before.
+        took = np.minimum(waited, np.diff(at, prepend=-np.inf))
+        large &= took > 1e-4
+        if large.any():
+            self.token_s = float(np.quantile(took[large] / tokens[large], 0.1))
         length_s = tokens * self.token_s
         group = np.arange(len(order))
         work = tokens

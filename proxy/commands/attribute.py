@@ -120,8 +120,8 @@ def _warn(books: Books, activities: Iterable[Activity], repeated: int) -> None:
     for node, fit in books.fits.items():
         if not fit.idle_known:
             say(
-                f"idle power of {node} is not given and cannot be told from its windows: its "
-                "idle_j is 0, and requests carry it; add idle_power_w or windows without requests"
+                f"idle power of {node} is not given and hardly shows in its windows: taken as "
+                f"{fit.physics.idle_power_w:.0f} W; add idle_power_w or windows without requests"
             )
         if not fit.trusted:
             say(f"{node} has few windows, or they fit badly: expect larger errors")
