@@ -1,0 +1,143 @@
+"""`joulegate check`, `explain` and `init`, as a person runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from proxy import discovery
+from proxy.__main__ import main
+
+CONFIG = """\
+backends:
+  - {model: llama, precision: bf16, url: "http://127.0.0.1:9/v1", gpu: H100-SXM, params_b: 8,
+     quality: 0.9, api_key: sk-secret-upstream}
+  - {model: llama, precision: int4, url: "http://127.0.0.1:9/v1", gpu: H100-SXM, params_b: 8,
+     quality: 0.5}
+teams: {search: {keys: [sk-secret-team], policy: careful, limits: {max_energy_j: 5000}}}
+policies:
+  careful:
+    objective: energy
+    limits: {min_quality: 0.7}
+redis: {url: "redis://:hidden@127.0.0.1:9"}
+"""
+CHAT = {"model": "llama", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 100}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG + f"state_dir: {tmp_path / 'state'}\n")
+    return path
+
+
+def test_check_says_where_each_value_came_from_and_hides_secrets(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "backends[0].gpu" in shown
+    assert "(line 2)" in shown
+    assert "(default)" in shown
+    for secret in ("sk-secret-upstream", "sk-secret-team", "hidden"):
+        assert secret not in shown
+
+
+def test_check_reports_every_mistake_and_ends_with_1(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace("quality: 0.9", "qualty: 0.9").replace("int4", "int5"))
+    assert main(["check", str(config), "--json"]) == 1
+    output = capsys.readouterr()
+    assert "line 3" in output.err
+    assert "Did you mean 'quality'?" in output.err
+    assert json.loads(output.out)["ok"] is False
+
+
+def test_check_finds_a_policy_that_cannot_be_meant(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace("objective: energy", "objektive: energy"))
+    assert main(["check", str(config)]) == 1
+    assert "line 9: policies.careful" in capsys.readouterr().err
+
+
+def test_explain_says_why_and_why_not(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(CHAT))
+    assert main(["explain", str(request), "--config", str(config), "--json"]) == 0
+    decision = json.loads(capsys.readouterr().out)
+    assert decision["chosen"] == "llama@int4"
+    assert main(["explain", str(request), "--config", str(config), "--team", "search"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("llama@bf16 (careful)")
+    assert "llama@int4" in shown
+    assert "below the limit of 0.7" in shown
+
+
+def test_explain_ends_with_1_when_nothing_fits(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps({**CHAT, "messages": [{"role": "user", "content": "x " * 99}]}))
+    config.write_text(config.read_text().replace("max_energy_j: 5000", "max_energy_j: 0.01"))
+    arguments = ["explain", str(request), "--config", str(config), "--team", "search", "--json"]
+    assert main(arguments) == 1
+    decision = json.loads(capsys.readouterr().out)
+    assert decision["chosen"] is None
+    assert all(entry["rejected"] for entry in decision["candidates"])
+
+
+def test_explain_takes_a_batch(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = tmp_path / "batch.jsonl"
+    lines = [{"id": n, "messages": CHAT["messages"]} for n in ("a", 2)]
+    batch.write_text("\n".join(map(json.dumps, lines)))
+    assert main(["explain", "--batch", str(batch), "--config", str(config)]) == 0
+    out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["id"] for line in out] == ["a", 2]
+    for line in out:
+        assert {"task", "chosen", "candidates"} <= set(line)
+        for entry in line["candidates"]:
+            assert {"backend", "quality", "output_tokens", "energy_j"} <= set(entry)
+            assert set(entry["quality"]) == {"low", "mid", "high"}
+            assert set(entry["output_tokens"]) == {"q10", "q50", "q90", "mean"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["explain"], "Name either one REQUEST.json"),
+        (["explain", "nowhere.json"], "nowhere.json"),
+        (["check", "nowhere.yaml"], "Name an existing file"),
+        (["explain", "x.json", "--team", "nobody"], "There is no team 'nobody'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    arguments: list[str],
+    said: str,
+    config: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if arguments[0] == "explain":
+        arguments = [*arguments, "--config", str(config)]
+    assert main(arguments) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_init_writes_a_config_that_check_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(discovery, "USUAL_PORTS", ())
+    for variable in discovery.PROVIDER_KEYS:
+        monkeypatch.delenv(variable, raising=False)
+    path = tmp_path / "config.yaml"
+    assert main(["init", "--out", str(path)]) == 0
+    assert main(["check", str(path)]) == 0
+    assert main(["init", "--out", str(path)]) == 1
+    assert "--force" in capsys.readouterr().err
