@@ -257,6 +257,21 @@ def test_equal_requests_are_answered_from_the_cache_once_and_never_across_teams(
     assert (record.cache, record.energy_j, record.sent_s) == ("hit", 0.0, None)
 
 
+def test_replicas_share_cached_answers_through_redis(
+    joulegate: Start, pair: list[simulated_engine.Started], redis_url: str
+) -> None:
+    replicas = [joulegate(config_of(pair, redis={"url": redis_url})) for _ in range(2)]
+    body = {
+        "model": "llama-3.1-8b",
+        "messages": [{"role": "user", "content": f"shared {time.time_ns()}"}],
+        "temperature": 0,
+        "max_tokens": 8,
+    }
+    replies = [running.post(body, headers={"x-api-key": KEY}) for running in replicas]
+    assert [r.header("x-joulegate-cache") for r in replies] == ["miss", "hit"]
+    assert replies[0].body == replies[1].body
+
+
 def test_a_stream_is_cached_as_a_stream(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
