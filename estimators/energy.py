@@ -225,7 +225,7 @@ class EnergyEstimator:
         known.facts = backend
         if self._learnt is not None:
             learnt = self._learnt(backend.name)
-            if learnt is not known.learnt:
+            if learnt is not known.learnt and learnt != known.learnt:
                 self._take_learnt(backend, known, learnt)
         return known
 
@@ -247,6 +247,9 @@ class EnergyEstimator:
             known.unknown_load = _load_factors(known.table)
 
     def _take_learnt(self, backend: Backend, known: _Known, learnt: StepPhysics | None) -> None:
+        if (known.learnt is None) != (learnt is None):
+            # What requests said was said of the other kind of table.
+            known.correction = Correction()
         known.learnt = learnt
         if learnt is None:
             self._take_prior(backend, known)
@@ -254,8 +257,6 @@ class EnergyEstimator:
             known.table = linear(learnt, _LEARNT_SPREAD)
             known.source = "own windows"
             known.unknown_load = _load_factors(known.table)
-        # What requests said was said of the other table.
-        known.correction = Correction()
         self._forget_stacks(backend.name)
 
     def _forget_stacks(self, name: str) -> None:

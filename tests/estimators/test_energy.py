@@ -222,3 +222,41 @@ def test_longer_never_costs_less_and_bands_stay_ordered(
     wordier = figures(PRIOR, subject, batch, prompt * more, output)
     assert longer.energy_j.mid >= found.energy_j.mid * (1 - 1e-9)
     assert wordier.energy_j.mid >= found.energy_j.mid * (1 - 1e-9)
+
+
+def test_what_requests_taught_outlives_the_next_window_of_the_same_engine() -> None:
+    taught = [
+        StepPhysics(
+            idle_power_w=50.0,
+            step_j=1.0 + 0.01 * window,
+            token_j=0.05,
+            context_j=1e-5,
+            prefill_j=0.01,
+            step_s=0.01,
+            token_s=1e-5,
+            context_s=1e-8,
+            prefill_s=1e-5,
+        )
+        for window in (0, 1)
+    ]
+    now = [taught[0]]
+    estimator = EnergyEstimator(prior=PRIOR, learnt=lambda name: now[0])
+    features, load = Features(prompt_tokens=100, max_tokens=100), Load(running=9, known=True)
+    [before] = estimator.estimate(features, [llama()], [load])
+    assert before.energy_j is not None
+    assert before.output_tokens is not None
+    for _ in range(50):
+        estimator.learn(
+            Outcome(
+                backend="llama-3.1-8b",
+                features=features,
+                load=load,
+                energy_j=1.5 * before.energy_j.mid,
+                output_tokens=round(before.output_tokens.mean),
+                evidence=Evidence.METERED,
+            )
+        )
+    now[0] = taught[1]
+    [after] = estimator.estimate(features, [llama()], [load])
+    assert after.energy_j is not None
+    assert after.energy_j.mid == pytest.approx(1.5 * before.energy_j.mid, rel=0.05)
