@@ -241,6 +241,7 @@ def joulegate(folder: Path, port: int, upstream: str) -> list[str]:
             "num_gpus": gpus,
             "params_b": params,
             "context_tokens": 131_072,
+            "supports_images": True,
             "quality": 0.6 + number / 20,
         }
         for number, (precision, gpus, params) in enumerate(shapes)
