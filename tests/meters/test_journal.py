@@ -157,6 +157,8 @@ async def test_a_full_disk_holds_entries_in_memory_until_there_is_room(
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, previous)
     assert await asyncio.to_thread(journal.flush)
+    # nothing of the write that failed half-way is left between what was written
+    assert segment_path(tmp_path, 1).stat().st_size == journal.committed.offset
     journal.close()
     assert kept(tmp_path) == [record(n) for n in range(40)]
     assert journal.lost == 0
