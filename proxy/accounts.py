@@ -25,6 +25,7 @@ from meters.types import (
     UsageRecord,
     Window,
 )
+from policies.records import decision_to_json, record
 from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
@@ -358,11 +359,18 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         simulated=facts.simulated if facts else False,
         replica=replica,
         session=None,
-        decision=(
-            msgspec.json.encode(decision).decode()
-            if decision and len(flight.candidates) > 1
-            else None
-        ),
+        decision=decision_in(flight),
+    )
+
+
+def decision_in(flight: Flight) -> str | None:
+    """The decision with all that it was made from, so that it can be explained and replayed;
+    None where there was nothing to decide."""
+    routed = flight.routed
+    if routed is None or len(routed.candidates) < 2:
+        return None
+    return decision_to_json(
+        record(routed.policy, routed.request, routed.candidates, routed.limits, routed.decision)
     )
 
 

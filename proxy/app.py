@@ -148,8 +148,9 @@ class Proxy:
         self.router = Router(
             self.pool,
             self.estimator,
-            policy_book.book_of(settings).policies,
+            policy_book.book_of(settings),
             settings.default_policy,
+            settings.carbon.default_counterfactual,
         )
         self.watch = TimeWatch()
         self.client = Upstream(settings.time)
@@ -244,7 +245,7 @@ class Proxy:
         )
         leftovers.start()
         self.show(self.ledger)
-        self.watch.start(lambda _: self.grid.refresh(time.time()))
+        self.watch.start(lambda _: self.look_at_the_grid())
         self.grid.refresher.start()
         self.accounts.start()
         self.health.start()
@@ -323,7 +324,9 @@ class Proxy:
         self.grid.take(settings)
         self.grid.refresh(time.time())
         self.router.take(
-            book.policies, settings.default_policy, settings.carbon.default_counterfactual
+            book.keeping(self.router.book),
+            settings.default_policy,
+            settings.carbon.default_counterfactual,
         )
         self.carbon.sites = sites_of(settings, self.facts())
         if self.snapshots is not None:
@@ -346,6 +349,11 @@ class Proxy:
         self.take_window(window)
         if not self.journal.flush(2.0):
             raise OSError("the journal's disk takes nothing")
+
+    def look_at_the_grid(self) -> None:
+        """Take the hour's intensities over; cheap, and does nothing within the minute."""
+        self.grid.refresh(time.time())
+        self.router.intensity_g_per_kwh = self.grid.common_g_per_kwh
 
     def take_window(self, window: Window) -> None:
         """A closed window, from a meter's thread or an agent."""

@@ -17,6 +17,7 @@ from proxy.auth import Caller
 from proxy.backends import Engine
 from proxy.budgets import Charge
 from proxy.errors import ApiError
+from proxy.routing import Routed
 from proxy.sse import TokenUsage
 from proxy.store import Admission
 
@@ -46,8 +47,6 @@ class Flight:
         "cycle",
         "deadline_s",
         "decision",
-        "decision_hour",
-        "draw",
         "end_s",
         "endpoint",
         "engine",
@@ -64,6 +63,7 @@ class Flight:
         "policy",
         "progress",
         "request_id",
+        "routed",
         "sent_s",
         "session",
         "start_s",
@@ -89,8 +89,7 @@ class Flight:
         self.features: Features | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.decision: Decision | None = None
-        self.decision_hour: int | None = None
-        self.draw = 0.5
+        self.routed: Routed | None = None  # what the decision was made from
         self.engine: Engine | None = None
         self.estimate: Estimate | None = None
         self.stream = False

@@ -58,6 +58,9 @@ class Grid:
             )
             for backend in settings.backends
         }
+        self._zone = carbon.zone
+        self._common = carbon.intensity_g_per_kwh
+        self.common_g_per_kwh: float | None = None  # of the common zone, for policies
         self._due_s = 0.0
 
     def refresh(self, unix_s: float) -> None:
@@ -65,6 +68,8 @@ class Grid:
         if unix_s < self._due_s:
             return
         self._due_s = unix_s + REFRESH_S
+        common = self.book.at(self._zone, unix_s).g_per_kwh
+        self.common_g_per_kwh = common if self._common is None else self._common
         for engine in self._pool.engines:
             fixed = self._fixed.get(engine.name)
             value = self.book.at(engine.facts.zone, unix_s).g_per_kwh if fixed is None else fixed

@@ -33,8 +33,9 @@ class Explainer:
         self.router = Router(
             pool,
             estimator,
-            policy_book.book_of(settings).policies,
+            policy_book.book_of(settings),
             settings.default_policy,
+            settings.carbon.default_counterfactual,
         )
         self.wishes = Wishes(policy=policy)
         self.caller = ANYONE

@@ -8,6 +8,7 @@ import msgspec
 
 from meters.receipts import Receipt
 from meters.types import Evidence, UsageRecord
+from policies.records import decision_from_json
 
 SIMULATED_NOTE = (
     "This request was served by a simulated engine: its energy comes from a simulation, "
@@ -34,6 +35,14 @@ def status_of(receipt: Receipt) -> str:
     simulated = receipt.record.simulated or receipt.evidence == Evidence.SIMULATED
     state = "unknown" if receipt.state == "none" else receipt.state
     return f"{state} (simulated)" if simulated and state in ("metered", "partial") else state
+
+
+def decision_of(recorded: str | None) -> dict[str, Any] | None:
+    """Why this backend and, for each other, why not; what replays it stays in the ledger."""
+    if recorded is None:
+        return None
+    decision = decision_from_json(recorded).decision
+    return None if decision is None else msgspec.to_builtins(decision)
 
 
 def as_json(receipt: Receipt) -> dict[str, Any]:
@@ -104,7 +113,7 @@ def as_json(receipt: Receipt) -> dict[str, Any]:
             "energy_j": record.counterfactual_energy_j,
             "carbon_g": record.counterfactual_carbon_g,
         },
-        "decision": msgspec.json.decode(record.decision) if record.decision else None,
+        "decision": decision_of(record.decision),
     }
     if record.simulated:
         body["note"] = SIMULATED_NOTE

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 import msgspec
 
 from estimators.types import Estimate, Estimator, Features
+from policies.language import Book
 from policies.limits import is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
@@ -31,6 +32,7 @@ class Routed(msgspec.Struct, frozen=True):
     engines: tuple[Engine, ...]  # in the order in which to try them
     request: Request
     limits: Limits
+    policy: Policy
 
     def estimate(self, name: str) -> Estimate:
         """The estimate of one candidate. Raises KeyError for what was none."""
@@ -47,7 +49,7 @@ class Router:
         self,
         pool: Pool,
         estimator: Estimator,
-        policies: Mapping[str, Policy],
+        book: Book,
         default_policy: str,
         default_counterfactual: str | None = None,
     ) -> None:
@@ -55,19 +57,18 @@ class Router:
         gone to without Joulegate, as the organisation declared it."""
         self.pool = pool
         self.estimator = estimator
-        self.take(policies, default_policy, default_counterfactual)
+        self.take(book, default_policy, default_counterfactual)
         self.sessions: dict[tuple[str, str], str] = {}  # (team, session) -> backend
+        # (team, task, policy) -> backend of the last request of that kind, against flapping
+        self.previous: dict[tuple[str, str | None, str], str] = {}
+        self.intensity_g_per_kwh: float | None = None  # of the common zone, now
         self._random = random.Random()
         self._hours: dict[str, tuple[int, int]] = {}  # zone -> (hour since 1970, hour of its day)
 
-    def take(
-        self,
-        policies: Mapping[str, Policy],
-        default_policy: str,
-        default_counterfactual: str | None,
-    ) -> None:
+    def take(self, book: Book, default_policy: str, default_counterfactual: str | None) -> None:
         """Decide by these from now on."""
-        self.policies = dict(policies)
+        self.book = book
+        self.policies = book.policies
         self.default_policy = default_policy
         self.default_counterfactual = default_counterfactual
 
@@ -119,8 +120,14 @@ class Router:
         ``now_s`` is monotonic, for cooldowns; ``unix_s`` gives the hour of the team's day;
         ``draw`` is all the randomness there is.
         """
-        engines = self.candidates_for(asked, now_s)
         policy = self.policy_for(caller, asked, wishes)
+        engines = self.candidates_for(asked, now_s)
+        if self.book.looks_beyond(policy.name):
+            known = {engine.name for engine in engines}
+            engines = engines + [
+                e for e in self.pool.everything if e.name not in known and e.available(now_s)
+            ]
+        flow = (caller.team, features.task, policy.name)
         candidates = self.candidates(features, engines, now_s)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
         session = wishes.session
@@ -132,12 +139,15 @@ class Router:
             session=session,
             session_backend=self.sessions.get((caller.team, session)) if session else None,
             hour=self._hour(caller.timezone, unix_s),
+            previous_backend=self.previous.get(flow),
+            intensity_g_per_kwh=self.intensity_g_per_kwh,
             draw=self._random.random() if draw is None else draw,
         )
         decision = policy.choose(request, candidates, limits)
         if self.default_counterfactual is not None and is_open(asked):
             declared = self._declared(candidates)
             decision = msgspec.structs.replace(decision, counterfactual=declared)
+        self.previous[flow] = decision.chosen
         by_name = {engine.name: engine for engine in engines}
         return Routed(
             decision=decision,
@@ -145,6 +155,7 @@ class Router:
             engines=tuple(by_name[name] for name in decision.order if name in by_name),
             request=request,
             limits=limits,
+            policy=policy,
         )
 
     def _declared(self, candidates: Sequence[Candidate]) -> str | None:

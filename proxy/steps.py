@@ -285,8 +285,7 @@ class Steps:
         flight.decision = routed.decision
         flight.policy = routed.decision.policy
         flight.candidates = routed.candidates
-        flight.decision_hour = routed.request.hour
-        flight.draw = routed.request.draw
+        flight.routed = routed
         flight.estimate = routed.estimate(routed.decision.chosen)
         return routed
 

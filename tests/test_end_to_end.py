@@ -15,6 +15,7 @@ import pytest
 from meters import simulated_engine
 from meters.ledger import Ledger
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
+from policies.records import decision_from_json, replay_decision
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_process
 
 Start = Callable[[Config], Joulegate]
@@ -144,6 +145,22 @@ def test_the_books_balance_and_shares_add_up_to_what_the_engines_used(
     assert balance.requests == len(ids)
     assert proxy.accounts.imbalance_j == 0
     assert running.get("/metrics", x_api_key=ADMIN).body.count(b"joulegate_requests_total") > 0
+
+
+def test_a_recorded_decision_replays_to_the_same_answer(
+    joulegate: Start, pair: list[simulated_engine.Started]
+) -> None:
+    running = joulegate(config_of(pair))
+    request_id = ask(client_of(running), "a secret question")
+    record = running.record(request_id)
+    assert record.decision is not None
+    assert len(record.decision) < 4096
+    assert "secret" not in record.decision
+    kept = decision_from_json(record.decision)
+    assert running.proxy is not None
+    assert replay_decision(kept, running.proxy.router.policies) == kept.decision
+    assert kept.decision is not None
+    assert kept.decision.chosen == record.backend
 
 
 def test_workers_share_one_set_of_books(
