@@ -1,5 +1,7 @@
 """Hourly intensity from a CSV file: ``zone,hour,value`` with ``hour`` in ISO 8601 with offset.
 
+The third column may also be called ``intensity_g_per_kwh``.
+
 For figures of one's own: a utility's, a research series, or a private grid's.
 """
 
@@ -13,6 +15,7 @@ from meters.intensity.hours import hour_of, parse_hour
 from meters.intensity.types import Observation, SourceUnavailable
 
 COLUMNS = ("zone", "hour", "value")
+ALSO_VALUE = "intensity_g_per_kwh"  # another name for the third
 
 
 class File:
@@ -34,7 +37,9 @@ class File:
         try:
             with self._path.open(newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file)
-                missing = [c for c in COLUMNS if c not in (rows.fieldnames or ())]
+                names = [("value" if n == ALSO_VALUE else n) for n in rows.fieldnames or ()]
+                rows.fieldnames = names
+                missing = [c for c in COLUMNS if c not in names]
                 if missing:
                     raise SourceUnavailable(
                         f"{self._path} has no column {missing[0]!r}; it needs zone,hour,value."

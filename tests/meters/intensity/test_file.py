@@ -52,3 +52,8 @@ def test_a_bad_row_is_named(tmp_path: Path, text: str, says: str) -> None:
 def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(SourceUnavailable, match="cannot be read"):
         File(str(tmp_path / "none.csv")).fetch("DE", *ONE_DAY)
+
+
+def test_the_value_may_be_called_by_its_unit(tmp_path: Path) -> None:
+    source = write(tmp_path, "zone,hour,intensity_g_per_kwh\nDE,2026-01-01T00:00:00Z,300\n")
+    assert [f.g_per_kwh for f in source.fetch("DE", *ONE_DAY)] == [300.0]
