@@ -16,14 +16,14 @@ def short(unix_s: int) -> str:
 
 
 def service(asked: Asked) -> tuple[int, object]:
-    """Like the service: any half-hour that ends after `from` and starts before `to`."""
+    """Like the service: any half-hour that ends at or after `from` and starts before `to`."""
     parts = asked.path.split("/")
     regional = parts[1] == "regional"
     start_s, end_s = (parse_hour(p) for p in (parts[3:5] if regional else parts[2:4]))
     if end_s - start_s > 14 * DAY_S:
         return 400, {"error": "range"}
     rows = []
-    for s in range(start_s // 1800 * 1800, end_s, 1800):
+    for s in range((start_s - 1) // 1800 * 1800, end_s, 1800):
         known = not regional and s < START_S + DAY_S
         intensity = {"forecast": 250, "index": "moderate"}
         if not regional:
