@@ -2,9 +2,11 @@
 
 Two linear models with non-negative coefficients share one shape:
 
-    energy = idle_power_w·t + step_j·steps + token_j·generated + context_j·context
-             + prefill_j·prefilled
-    busy time = step_s·steps + token_s·generated + context_s·context + prefill_s·prefilled
+    energy above idle = step_j·steps + token_j·generated + context_j·context + prefill_j·prefilled
+    busy time         = step_s·steps + token_s·generated + context_s·context + prefill_s·prefilled
+
+Idle power is learnt from idle time only, or taken from the window where its meter knows it: on a
+busy engine energy goes with time whatever its parts are, and idle power would take it all.
 
 The prior is a set of pseudo-observations that are never forgotten; windows are, with a half-life,
 so that drift is followed. What recent windows cannot tell apart (a steadily saturated engine)
@@ -37,8 +39,11 @@ MOST_MEMORY = 0.9
 CHANGED = 1.5  # deviations to one side, on that average, that say the engine has changed
 KEPT_AFTER_CHANGE = 0.02  # of what was learnt
 SETTLED_WINDOWS = 30.0  # before which nothing is called a change
-ENERGY = ("idle_power_w", "step_j", "token_j", "context_j", "prefill_j")
+ENERGY = ("step_j", "token_j", "context_j", "prefill_j")
 TIME = ("step_s", "token_s", "context_s", "prefill_s")
+NAMES = ("idle_power_w", *ENERGY, *TIME)
+IDLE_KEPT = 0.96  # of what is known of idle power, for each further second of idle time
+USUAL_IDLE_W = 50.0  # where a prior has none; the first idle window corrects it
 
 
 class _Line:
@@ -169,6 +174,7 @@ class StepLearner:
         self._restart()
 
     def _restart(self) -> None:
+        self._idle = _Line(np.array([self.prior.idle_power_w or USUAL_IDLE_W]))
         self._energy = _Line(_usable(self.prior, ENERGY))
         self._time = _Line(_usable(self.prior, TIME))
         self._last_s: float | None = None
@@ -197,9 +203,19 @@ class StepLearner:
         did = np.array([work.steps, work.generated, work.context_steps, work.prefilled])
         # Of others' requests the contexts are a guess, and longer windows tell more.
         weight = work.seconds * (1 - min(work.external, 0.9)) ** 2
-        row = np.concatenate([[work.seconds], did])
         next_ = 0 < passed_s <= 1.01 * work.seconds
-        self._energy.observe(row, window.energy_j, weight, keep, next_=next_)
+        if work.busy_s == 0 and not did.any():
+            seconds = np.array([work.seconds])
+            recent = min(keep, IDLE_KEPT**work.seconds)
+            self._idle.observe(seconds, window.energy_j, weight, recent, next_=False)
+            return
+        idle_w = window.idle_power_w
+        if idle_w is None:
+            idle_w = float(self._idle.coefficients[0])
+        above_j = window.energy_j - idle_w * work.seconds
+        if above_j <= 0 or not did.any():
+            return
+        self._energy.observe(did, above_j, weight, keep, next_=next_)
         if work.external == 0 and work.busy_s > 0.1 * work.seconds and work.steps > 0:
             self._time.observe(did, work.busy_s, weight, keep, next_=next_)
 
@@ -212,23 +228,25 @@ class StepLearner:
     def trained(self) -> bool:
         """Whether windows, rather than the prior, decide what a step and a token cost."""
         share = self._energy.errors / self._energy.prior
-        return bool(self.windows >= SETTLED_WINDOWS and share[1:3].min() < PRIOR_DEVIATION / 2)
+        return bool(self.windows >= SETTLED_WINDOWS and share[:2].min() < PRIOR_DEVIATION / 2)
 
     def physics(self) -> StepPhysics:
         """The coefficients as known now; all finite and >= 0."""
-        return _physics(self._energy.coefficients, self._time.coefficients)
+        lines = (self._idle, self._energy, self._time)
+        return _physics([line.coefficients for line in lines])
 
     def uncertainty(self) -> StepPhysics:
         """The standard error of each coefficient, in its own unit."""
-        return _physics(self._energy.errors, self._time.errors)
+        return _physics([line.errors for line in (self._idle, self._energy, self._time)])
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for a file; ``from_dict`` is the way back."""
         return {
-            "prior": {name: getattr(self.prior, name) for name in (*ENERGY, *TIME)},
+            "prior": {name: getattr(self.prior, name) for name in NAMES},
             "half_life_s": self.half_life_s,
             "engine": self.engine,
             "last_s": self._last_s,
+            "idle": self._idle.as_dict(),
             "energy": self._energy.as_dict(),
             "time": self._time.as_dict(),
         }
@@ -239,6 +257,7 @@ class StepLearner:
         learner = cls(StepPhysics(**saved["prior"]), half_life_s=float(saved["half_life_s"]))
         learner.engine = saved["engine"]
         learner._last_s = saved["last_s"]
+        learner._idle = _Line.from_dict(saved["idle"])
         learner._energy = _Line.from_dict(saved["energy"])
         learner._time = _Line.from_dict(saved["time"])
         return learner
@@ -300,10 +319,10 @@ def _usable(prior: StepPhysics, names: tuple[str, ...]) -> Floats:
     values = []
     for name in names:
         usual = step * per_step.get(name.split("_")[0], PREFILL_PER_STEP)
-        values.append(getattr(prior, name) or (usual if name != "idle_power_w" else 50.0))
+        values.append(getattr(prior, name) or usual)
     return np.array(values, dtype=np.float64)
 
 
-def _physics(energy: Floats, seconds: Floats) -> StepPhysics:
-    values = [*energy.tolist(), *seconds.tolist()]
-    return StepPhysics(**dict(zip((*ENERGY, *TIME), values, strict=True)))
+def _physics(parts: list[Floats]) -> StepPhysics:
+    values = [value for part in parts for value in part.tolist()]
+    return StepPhysics(**dict(zip(NAMES, values, strict=True)))

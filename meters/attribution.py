@@ -29,6 +29,7 @@ QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (
 # A window with far more energy than its requests can have used holds something else as well.
 MOST_TIMES_MODELLED = 2.0
 REFINEMENTS = 8
+MOST_TIMES_PRIOR = 10.0  # where the physics come from elsewhere, and may be off by factors
 UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
 OVERLAP_TOLERATED = 0.02  # of the shorter window: clocks jitter
 
@@ -105,7 +106,7 @@ class Divider:
             if physics is None:
                 physics, most = fit([window], work).physics, UNLIMITED
             else:
-                most = MOST_TIMES_MODELLED
+                most = MOST_TIMES_PRIOR
             return _divide([window], activities, work, physics, most)[0], _regressors(window, work)
 
 
@@ -135,7 +136,7 @@ def _attribute_all(
     for node, node_windows in kept.items():
         work = rebuild(node_windows, by_node[node])
         known = physics.get(node)
-        most = MOST_TIMES_MODELLED
+        most = MOST_TIMES_PRIOR
         if known is None:
             fits[node], work = _learnt(node_windows, work)
             known = fits[node].physics

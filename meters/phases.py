@@ -49,7 +49,10 @@ def phases(activities: Sequence[Activity], until_s: float, cached: Floats | None
     """
     start = np.array([a.start_s for a in activities], dtype=np.float64)
     end = as_counted([a.end_s for a in activities])
-    end = np.maximum(np.where(np.isnan(end), until_s, end), start)
+    in_flight = np.isnan(end)
+    # Of one in flight its tokens so far are known, as of the last look at it.
+    looked = np.array([a.progress[-1][0] if a.progress else until_s for a in activities])
+    end = np.maximum(np.where(in_flight, np.maximum(looked, until_s), end), start)
     first = as_counted([a.first_token_s for a in activities])
     prompt = np.array([_tokens(a.prompt_tokens) for a in activities], dtype=np.float64)
     if cached is None:
@@ -77,6 +80,8 @@ def phases(activities: Sequence[Activity], until_s: float, cached: Floats | None
     waited = median((first - start - wanted)[started & ~unseen], 0.0)
     time_for_prompt = np.maximum(room - max(waited, 0.0), 0.0)
     part = np.clip(time_for_prompt / np.maximum(computed * prompts.token_s, SHORTEST_S), 0.0, 1.0)
+    # Still in flight without a first token, it is most likely waiting.
+    part = np.where(in_flight, 0.0, part)
     computed = np.where(started, computed, computed * part)
     known = prompts.length_s > 0
     length = np.where(known, prompts.length_s, computed * prompts.token_s + brisk)

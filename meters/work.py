@@ -74,10 +74,7 @@ def rebuild(
     foreign = foreign or Foreign()
     starts = np.array([w.start_s for w in windows], dtype=np.float64)
     ends = np.array([w.end_s for w in windows], dtype=np.float64)
-    until_s = max(
-        [float(ends[-1]) if len(ends) else 0.0, *(a.end_s for a in activities if a.end_s)],
-        default=0.0,
-    )
+    until_s = float(ends[-1]) if len(ends) else 0.0
     requests = phases(activities, until_s)
     generated = as_counted([w.generated_tokens for w in windows])
     prompts = as_counted([w.prompt_tokens for w in windows])

@@ -124,7 +124,7 @@ def test_a_saturated_engine_keeps_the_priors_proportions_and_wide_bands():
     for window, work in saturated(1800, factor=1.2):
         learner.observe(window, work)
     found, error = learner.physics(), learner.uncertainty()
-    ratios = [getattr(found, name) / getattr(TRUE, name) for name in ENERGY]
+    ratios = [getattr(found, name) / getattr(TRUE, name) for name in ENERGY[1:]]
     assert min(ratios) > 0.9
     assert max(ratios) < 1.7
     wide = [getattr(error, name) / getattr(TRUE, name) for name in ENERGY]

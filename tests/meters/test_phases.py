@@ -69,3 +69,23 @@ def test_absurd_counts_are_taken_as_none():
     found = phases([activity(0.0, 0.5, 1.0, prompt=1e300, output=-5.0)], 2.0)
     assert found.prompt.tolist() == [0.0]
     assert found.decoded.tolist() == [0.0]
+
+
+def test_of_a_request_in_flight_only_the_tokens_seen_so_far_are_placed():
+    watched = Activity(
+        request_id="r",
+        node="n",
+        start_s=0.0,
+        first_token_s=0.5,
+        prompt_tokens=10.0,
+        output_tokens=41.0,
+        progress=((1.0, 11.0), (2.5, 41.0)),
+    )
+    found = phases([watched], 1.0)
+    assert found.end.tolist() == [2.5]
+    assert found.decoded.tolist() == [40.0]
+
+
+def test_a_request_that_waits_for_its_first_token_has_computed_nothing_yet():
+    waiting = Activity(request_id="r", node="n", start_s=0.0, prompt_tokens=500.0)
+    assert phases([waiting], 9.0).computed.tolist() == [0.0]
