@@ -188,7 +188,9 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
                 "proxy, and this page shows it within seconds.",
                 root=str(request.scope.get("root_path", "")) + ROOT,
             )
-        view = viewed(request, dashboard, who, mine[0])
+        recorded = set(dashboard.snapshots.ledger.teams())
+        first = next((team for team in mine if team in recorded), mine[0])
+        view = viewed(request, dashboard, who, first)
         return RedirectResponse(view.link("overview"), 303, headers=HEADERS)
 
     @routes.get("/{team}/frozen/{name}")

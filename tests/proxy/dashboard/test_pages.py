@@ -243,3 +243,17 @@ def test_without_a_ledger_the_page_says_later(page: Page) -> None:
         assert answer is not None
         assert answer.status == 503
         expect(page.locator("main")).to_contain_text("cannot be read now")
+
+
+def test_an_admin_begins_with_a_team_that_has_traffic(
+    context: BrowserContext, snapshots: Snapshots
+) -> None:
+    names = ["aardvark", "research", "search"]
+    app = app_of(snapshots, teams=lambda: names)
+    with chromium.served(app) as url:
+        context.add_cookies([{"name": "person", "value": "root", "url": url}])
+        page = context.new_page()
+        page.goto(f"{url}/dashboard")
+        expect(page).to_have_url(re.compile("/dashboard/research/overview"))
+        page.goto(f"{url}/dashboard/aardvark/overview?period=2026-10")
+        expect(page.locator("main")).to_contain_text("No request of this team was recorded")
