@@ -15,12 +15,14 @@ it is choosing on the hull of single models. Fitting is in kinds_fit.py; this fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import exp, log1p
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from estimators.text import DENSE, TextFeatures
+from estimators.text import TextFeatures
 
 Array = NDArray[np.float32]
 
@@ -69,6 +71,19 @@ class Sight(NamedTuple):
     familiarity: float
 
 
+class Judge(NamedTuple):
+    """Tells prompts of seen kinds from those of left-out kinds; a logistic regression on signs."""
+
+    mean: Array  # (S,)
+    weights: Array  # (S,) already over the deviation
+    bias: float
+
+    def __call__(self, signs: Sequence[float]) -> float:
+        """The chance that the prompt is of a kind that was learnt from, at even odds before."""
+        score = float(self.weights @ (np.asarray(signs, np.float32) - self.mean)) + self.bias
+        return 1.0 / (1.0 + exp(min(max(-score, -30.0), 30.0)))
+
+
 class Kinds(NamedTuple):
     """The map from text to columns, shared by all heads."""
 
@@ -80,6 +95,7 @@ class Kinds(NamedTuple):
     dense: Array  # (D, C)
     bias: Array  # (C,)
     systems: tuple[System, ...]
+    judge: Judge
 
     def see(self, text: TextFeatures) -> Sight:
         """Where the prompt stands. Takes tens of microseconds."""
@@ -93,26 +109,25 @@ class Kinds(NamedTuple):
         columns = np.add.reduce(self.words[rows], 0) / np.sqrt(mass)
         columns += counts @ self.dense + self.bias
         parts = []
-        familiarity = 0.0
-        for index, (start, stop, sharpness, _) in enumerate(self.systems):
+        tops = []
+        for start, stop, sharpness, _ in self.systems:
             scores = columns[start:stop]
-            top = scores.max()
-            if index == 0:
-                familiarity = familiarity_of(float(top), known, float(counts @ counts))
+            second, top = np.partition(scores, -2)[-2:]
+            tops.append((float(top), float(second)))
             odds = np.exp((scores - top) * sharpness)
             parts.append(odds / odds.sum())
         kinds = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-        return Sight(columns, kinds, familiarity)
+        signs = signs_of(tops, known, float(counts @ counts))
+        return Sight(columns, kinds, self.judge(signs))
 
 
-def familiarity_of(top: float, known: float, squares: float) -> float:
-    """How much a prompt is like those learnt from, 0..1: as sure as its best kind's score, less
-    by the share of its words that were never seen and by how far its counts lie outside.
+def signs_of(tops: Sequence[tuple[float, float]], known: float, squares: float) -> list[float]:
+    """What tells a strange prompt: each system's best and second score, the share of its words
+    that were taught, and the logarithm of how far its counts lie outside.
 
-    A linear score alone would call the strangest prompt the surest.
+    No score alone will do: a linear one calls the strangest prompt the surest.
     """
-    ordinary = min(1.0, 2.0 * len(DENSE) / (squares + 1e-9))
-    return max(min(top, 1.0), 0.0) * known * ordinary
+    return [*(score for pair in tops for score in pair), known, log1p(squares)]
 
 
 def deviation(head: Head, sight: Sight) -> Array:

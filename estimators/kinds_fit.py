@@ -16,7 +16,7 @@ import scipy.sparse as sparse
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from estimators.kinds import Gate, Head, Kinds, System, familiarity_of
+from estimators.kinds import Gate, Head, Judge, Kinds, System, signs_of
 from estimators.text import BUCKETS, DENSE, TextFeatures
 
 Matrix = NDArray[np.float64]
@@ -31,8 +31,7 @@ _MASSES = (5.0, 30.0)  # prompts' worth of the backend's mean in a kind's table
 _SHARPNESS = (4.0, 8.0, 16.0, 32.0)
 _MOST_KINDS = 64
 _FEWEST = 20  # prompts below which only means are used
-_NOVEL_SHARE = 0.35  # prompts expected to be of a kind never seen
-_CAUTION = 1.0  # standard errors by which an unseen kind's gain must clear zero
+_MANY_KINDS = 15  # labelled tasks; fewer left out say little about the next one
 _DOUBTFUL, _SURE = 0.25, 0.8  # slopes of what came on what was guessed
 _KEPT_AXES = 12
 
@@ -63,7 +62,7 @@ class Member(NamedTuple):
 
     rows: Index
     guesses: Matrix  # (members, n, M)
-    familiarity: Matrix  # (n,)
+    signs: Matrix  # (n, S)
     kinds: Matrix  # (n, K) probabilities
 
 
@@ -194,23 +193,25 @@ def _members(
     mean, deviations = _deviations(prompts, solver, outcomes, train)
     held = prompts.directions[test]
     guesses = [held @ solved for solved in solver.solve(deviations, *_RIDGES)]
-    familiarity = np.zeros(len(test))
+    tops: list[tuple[Matrix, Matrix]] = []
     kinds: list[Matrix] = []
-    for index, (sorting, sharp) in enumerate(zip(sortings, sharpness, strict=True)):
+    for sorting, sharp in zip(sortings, sharpness, strict=True):
         onehot = _onehot(sorting, train)
         scores = held @ solver.solve(onehot - onehot.mean(0), _KIND_RIDGE)[0] + onehot.mean(0)
         scores[:, onehot.sum(0) < 1] = -1.0  # a kind that was left out cannot be named
-        if index == 0:
-            familiarity = _familiarity(prompts, scores.max(1), train, test)
+        ranked = np.sort(scores, axis=1)
+        tops.append((ranked[:, -1], ranked[:, -2]))
         odds = np.exp((scores - scores.max(1, keepdims=True)) * sharp)
         odds /= odds.sum(1, keepdims=True)
         kinds.append(odds)
         guesses.extend(odds @ _table(onehot, deviations, mass) for mass in _MASSES)
     every = np.concatenate(kinds, axis=1) if kinds else np.zeros((len(test), 0))
-    return Member(test, np.array(guesses), familiarity, every), mean
+    return Member(test, np.array(guesses), _signs(prompts, tops, train, test), every), mean
 
 
-def _familiarity(prompts: Prompts, top: Matrix, train: Index, test: Index) -> Matrix:
+def _signs(
+    prompts: Prompts, tops: Sequence[tuple[Matrix, Matrix]], train: Index, test: Index
+) -> Matrix:
     """As the serving side would see these prompts, had it been taught on ``train`` only."""
     words = prompts.design[:, : len(prompts.idf) - 1]
     taught = np.bincount(words[train].indices, minlength=words.shape[1]) >= 2
@@ -219,8 +220,26 @@ def _familiarity(prompts: Prompts, top: Matrix, train: Index, test: Index) -> Ma
     scale = np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0.0)
     squares = (np.clip((prompts.counts[test] - mean) * scale, -4, 4) ** 2).sum(1)
     return np.array(
-        [familiarity_of(*each) for each in zip(top, known, squares, strict=True)], dtype=float
-    )
+        [
+            signs_of([(best[i], second[i]) for best, second in tops], known[i], squares[i])
+            for i in range(len(test))
+        ]
+    ).reshape(len(test), 2 * len(tops) + 2)
+
+
+def _judge(seen: Sequence[Matrix], strange: Sequence[Matrix], systems: int) -> Judge:
+    """From the signs of prompts of known kinds and of kinds left out whole."""
+    signs = 2 * systems + 2
+    if not seen or not strange:
+        return Judge(_f32(np.zeros(signs)), _f32(np.zeros(signs)), 0.0)
+    # scikit-learn is heavy and only fitting needs it
+    from sklearn.linear_model import LogisticRegression
+
+    every = np.concatenate([*seen, *strange])
+    known = np.repeat([1, 0], [sum(map(len, seen)), sum(map(len, strange))])
+    mean, scale = every.mean(0), every.std(0) + 1e-6
+    found = LogisticRegression(class_weight="balanced").fit((every - mean) / scale, known)
+    return Judge(_f32(mean), _f32(found.coef_[0] / scale), float(found.intercept_[0]))
 
 
 def _onehot(sorting: Sorting, rows: Index) -> Matrix:
@@ -337,28 +356,27 @@ def fit_head(
     sharpness: Sequence[float],
     outcomes: Matrix,
     seed: int = 0,
+    judge: Judge | None = None,
 ) -> HeadFit:
-    """One target's mix and gates, from outcomes (N, M) with nan where nothing was seen."""
+    """One target's mix and gates, from outcomes (N, M) with nan where nothing was seen.
+
+    The judge of familiarity is shared by all targets: without one, it is learnt here.
+    """
     rng = np.random.default_rng(seed)
     n, _ = outcomes.shape
     some = np.flatnonzero((~np.isnan(outcomes)).any(1))
     if len(some) < _FEWEST:
         members = len(_RIDGES) + len(sortings) * len(_MASSES)
         closed = Gate(_f32(np.array([0.0, 1.0])), _f32(np.zeros(2)))
-        return HeadFit(np.zeros(members), np.zeros(members), closed, closed, None, None)
+        return HeadFit(np.zeros(members), np.zeros(members), closed, closed, judge, None, None)
     mine = [
         _members(prompts, solvers, sortings, sharpness, outcomes, np.setdiff1d(some, rows), rows)
         for _ in range(2 if len(some) < 1500 else 1)
         for rows in (some[fold] for fold in _random_folds(len(some), 5, rng))
     ]
-    familiar = _evidence(mine, outcomes)
-    lean = 20.0 / max(len(some), 1)
-    weights, common_weights = _weights(familiar, lean)
-
-    unfamiliar = None
+    theirs = []
     families = _families(prompts, sortings, seed)
     if families.size >= 2:
-        theirs = []
         for _ in range(2 if families.size > 8 and n < 3000 else 1):
             for rows in _group_folds(families, min(8, families.size), rng):
                 rows = np.intersect1d(rows, some)
@@ -367,15 +385,38 @@ def fit_head(
                     theirs.append(
                         _members(prompts, solvers, sortings, sharpness, outcomes, train, rows)
                     )
-        if theirs:
-            unfamiliar = _evidence(theirs, outcomes)
+    if judge is None:
+        seen, strange = ([member.signs for member, _ in found] for found in (mine, theirs))
+        judge = _judge(seen, strange, len(sortings))
+    familiar = _evidence(mine, outcomes, judge)
+    unfamiliar = _evidence(theirs, outcomes, judge) if theirs else None
+    lean = 20.0 / max(len(some), 1)
+    weights, common_weights = _weights(familiar, lean)
     groups = families.kind
-    # Clusters left out are less strange than tasks left out, so they count half.
-    half = 1.0 if families.names else 0.5
     mix = weights, common_weights
-    gate = _gate(familiar, unfamiliar, mix, groups, True, _CAUTION, half)
-    common_gate = _gate(familiar, unfamiliar, mix, groups, False, 1.0, half)
-    return HeadFit(weights, common_weights, gate, common_gate, familiar, unfamiliar)
+    rules = _rules(families)
+    gate = _gate(familiar, unfamiliar, mix, groups, True, rules)
+    common_gate = _gate(familiar, unfamiliar, mix, groups, False, rules)
+    return HeadFit(weights, common_weights, gate, common_gate, judge, familiar, unfamiliar)
+
+
+class Rules(NamedTuple):
+    """How much is asked of evidence before the default is left."""
+
+    novel_share: float  # prompts expected to be of a kind never seen
+    caution: float  # standard errors by which an unseen kind's gain must clear zero
+    fewest: int  # kinds left out below which they say nothing
+    worth: float  # of what left-out kinds showed
+
+
+def _rules(families: Sorting) -> Rules:
+    """Few labelled tasks are judged most sternly: the next may be like none of them. Clusters
+    left out of one kind of traffic are less strange than a new task, so they count half."""
+    if not families.names:
+        return Rules(0.25, 1.0, 3, 0.5)
+    if families.size < _MANY_KINDS:
+        return Rules(0.5, 2.0, _MANY_KINDS, 1.0)
+    return Rules(0.35, 1.0, _MANY_KINDS, 1.0)
 
 
 class Evidence(NamedTuple):
@@ -397,14 +438,15 @@ class HeadFit(NamedTuple):
     common_weights: Matrix
     gate: Gate
     common_gate: Gate
+    judge: Judge | None
     familiar: Evidence | None  # None: too few prompts to leave any out
     unfamiliar: Evidence | None
 
 
-def _evidence(found: Sequence[tuple[Member, Matrix]], outcomes: Matrix) -> Evidence:
+def _evidence(found: Sequence[tuple[Member, Matrix]], outcomes: Matrix, judge: Judge) -> Evidence:
     rows = np.concatenate([member.rows for member, _ in found])
     guesses = np.concatenate([member.guesses for member, _ in found], axis=1)
-    familiarity = np.concatenate([member.familiarity for member, _ in found])
+    familiarity = np.array([judge(row) for member, _ in found for row in member.signs])
     truth = np.concatenate([outcomes[member.rows] - mean for member, mean in found])
     common = guesses.mean(-1)
     return Evidence(
@@ -424,27 +466,27 @@ def _gate(
     mix: tuple[Matrix, Matrix],
     groups: Index,
     particular: bool,
-    caution: float,
-    worth: float,
+    rules: Rules,
 ) -> Gate:
     """Trust by familiarity: the slope of what came on what was guessed, among prompts of seen
     kinds and of left-out kinds, mixed by how likely each is at that familiarity."""
     edges = np.quantile(familiar.familiarity, (0.0, 0.03, 0.15, 0.4, 0.7, 1.0))
     middle = np.concatenate(([edges[0]], (edges[1:-2] + edges[2:-1]) / 2, [edges[-2]]))
-    inside = _slopes(familiar, mix, groups, particular, edges, 0.0)
+    inside = _slopes(familiar, mix, groups, particular, edges, None)
     if unfamiliar is None:
         outside, share = np.zeros(len(inside)), np.full(len(inside), 0.5)
     else:
-        outside = worth * _slopes(unfamiliar, mix, groups, particular, edges, caution)
+        outside = rules.worth * _slopes(unfamiliar, mix, groups, particular, edges, rules)
         mine = _density(familiar.familiarity, edges)
         theirs = _density(unfamiliar.familiarity, edges)
-        share = _NOVEL_SHARE * theirs / (_NOVEL_SHARE * theirs + (1 - _NOVEL_SHARE) * mine + 1e-9)
+        novel = rules.novel_share
+        share = novel * theirs / (novel * theirs + (1 - novel) * mine + 1e-9)
     share[0] = max(share[0], 0.5)
     slope = (1 - share) * inside + share * outside
     slope = np.minimum.accumulate(slope[::-1])[::-1]  # less familiar is never trusted more
     trust = _trust(slope)
     far = float(_trust(outside[:1])[0])  # less familiar than anything: only what holds outside
-    knots = np.concatenate(([2 * middle[0] - middle[1] - 1e-6], middle))
+    knots = np.concatenate(([middle[0] / 2], middle))
     return Gate(
         np.maximum.accumulate(knots + np.arange(len(knots)) * 1e-6).astype(np.float32),
         np.concatenate(([min(far, trust[0])], trust)).astype(np.float32),
@@ -468,9 +510,10 @@ def _slopes(
     groups: Index,
     particular: bool,
     edges: Matrix,
-    caution: float,
+    rules: Rules | None,
 ) -> Matrix:
-    """In each band of familiarity, the slope less ``caution`` standard errors between groups."""
+    """In each band of familiarity, the slope; with rules, less some standard errors between
+    groups, and nothing where there are too few groups to say."""
     own = np.tensordot(mix[0], evidence.particular, axes=1)
     shared = np.tensordot(mix[1], evidence.common, axes=1)[:, None]
     guess, rest = (own, shared) if particular else (shared, own)
@@ -488,15 +531,16 @@ def _slopes(
         mass = bottom[mine].sum() + prior
         slope = (top[mine].sum() + prior * overall) / (mass + 1e-12)
         error = 0.0
-        if caution > 0:
+        if rules is not None:
             names, inverse = np.unique(group, return_inverse=True)
             part_top = np.bincount(inverse, top, len(names))
             part_bottom = np.bincount(inverse, bottom, len(names))
             off = part_top - overall * part_bottom
             spare = len(names) / max(len(names) - 1, 1)
             error = float(np.sqrt((off**2).sum() * spare) / (bottom.sum() + 1e-12))
-            if len(names) < 3:
+            if len(names) < rules.fewest:
                 error = np.inf
+        caution = 0.0 if rules is None else rules.caution
         found[index] = slope - caution * error if np.isfinite(error) else 0.0
     return found
 
@@ -528,10 +572,13 @@ def fit(
         systems.append(System(place, place + sorting.size, sharp, sorting.names))
         place += sorting.size
 
-    heads, fits = [], []
+    heads: list[Head] = []
+    fits: list[HeadFit] = []
+    judge: Judge | None = None
     for target in targets:
         some = np.flatnonzero((~np.isnan(target)).any(1))
-        found = fit_head(prompts, solvers, sortings, sharpness, target, seed)
+        found = fit_head(prompts, solvers, sortings, sharpness, target, seed, judge)
+        judge = found.judge
         own = solvers(some)
         mean, deviations = _deviations(prompts, own, target, some)
         seen = ~np.isnan(target[some])
@@ -603,12 +650,19 @@ def fit(
         )
         fits.append(found)
         place += kept + 1
-    kinds_map = _map(prompts, np.column_stack(blocks), np.concatenate(biases), tuple(systems))
+    judge = judge or _judge([], [], len(sortings))
+    kinds_map = _map(
+        prompts, np.column_stack(blocks), np.concatenate(biases), tuple(systems), judge
+    )
     return kinds_map, heads, fits
 
 
 def _map(
-    prompts: Prompts, coefficients: Matrix, bias: Matrix, systems: tuple[System, ...]
+    prompts: Prompts,
+    coefficients: Matrix,
+    bias: Matrix,
+    systems: tuple[System, ...],
+    judge: Judge,
 ) -> Kinds:
     features = prompts.loadings @ coefficients  # (R + D, C)
     words = len(prompts.idf) - 1
@@ -622,6 +676,7 @@ def _map(
         dense=_f32(features[words:] * np.sqrt(_DENSE_WEIGHT / len(DENSE))),
         bias=_f32(bias),
         systems=systems,
+        judge=judge,
     )
 
 

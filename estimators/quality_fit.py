@@ -103,10 +103,10 @@ def _mean_of(
 
 
 def _strangeness(fits: Sequence[HeadFit]) -> dict[str, float]:
-    """Below which familiarity a prompt is stranger than 19 in 20 of those learnt from."""
+    """Below which familiarity a prompt is stranger than 49 in 50 of those learnt from."""
     for found in fits:
         if found.familiar is not None and len(found.familiar.familiarity):
-            return {"strange_below": float(np.quantile(found.familiar.familiarity, 0.05))}
+            return {"strange_below": float(np.quantile(found.familiar.familiarity, 0.02))}
     return {"strange_below": 0.0}
 
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from estimators.kinds import Gate, Head, Kinds, Sight, System, deviation, standard_error
+from estimators.kinds import Gate, Head, Judge, Kinds, Sight, System, deviation, standard_error
 from estimators.text import BUCKETS, DENSE, TextFeatures
 
 Array = NDArray[np.float32]
-FORMAT = 1
+FORMAT = 2
 _Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
 
@@ -88,12 +88,14 @@ class QualityModel(NamedTuple):
         arrays["words"] = self.kinds.words[1:].astype(np.float16)
         for name in ("dense_mean", "dense_scale", "dense", "bias"):
             arrays[name] = getattr(self.kinds, name)
+        arrays["judge"] = np.stack([self.kinds.judge.mean, self.kinds.judge.weights])
         meta: dict[str, Any] = {
             "format": FORMAT,
             "buckets": BUCKETS,
             "dense": list(DENSE),
             "backends": list(self.backends),
             "systems": [list(system) for system in self.kinds.systems],
+            "judge_bias": self.kinds.judge.bias,
             "facts": self.facts,
             "heads": {},
         }
@@ -139,6 +141,7 @@ class QualityModel(NamedTuple):
                 System(start, stop, sharpness, tuple(names))
                 for start, stop, sharpness, names in meta["systems"]
             ),
+            judge=Judge(arrays["judge"][0], arrays["judge"][1], meta["judge_bias"]),
         )
         heads = {
             title: Head(**_get(arrays, title, fields))

@@ -100,7 +100,7 @@ def test_a_new_backend_is_usable_after_thirty_answers() -> None:
 
 def test_one_backend_a_prompt_is_enough_to_learn_from() -> None:
     rng = random.Random(0)
-    rows = outcomes(1200)
+    rows = outcomes(900)
     kept = [rows[i + rng.randrange(2)] for i in range(0, len(rows), 2)]
     model = learn(kept)
     code = [mids(model, prompt("code", rng)) for _ in range(20)]
