@@ -1,7 +1,7 @@
 """How well attribution finds each request's true energy, beside three simpler rules.
 
     make bench-attribution
-    python -m benchmarks.attribution --quick --only c64
+    python -m benchmarks.attribution --requests 8000 --only "256 in flight"
 
 The simulated engine knows the energy above idle that each request really caused. Here its windows
 and requests, spoilt in the ways that real ones are (jittered clocks, lost windows, foreign traffic,
@@ -343,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="a quarter of the requests")
+    parser.add_argument("--requests", type=int, default=1_600, help="in each scenario")
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="coefficients and sums, too")
@@ -355,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     began_s = time.monotonic()
     passed = total = 0
-    for scenario in scenarios(400 if args.quick else 1_600):
+    for scenario in scenarios(args.requests):
         if args.only not in scenario.name:
             continue
         seen = play(scenario, args.seed)
