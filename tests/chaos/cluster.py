@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,7 @@ class Cluster:
         self.engine.close()
         self.redis.close()
         self.postgres.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _replica(self, port: int) -> Program:
         def ready() -> bool:
