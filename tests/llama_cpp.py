@@ -102,12 +102,9 @@ def serve(folder: Path, *, embeddings: bool) -> Iterator[Engine]:
         assert address, f"llama.cpp did not start:\n{(folder / 'log.txt').read_text()[-4000:]}"
         yield Engine(address, "tiny-random", process.pid)
     finally:
+        process.kill()  # it has nothing to save
+        process.wait()
         process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
         process.stdout.close()
 
 
