@@ -30,6 +30,7 @@ from meters.receipts import Receipt
 from meters.types import Window
 from proxy import auth, backends, books, errors, feedback, policy_book
 from proxy.accounts import Accounts
+from proxy.admin import Admin
 from proxy.admission import Gate
 from proxy.auth import Caller
 from proxy.carbon_metrics import CarbonMetrics
@@ -214,6 +215,7 @@ class Proxy:
             intake=self.intake,
         )
         self.api.include_router(self.routes.router)
+        self.api.include_router(Admin(self.keys, self.team_store).router)
         handle_errors(self.api)
         self.api.add_exception_handler(NotSignedIn, to_sign_in)
         self.front = Front(self.steps, self.api, settings.server.cors_origins)
@@ -349,6 +351,10 @@ class Proxy:
         self.take_window(window)
         if not self.journal.flush(2.0):
             raise OSError("the journal's disk takes nothing")
+
+    def team_store(self) -> TeamStore | None:
+        """Teams and keys; None before the ledger is there."""
+        return None if self.ledger is None else TeamStore(self.ledger.database, self.settings)
 
     def look_at_the_grid(self) -> None:
         """Take the hour's intensities over; cheap, and does nothing within the minute."""

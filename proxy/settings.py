@@ -142,11 +142,16 @@ class MeterSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a backend's energy is read when it runs on this machine."""
 
     kind: Annotated[
-        typing.Literal["nvml", "dcgm", "replay", "simulated", "zeus", "none"],
+        typing.Literal["nvml", "dcgm", "prometheus", "rapl", "replay", "simulated", "zeus", "none"],
         help_("What is read."),
     ] = "none"
     devices: Annotated[list[str], help_("GPU indices or UUIDs; empty means all.")] = []
-    url: Annotated[str | None, help_("Exporter's address, for `dcgm` and `simulated`.")] = None
+    url: Annotated[
+        str | None, help_("Exporter's address, for `dcgm`, `prometheus` and `simulated`.")
+    ] = None
+    series: Annotated[str | None, help_("The series to read, for `prometheus`.")] = None
+    unit: Annotated[str, help_("Its unit: J, mJ, uJ, Wh, kWh, or W, mW (integrated).")] = "J"
+    label: Annotated[str, help_("Its label that tells devices apart.")] = "gpu"
     file: Annotated[str | None, help_("Recording, for `replay`.")] = None
     window_s: Annotated[Positive, help_("Length of a window of energy.")] = 1.0
 

@@ -1,0 +1,200 @@
+"""The admin API: teams, keys and the audit log over HTTP, the same state as the CLI's.
+
+Administrators may do everything; the lead of a team may see and change its keys. Keys that the
+config file gives are shown and can be revoked; the file itself is never written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from proxy.auth import Caller, KeyRing
+from proxy.errors import ApiError, forbidden, invalid_body, not_found
+from proxy.settings import Team
+from proxy.teams import KeyInfo, TeamsError, TeamStore
+
+T = TypeVar("T")
+DAY_S = 86_400.0
+
+
+class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/teams``."""
+
+    team: str
+    settings: Team = Team()
+
+
+class NewKeyOf(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/keys``."""
+
+    team: str
+    role: str = "member"
+    project: str | None = None
+    name: str = ""
+    days: float | None = None  # until it expires; None: never
+
+
+class Rotation(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/keys/{id}/rotate``."""
+
+    overlap_s: float = 3600.0  # how long the old key stays good
+
+
+class Admin:
+    """The routes under /admin. ``store`` gives the state's store, None before there is one."""
+
+    def __init__(self, keys: KeyRing, store: Callable[[], TeamStore | None]) -> None:
+        self.keys = keys
+        self.store = store
+        self.router = APIRouter(prefix="/admin", include_in_schema=False)
+        add = self.router.add_api_route
+        add("/teams", self.teams, methods=["GET"])
+        add("/teams", self.create_team, methods=["POST"])
+        add("/keys", self.list_keys, methods=["GET"])
+        add("/keys", self.create_key, methods=["POST"])
+        add("/keys/{key_id}/rotate", self.rotate_key, methods=["POST"])
+        add("/keys/{key_id}", self.revoke_key, methods=["DELETE"])
+        add("/audit", self.audit, methods=["GET"])
+
+    # -- routes ----------------------------------------------------------------------------------
+
+    async def teams(self, request: Request) -> Response:
+        """Every team with its settings; a lead sees its own."""
+        caller = self._caller(request)
+        found = await self._ask(lambda store: store.list_teams())
+        return _json({"object": "list", "data": [t for t in found if _sees(caller, t.team)]})
+
+    async def create_team(self, request: Request) -> Response:
+        """A team that is not in the config file."""
+        caller = self._caller(request, role="admin")
+        given = await _body(request, NewTeam)
+        actor = _actor(caller)
+        await self._ask(lambda store: store.create_team(given.team, given.settings, actor))
+        return _json({"object": "team", "team": given.team}, 201)
+
+    async def list_keys(self, request: Request) -> Response:
+        """Keys, without the keys themselves."""
+        caller = self._caller(request)
+        team = request.query_params.get("team")
+        now_s = time.time()
+        found = await self._ask(lambda store: store.list_keys(team))
+        data = [
+            {**msgspec.to_builtins(key), "state": key.state(now_s)}
+            for key in found
+            if _sees(caller, key.team)
+        ]
+        return _json({"object": "list", "data": data})
+
+    async def create_key(self, request: Request) -> Response:
+        """A new key: it is in this answer, and nowhere else."""
+        caller = self._caller(request)
+        given = await _body(request, NewKeyOf)
+        self._may_change(caller, given.team, given.role)
+        expires_s = None if given.days is None else time.time() + given.days * DAY_S
+        actor = _actor(caller)
+        made = await self._ask(
+            lambda store: store.create_key(
+                given.team,
+                role=given.role,
+                project=given.project,
+                name=given.name,
+                expires_s=expires_s,
+                actor=actor,
+            )
+        )
+        return _json({"object": "key", **msgspec.to_builtins(made)}, 201)
+
+    async def rotate_key(self, request: Request, key_id: str) -> Response:
+        """A successor; the old key stays good for a while."""
+        caller = self._caller(request)
+        given = await _body(request, Rotation)
+        key = await self._key(caller, key_id)
+        self._may_change(caller, key.team, key.role)
+        actor = _actor(caller)
+        made = await self._ask(
+            lambda store: store.rotate_key(key_id, overlap_s=given.overlap_s, actor=actor)
+        )
+        return _json({"object": "key", **msgspec.to_builtins(made)}, 201)
+
+    async def revoke_key(self, request: Request, key_id: str) -> Response:
+        """No longer good, on every replica within a second."""
+        caller = self._caller(request)
+        key = await self._key(caller, key_id)
+        self._may_change(caller, key.team, key.role)
+        actor = _actor(caller)
+        await self._ask(lambda store: store.revoke_key(key_id, actor))
+        return _json({"object": "key", "key_id": key_id, "state": "revoked"})
+
+    async def audit(self, request: Request) -> Response:
+        """The latest admin actions, newest first."""
+        self._caller(request, role="admin")
+        found = await self._ask(lambda store: store.audit(200))
+        return _json({"object": "list", "data": [msgspec.to_builtins(e) for e in found]})
+
+    # -- parts -----------------------------------------------------------------------------------
+
+    def _caller(self, request: Request, role: str = "lead") -> Caller:
+        caller = self.keys.caller(request.scope["headers"], time.time())
+        if caller.role != "admin" and (role == "admin" or caller.role != "lead"):
+            raise forbidden(f"This needs the key of {'an' if role == 'admin' else 'a'} {role}.")
+        return caller
+
+    def _may_change(self, caller: Caller, team: str, role: str) -> None:
+        if caller.role != "admin" and (caller.team != team or role == "admin"):
+            raise forbidden("The lead of a team can change its own keys, and make no admin's.")
+
+    async def _key(self, caller: Caller, key_id: str) -> KeyInfo:
+        for key in await self._ask(lambda store: store.list_keys()):
+            if key.key_id == key_id and _sees(caller, key.team):
+                return key
+        raise not_found(f"There is no key {key_id!r} that you may see.")
+
+    async def _ask(self, question: Callable[[TeamStore], T]) -> T:
+        store = self.store()
+        if store is None:
+            raise _away()
+        try:
+            return await asyncio.to_thread(question, store)
+        except TeamsError as error:
+            raise invalid_body(str(error), code="invalid_value") from None
+        except SQLAlchemyError:
+            raise _away() from None
+
+
+def _sees(caller: Caller, team: str) -> bool:
+    return caller.role == "admin" or caller.team == team
+
+
+def _actor(caller: Caller) -> str:
+    return f"key {caller.key_id}" if caller.key_id else "loopback"
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    raw = await request.body()
+    try:
+        return msgspec.json.decode(raw or b"{}", type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid_body(str(error), code="invalid_type") from None
+    except msgspec.DecodeError as error:
+        raise invalid_body(f"The body should be JSON: {error}.") from None
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _away() -> ApiError:
+    return ApiError(
+        503,
+        "ledger_unavailable",
+        "Teams and keys are kept in the ledger, which does not answer. Try again.",
+        kind="server_error",
+        retry_after_s=2.0,
+    )

@@ -1,0 +1,106 @@
+"""Keys and teams over HTTP: made, used, rotated and revoked, each role within its bounds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
+
+Start = Callable[[Config], Joulegate]
+LEAD = "sk-lead-0123456789abcdef"
+TEAMS = {
+    "physics": {"keys": [KEY, {"key": LEAD, "role": "lead"}]},
+    "operators": {"keys": [{"key": ADMIN, "role": "admin"}]},
+}
+
+
+@pytest.fixture
+def running(joulegate: Start) -> Joulegate:
+    return joulegate(config_of("http://127.0.0.1:9/v1", teams=TEAMS))
+
+
+def post(running: Joulegate, path: str, body: dict[str, Any], key: str = ADMIN) -> Reply:
+    return running.post(body, path=path, headers={"x-api-key": key})
+
+
+def status_with(running: Joulegate, key: str) -> int:
+    return running.get("/v1/models", x_api_key=key).status
+
+
+def until(what: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # replicas look for changes twice a second
+
+
+def test_a_key_is_made_used_and_revoked(running: Joulegate) -> None:
+    made = post(running, "/admin/keys", {"team": "physics", "name": "ci"})
+    assert made.status == 201
+    key, key_id = made.json()["key"], made.json()["key_id"]
+    until(lambda: status_with(running, key) == 200)
+    listed = running.get("/admin/keys?team=physics", x_api_key=ADMIN).body
+    assert key_id.encode() in listed
+    assert key.encode() not in listed  # shown once
+    reply = running.get(f"/admin/keys/{key_id}", method="DELETE", x_api_key=ADMIN)
+    assert reply.status == 200
+    until(lambda: status_with(running, key) == 401)
+    actions = [e["action"] for e in running.get("/admin/audit", x_api_key=ADMIN).json()["data"]]
+    assert actions == ["key.revoke", "key.create"]
+
+
+def test_a_rotated_key_overlaps_with_its_successor(running: Joulegate) -> None:
+    old = post(running, "/admin/keys", {"team": "physics"}).json()
+    path = f"/admin/keys/{old['key_id']}/rotate"
+    new = post(running, path, {"overlap_s": 600}).json()
+    until(lambda: status_with(running, new["key"]) == 200)
+    assert status_with(running, old["key"]) == 200
+    last = post(running, f"/admin/keys/{new['key_id']}/rotate", {"overlap_s": 0}).json()
+    until(lambda: status_with(running, new["key"]) == 401)
+    assert status_with(running, last["key"]) == 200
+
+
+def test_a_team_is_made_and_its_key_belongs_to_it(running: Joulegate) -> None:
+    assert post(running, "/admin/teams", {"team": "biology"}).status == 201
+    assert post(running, "/admin/teams", {"team": "biology"}).status == 400
+    key = post(running, "/admin/keys", {"team": "biology", "role": "lead"}).json()["key"]
+    until(lambda: status_with(running, key) == 200)
+    teams = running.get("/admin/teams", x_api_key=key).json()["data"]
+    assert [team["team"] for team in teams] == ["biology"]
+
+
+def test_a_lead_keeps_to_its_team_and_a_member_does_nothing(running: Joulegate) -> None:
+    assert post(running, "/admin/keys", {"team": "physics"}, LEAD).status == 201
+    assert post(running, "/admin/keys", {"team": "operators"}, LEAD).status == 403
+    assert post(running, "/admin/keys", {"team": "physics", "role": "admin"}, LEAD).status == 403
+    assert post(running, "/admin/teams", {"team": "x"}, LEAD).status == 403
+    assert running.get("/admin/audit", x_api_key=LEAD).status == 403
+    keys = running.get("/admin/keys", x_api_key=LEAD).json()["data"]
+    assert {key["team"] for key in keys} == {"physics"}
+    (admins,) = [
+        k
+        for k in running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
+        if k["role"] == "admin"
+    ]
+    path = f"/admin/keys/{admins['key_id']}"
+    assert running.get(path, method="DELETE", x_api_key=LEAD).status == 404
+    assert post(running, "/admin/keys", {"team": "physics"}, KEY).code == "forbidden"
+    assert running.get("/admin/keys").status == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"team": "nobody"}, "invalid_value"),
+        ({"team": "physics", "role": "king"}, "invalid_value"),
+        ({"teem": "physics"}, "invalid_type"),
+        ({}, "invalid_type"),
+    ],
+)
+def test_bad_input_is_said(running: Joulegate, body: dict[str, Any], code: str) -> None:
+    reply = post(running, "/admin/keys", body)
+    assert (reply.status, reply.code) == (400, code)
