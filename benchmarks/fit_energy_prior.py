@@ -32,14 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", nargs="?", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("estimators/energy_prior.json"))
-    parser.add_argument("--quick", action="store_true", help="kernel lengths are not searched")
+    parser.add_argument(
+        "--search", action="store_true", help="search the kernel's lengths anew in every fold"
+    )
     args = parser.parse_args(argv)
     began = time.monotonic()
     rows = read_rows(args.data)
     start = fit(rows, None, 60, 0).constants
-    tunings = 0 if args.quick else 26
+    tunings = 26 if args.search else 0
     held = hold_out(rows, start, TIERS, tunings, lambda text: print(text, file=sys.stderr))
-    final = fit(rows, start, 40, 0 if args.quick else 52)
+    final = fit(rows, start, 40, 52 if args.search else 0)
     prior = build(rows, final, held, fingerprint(args.data))
     save_prior(prior, args.out)
     print(table(held))
@@ -100,7 +102,25 @@ def figures(held: Sequence[Held]) -> dict[str, float]:
         "step_mape": float(step.mean()) if len(step) else math.nan,
         "step_median": float(np.median(step)) if len(step) else math.nan,
         "pairs_right": pairwise(judged),
+        "band_holds": coverage(held),
     }
+
+
+def coverage(held: Sequence[Held]) -> float:
+    """Share of rows within their 80 % band, when its width comes from other architectures only."""
+    names = sorted({one.row.architecture for one in held})
+    inside = total = 0
+    for part in range(4):
+        mine = set(names[part::4])
+        others = [one for one in held if one.row.architecture not in mine]
+        if not others:
+            continue
+        low, high = _quantiles([(one.energy_error, one.energy_spread, one.row) for one in others])
+        for one in held:
+            if one.row.architecture in mine and math.isfinite(one.energy_error):
+                total += 1
+                inside += low <= one.energy_error / one.energy_spread <= high
+    return inside / total if total else math.nan
 
 
 def table(held: dict[str, list[Held]]) -> str:

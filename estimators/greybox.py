@@ -25,19 +25,19 @@ Array = NDArray[np.float64]
 # name -> (middle, spread) of the constant's logarithm before any measurement was seen. Times in
 # seconds, shares of data-sheet rates or of the power limit otherwise.
 CONSTANTS: dict[str, tuple[float, float]] = {
-    "weight_rate": (np.log(0.8), 0.15),  # share of bandwidth reached when reading weights
+    "weight_rate": (np.log(0.82), 0.06),  # share of bandwidth reached when reading weights
     "cache_rate": (np.log(0.6), 0.4),  # ... when reading the cache
-    "decode_rate": (np.log(0.5), 0.3),  # share of FLOP/s reached in decoding
+    "decode_rate": (np.log(0.5), 0.2),  # share of FLOP/s reached in decoding
     "prefill_rate": (np.log(0.5), 0.3),  # ... in prefilling
-    "layer_s": (np.log(15e-6), 0.7),  # a layer's launches
+    "layer_s": (np.log(25e-6), 0.35),  # a layer's launches
     "hop_s": (np.log(12e-6), 0.7),  # latency of one all-reduce among two GPUs
     "hop_factor": (np.log(2.0), 0.7),  # transfer time over the link's own
-    "host_s": (np.log(1e-3), 0.7),  # the engine's own code, per step
+    "host_s": (np.log(1e-3), 0.5),  # the engine's own code, per step
     "sequence_s": (np.log(2e-5), 1.0),  # ... per sequence of a step
     "request_s": (np.log(1e-3), 1.0),  # ... per request
-    "busy_share": (np.log(0.28), 0.3),  # of the power limit, drawn by clocks and leakage at work
+    "busy_share": (np.log(0.28), 0.1),  # of the power limit, drawn by clocks and leakage at work
     "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
-    "memory_share": (np.log(0.45), 0.3),  # ... on top when memory is saturated
+    "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
     "compute_share": (np.log(0.5), 0.4),  # ... when arithmetic is saturated, decoding
     "prefill_share": (np.log(0.6), 0.3),  # ... prefilling
 }
@@ -73,7 +73,8 @@ _WIDE = {
     "prefill_rate/consumer": 0.6,
     "prefill_rate/low": 0.6,
     "decode_rate/consumer": 0.5,
-    "weight_rate/narrow": 0.4,
+    "weight_rate/narrow": 0.2,
+    "weight_rate/consumer": 0.1,
 }
 # How the joules of a byte follow the data sheet: 1: in proportion to power limit / bandwidth.
 _SCALING = (1.0, 0.05)
