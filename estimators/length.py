@@ -43,6 +43,7 @@ _RATES = (0.02, 0.04, 0.04)  # how fast widths follow misses: everywhere, per ta
 _SPREAD_WEIGHT = 12.0
 _Z = 1.2816
 _LONGEST = 12.0  # exp(12) = 160,000 tokens
+_STALE_ANSWERS = 16  # for how many answers a view that no prompt changes is kept
 _WIDEST = 2.0  # in logarithms: no more than about seven times as wide or as narrow
 
 Key = tuple[str, ...]
@@ -93,15 +94,49 @@ class LengthEstimator:
         self._spread = _Fading()  # |error| over the start's spread, by backend and by task
         self._ratio = _Fading()  # length over the predicted middle, by backend
         self._width: list[dict[Key, float]] = [{} for _ in _RATES]  # log factors
+        self._answers = 0
+        self._kept_at = 0
+        # What no prompt changes (without a learnt model): by backend, task and team.
+        self._views: dict[tuple[str, str, str], _View] = {}
+        self._lengths: dict[tuple[str, str, str, int | None], Lengths] = {}
 
     def predict(self, features: Features, backends: Sequence[Backend]) -> list[Lengths]:
         """One answer per backend, in order, capped by ``max_tokens``; never raises."""
         task = self._reader.task(features)
         keys = self._shared_keys(features, task)
-        found = []
-        for backend in backends:
-            view = self._view(features, task, backend, keys)
-            found.append(_capped(view, features.max_tokens))
+        if self._reader.model is not None:
+            views = [self._view(features, task, backend, keys) for backend in backends]
+            return [_capped(view, features.max_tokens) for view in views]
+        if self._answers - self._kept_at >= _STALE_ANSWERS or len(self._lengths) > _MOST_KEYS:
+            self._kept_at = self._answers
+            self._views.clear()
+            self._lengths.clear()
+        # An application's own prompts begin alike; only for those known does that say more.
+        known = keys[2] in self._steps[-1].cells
+        return [self._kept(features, task, backend, keys, known) for backend in backends]
+
+    def _kept(
+        self,
+        features: Features,
+        task: str,
+        backend: Backend,
+        keys: tuple[Key, Key, Key],
+        known: bool,
+    ) -> Lengths:
+        place = (backend.name, task, features.team)
+        capped = (*place, features.max_tokens)
+        found = None if known else self._lengths.get(capped)
+        if found is not None:
+            return found
+        view = self._views.get(place)
+        if view is None:
+            view = self._views[place] = self._view(features, task, backend, (*keys[:2], ("",)))
+        if known:
+            middle = view.middle + self._steps[-1].mean(keys[2], _WEIGHTS[-1])
+            return _capped(
+                view._replace(middle=min(max(middle, 0.0), _LONGEST)), features.max_tokens
+            )
+        found = self._lengths[capped] = _capped(view, features.max_tokens)
         return found
 
     def learn(self, backend: Backend, features: Features, output_tokens: float) -> None:
@@ -111,6 +146,7 @@ class LengthEstimator:
         """
         if output_tokens < 0:
             return
+        self._answers += 1
         tokens = output_tokens / max(features.n, 1)
         task = self._reader.task(features)
         shared = self._shared_keys(features, task)
@@ -139,6 +175,7 @@ class LengthEstimator:
 
     def changed(self, backend: str) -> None:
         """Another model or engine answers behind this name: forget most of what is its own."""
+        self._answers += _STALE_ANSWERS
         for step in (*self._steps[1:3], self._ratio, self._spread):
             for key, cell in step.cells.items():
                 if key[0] == backend:
@@ -165,6 +202,7 @@ class LengthEstimator:
         ):
             table.cells = {tuple(key): [total, number] for key, total, number in cells}
         self._width = [{tuple(key): value for key, value in cells} for cells in state["widths"]]
+        self._answers += _STALE_ANSWERS
 
     def _shared_keys(self, features: Features, task: str) -> tuple[Key, Key, Key]:
         template = f"{self._reader.template(features):x}"

@@ -61,11 +61,22 @@ class QualityEstimator:
         self._by_task: dict[tuple[str, str], _Memory] = {}
         self._kind: dict[str, str] = {}  # what each backend was when it was last seen
         self._priors: dict[tuple[str, str, str], Prior | None] = {}
+        self._seen: dict[str, Backend] = {}
+        # Bands that no prompt changes (without a learnt model), until the next score.
+        self._bands: dict[tuple[str, str], Band | None] = {}
 
     def predict(self, features: Features, backends: Sequence[Backend]) -> list[Band | None]:
         """One band per backend, in order; None where nothing at all is known of it."""
         task = self._reader.task(features)
-        return [self._band(features, task, backend) for backend in backends]
+        if self._reader.model is not None:
+            return [self._band(features, task, backend) for backend in backends]
+        found: list[Band | None] = []
+        for backend in backends:
+            key = (backend.name, task)
+            if self._seen.get(backend.name) is not backend or key not in self._bands:
+                self._bands[key] = self._band(features, task, backend)
+            found.append(self._bands[key])
+        return found
 
     def learn(self, backend: Backend, features: Features, score: float) -> None:
         """Take one score, 0..1, of one answer in. Raises ValueError outside of that."""
@@ -78,9 +89,11 @@ class QualityEstimator:
         own = self._by_task.setdefault((backend.name, task), _Memory())
         overall.add(score - prior.mean)
         own.add(score - prior.mean)
+        self._bands.clear()
 
     def changed(self, backend: str) -> None:
         """Another model or engine answers behind this name: keep a fifth of what was learnt."""
+        self._bands.clear()
         if backend in self._overall:
             self._overall[backend].fade(_AFTER_CHANGE)
         for (name, _), memory in self._by_task.items():
@@ -114,6 +127,7 @@ class QualityEstimator:
         self._kind = dict(state["kind"])
         self._overall = {name: _Memory(e, n) for name, e, n in state["overall"]}
         self._by_task = {(name, task): _Memory(e, n) for name, task, e, n in state["by_task"]}
+        self._bands.clear()
 
     def _band(self, features: Features, task: str, backend: Backend) -> Band | None:
         self._notice(backend)
@@ -156,6 +170,10 @@ class QualityEstimator:
         return self._priors[key]
 
     def _notice(self, backend: Backend) -> None:
+        if self._seen.get(backend.name) is backend:
+            return
+        self._seen[backend.name] = backend
+        self._bands.clear()
         kind = f"{backend.group} {backend.precision} {backend.engine} {backend.provider_model}"
         before = self._kind.get(backend.name)
         if before != kind:
