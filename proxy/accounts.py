@@ -104,6 +104,7 @@ class Accounts:
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}
         self._task: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self.imbalance_j = 0.0  # what the books are off by; reads zero
 
     # -- requests ------------------------------------------------------------------------------
@@ -153,24 +154,23 @@ class Accounts:
 
     async def stop(self) -> None:
         """Divide what is there and end."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        try:
+        if self._task is not None:
+            self._stopping.set()
             await self._task
-        except asyncio.CancelledError:
-            pass
-        self.divide_due(time.time() + LAG_S + 1.0)
+        await self.divide_due(time.time() + LAG_S + 1.0)
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(0.25)
+        while not self._stopping.is_set():
             try:
-                self.divide_due(time.time())
+                await asyncio.wait_for(self._stopping.wait(), 0.25)
+            except TimeoutError:
+                pass
+            try:
+                await self.divide_due(time.time())
             except Exception:
                 log.exception("a window could not be divided; its figures stay estimated")
 
-    def divide_due(self, now_s: float) -> None:
+    async def divide_due(self, now_s: float) -> None:
         """Divide the windows that ended at least LAG_S before this Unix time."""
         waiting: list[Window] = []
         while self.windows:
@@ -179,20 +179,24 @@ class Accounts:
                 waiting.append(window)
                 continue
             try:
-                self._divide(window)
+                await self._divide(window)
             except Exception:
                 log.exception("window %s could not be divided", window.window_id)
                 self._enter(undivided(window))
         self.windows.extendleft(reversed(waiting))
 
-    def _divide(self, window: Window) -> None:
+    async def _divide(self, window: Window) -> None:
         activities = self.activities(window.node, window.start_s, window.end_s)
-        physics = self.learner.physics(window.node)
-        attribution = self.divide(window, activities, physics)
+        # Milliseconds with hundreds of requests in flight: too long for the event loop.
+        attribution = await asyncio.to_thread(self._work_out, window, activities)
         self._enter(attribution)
-        self.learner.observe(window, activities)
         shares = {share.request_id: share.energy_j for share in attribution.shares}
         self._charge(window, shares, attribution.evidence)
+
+    def _work_out(self, window: Window, activities: list[Activity]) -> Attribution:
+        attribution = self.divide(window, activities, self.learner.physics(window.node))
+        self.learner.observe(window, activities)
+        return attribution
 
     def _enter(self, attribution: Attribution) -> None:
         self.journal.append(attribution)
