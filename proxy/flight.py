@@ -15,6 +15,7 @@ from meters.types import Activity
 from policies.types import Candidate, Decision
 from proxy.auth import Caller
 from proxy.backends import Engine
+from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.errors import ApiError
 from proxy.routing import Routed
@@ -155,12 +156,7 @@ class TimeWatch:
         self._task = asyncio.get_running_loop().create_task(self._run(on_tick))
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+        await ended(self._task)
 
     async def _run(self, on_tick: Callable[[float], None] | None) -> None:
         while True:

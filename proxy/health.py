@@ -10,6 +10,7 @@ import aiohttp
 
 from meters.types import Window
 from proxy.backends import Engine, Pool
+from proxy.background import ended
 from proxy.settings import Retries
 from proxy.upstream import Upstream
 
@@ -36,12 +37,7 @@ class HealthChecks:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+        await ended(self._task)
 
     async def _run(self) -> None:
         while True:

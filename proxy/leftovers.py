@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
 from meters.types import Activity, Attribution, StepPhysics, Window
+from proxy.background import ended
 
 log = logging.getLogger("joulegate.leftovers")
 
@@ -74,12 +75,7 @@ class Leftovers:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+        await ended(self._task)
 
     async def _run(self) -> None:
         while True:

@@ -19,6 +19,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from meters.types import Activity
+from proxy.background import ended
 
 log = logging.getLogger("joulegate.siblings")
 
@@ -120,12 +121,7 @@ class Siblings:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+        await ended(self._task)
 
     async def exchange(self) -> None:
         """Publish once, and read the others."""

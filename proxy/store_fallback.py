@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from redis.exceptions import RedisError
 
+from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.store import Admission, AdmitRequest, Settlement
 from proxy.store_local import LocalStore
@@ -76,8 +77,7 @@ class FallbackStore:
         )
 
     async def close(self) -> None:
-        if self._probing is not None:
-            self._probing.cancel()
+        await ended(self._probing)
         await self._stand_in.close()
         try:
             await self._redis.close()

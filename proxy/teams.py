@@ -23,6 +23,7 @@ from meters.database import Database
 from meters.rows import clean
 from meters.schema import api_keys, audit_log, changes, projects, teams
 from proxy.auth import Caller, KeyRing, caller_of, callers_of_team, digest
+from proxy.background import ended
 from proxy.settings import Settings, Team
 
 log = logging.getLogger("joulegate.teams")
@@ -458,12 +459,7 @@ class KeyWatch:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            try:
-                await self._task
-            except asyncio.CancelledError:
-                pass
+        await ended(self._task)
 
     async def _run(self) -> None:
         while True:
