@@ -36,6 +36,8 @@ class Board(Protocol):
 
     async def others(self, replica: str) -> list[bytes]: ...
 
+    async def close(self) -> None: ...
+
 
 class FileBoard:
     """For the workers of one machine."""
@@ -48,6 +50,9 @@ class FileBoard:
 
     async def others(self, replica: str) -> list[bytes]:
         return await asyncio.to_thread(self._read, replica)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
 
     def _write(self, replica: str, value: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -91,6 +96,9 @@ class RedisBoard:
         kept = await client.hgetall(self._prefix)
         return [value for name, value in kept.items() if _text(name) != replica]
 
+    async def close(self) -> None:
+        await self._client.aclose()
+
 
 class Siblings:
     """Publishes this replica's activities and knows the others'."""
@@ -122,6 +130,10 @@ class Siblings:
 
     async def stop(self) -> None:
         await ended(self._task)
+        try:
+            await self.board.close()
+        except (OSError, RedisError):
+            pass  # it was gone already
 
     async def exchange(self) -> None:
         """Publish once, and read the others."""

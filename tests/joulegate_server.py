@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import http.client
 import os
 import re
@@ -230,6 +231,8 @@ def in_thread(config: Config, folder: Path) -> tuple[Joulegate, Callable[[], Non
         thread.join(20)
         prepared.close()
         listening.close()
+        if thread.is_alive():
+            faulthandler.dump_traceback(all_threads=True)  # what it waits for
         assert not thread.is_alive(), "Joulegate did not stop"
 
     return Joulegate(port=listening.getsockname()[1], proxy=proxy), stop
