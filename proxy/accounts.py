@@ -89,7 +89,7 @@ class Accounts:
         observer: Observer,
         replica: str,
         others: Callable[[str, float, float], Iterable[Activity]] | None = None,
-        on_record: Callable[[Flight, UsageRecord], None] | None = None,
+        on_record: Callable[[UsageRecord], None] | None = None,
     ) -> None:
         self.journal = journal
         self.estimator = estimator
@@ -120,7 +120,7 @@ class Accounts:
             self._await_windows(flight, record)
             self.observer.request(flight, record)
             if self.on_record is not None:
-                self.on_record(flight, record)
+                self.on_record(record)
         except Exception:
             log.exception("%s could not be put on the books", flight.request_id)
 

@@ -27,8 +27,8 @@ from meters.intake import WindowIntake
 from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
-from meters.types import Window
-from proxy import auth, backends, books, errors, feedback, policy_book
+from meters.types import UsageRecord, Window
+from proxy import auth, backends, books, errors, feedback, policy_book, request_log
 from proxy.accounts import Accounts
 from proxy.admin import Admin
 from proxy.admission import Gate
@@ -172,6 +172,7 @@ class Proxy:
             learner=self.learning,
             observer=self.carbon,
             replica=self.replica,
+            on_record=self.note,
         )
         self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
         self.steps = Steps(
@@ -355,6 +356,11 @@ class Proxy:
     def team_store(self) -> TeamStore | None:
         """Teams and keys; None before the ledger is there."""
         return None if self.ledger is None else TeamStore(self.ledger.database, self.settings)
+
+    def note(self, record: UsageRecord) -> None:
+        """A line in the log for a finished request, where the settings ask for one."""
+        if self.settings.log.requests:
+            request_log.write(record)
 
     def look_at_the_grid(self) -> None:
         """Take the hour's intensities over; cheap, and does nothing within the minute."""

@@ -16,6 +16,9 @@ from proxy.features import Peek
 from proxy.settings import Cache
 from proxy.store import SHARED
 
+# Endpoints whose answer is a function of the body: nothing is sampled.
+FUNCTIONS = frozenset({"embeddings", "rerank", "moderations"})
+
 
 class Answer(msgspec.Struct, frozen=True):
     """One complete answer, as kept."""
@@ -45,20 +48,27 @@ def unpack(value: bytes) -> Answer | None:
         return None
 
 
-def key_of(body: bytes, endpoint: str, caller: Caller) -> str | None:
-    """The key of a request's answer; None for a body that has no canonical form."""
+def key_of(
+    body: bytes, endpoint: str, caller: Caller, min_quality: float | None = None
+) -> str | None:
+    """The key of a request's answer; None for a body that has no canonical form.
+
+    Who asks for a least quality shares answers only with those who ask for the same.
+    """
     try:
         canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         return None
     whose = f"team {caller.team}" if not caller.share_cache else SHARED
     hashed = hashlib.sha256(f"1\n{endpoint}\n{whose}\n".encode())
+    if min_quality is not None:
+        hashed.update(f"quality {min_quality!r}\n".encode())
     hashed.update(canonical)
     key = hashed.hexdigest()
     return f"{SHARED}:{key}" if caller.share_cache else key
 
 
-def cacheable(request: Peek, body: bytes, rules: Cache) -> bool:
+def cacheable(request: Peek, body: bytes, endpoint: str, rules: Cache) -> bool:
     """Whether this request's answer may come from the cache and go into it.
 
     Not what calls tools (their world changes) or what is large; sampled answers only where the
@@ -68,6 +78,6 @@ def cacheable(request: Peek, body: bytes, rules: Cache) -> bool:
         return False
     if bytes(request.tools) or bytes(request.functions):
         return False
-    if bytes(request.input):  # embeddings are a function of their input
+    if endpoint in FUNCTIONS:
         return True
     return rules.sampled or request.temperature == 0 or request.seed is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from proxy.errors import ApiError
 from proxy.routing import Routed
 from proxy.sse import TokenUsage
 from proxy.store import Admission
+
+log = logging.getLogger("joulegate.flight")
 
 
 class Admitted(msgspec.Struct, frozen=True):
@@ -60,11 +63,14 @@ class Flight:
         "headers_sent",
         "kept",
         "late",
+        "loads",
         "outcome",
         "policy",
+        "probes",
         "progress",
         "request_id",
         "routed",
+        "sending",
         "sent_s",
         "session",
         "start_s",
@@ -109,7 +115,10 @@ class Flight:
         self.first_token_s: float | None = None
         self.end_s: float | None = None
         self.wait_s = 0.0  # spent waiting for upstreams, not ours
-        self.context_tokens = 0  # what the engine's load was raised by
+        self.loads: Engine | None = None  # the engine that it counts in the load of
+        self.context_tokens = 0  # what that load was raised by
+        self.probes = False  # it tries whether that engine answers again
+        self.sending = False  # waits for the client to read, not for the engine
         self.gone = False  # the client went away
         self.cycle: RequestResponseCycle | None = None  # the server's own, which knows first
         self.kept = False  # the answer went into the cache
@@ -171,11 +180,20 @@ class TimeWatch:
                         flight.task.cancel()
                 elif flight.deadline_s is not None and now_s >= flight.deadline_s:
                     flight.deadline_s = None
-                    if flight.task is not None:
+                    if flight.task is None:
+                        continue
+                    if flight.sending:  # the client stopped reading: no fault of the engine
+                        flight.gone = True
+                        if cycle is not None:
+                            cycle.transport.abort()
+                    else:
                         flight.late = flight.late or "time"
-                        flight.task.cancel()
+                    flight.task.cancel()
             if on_tick is not None:
-                on_tick(now_s)
+                try:
+                    on_tick(now_s)
+                except Exception:  # time limits go on whatever else fails
+                    log.exception("what is looked at beside time limits failed")
 
 
 def connection_of(receive: Callable[..., object]) -> RequestResponseCycle | None:

@@ -21,13 +21,52 @@ class CompletionDetails(msgspec.Struct):
 
 
 class TokenUsage(msgspec.Struct):
-    """An upstream's own count of tokens; None where it does not say."""
+    """An upstream's own count of tokens; None where it does not say.
+
+    The Responses and Messages APIs have names of their own, which are read into the common ones.
+    """
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     total_tokens: int | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: PromptDetails | None = None
+    output_tokens_details: CompletionDetails | None = None
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.completion_tokens is None:
+            self.completion_tokens = self.output_tokens
+        self.prompt_tokens_details = self.prompt_tokens_details or self.input_tokens_details
+        self.completion_tokens_details = (
+            self.completion_tokens_details or self.output_tokens_details
+        )
+        if self.prompt_tokens is None and self.input_tokens is not None:
+            # Messages leaves out of its input what came from its cache or went into it.
+            cached = self.cache_read_input_tokens
+            written = self.cache_creation_input_tokens
+            self.prompt_tokens = self.input_tokens + (cached or 0) + (written or 0)
+            if cached is not None:
+                self.prompt_tokens_details = PromptDetails(cached_tokens=cached)
+
+    def after(self, before: TokenUsage | None) -> TokenUsage:
+        """This one, with what only an earlier event of the same stream said."""
+        if before is None:
+            return self
+        prompt = self.prompt_tokens
+        answer = self.completion_tokens
+        return TokenUsage(
+            prompt_tokens=before.prompt_tokens if prompt is None else prompt,
+            completion_tokens=before.completion_tokens if answer is None else answer,
+            prompt_tokens_details=self.prompt_tokens_details or before.prompt_tokens_details,
+            completion_tokens_details=(
+                self.completion_tokens_details or before.completion_tokens_details
+            ),
+        )
 
     @property
     def cached_tokens(self) -> int | None:
@@ -44,14 +83,38 @@ class _UsageOnly(msgspec.Struct):
     choices: list[msgspec.Raw] | None = None
 
 
+class _Holder(msgspec.Struct):
+    usage: TokenUsage | None = None
+
+
+class _Typed(msgspec.Struct):
+    """An event of an API that names its events: Responses, Messages, speech and images."""
+
+    type: str | None = None
+    usage: TokenUsage | None = None
+    response: _Holder | None = None
+    message: _Holder | None = None
+
+
+LAST = frozenset(
+    {
+        "response.completed",
+        "response.incomplete",
+        "message_stop",
+        "speech.audio.done",
+        "image_generation.completed",
+    }
+)
+ERRORS = frozenset({"error", "response.failed"})
 _usage = msgspec.json.Decoder(_UsageOnly)
+_typed = msgspec.json.Decoder(_Typed)
 
 
 def usage_in(body: bytes) -> TokenUsage | None:
     """The ``usage`` of an answer, or None."""
     try:
         return _usage.decode(body).usage
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
 
 
@@ -156,10 +219,12 @@ class StreamWatcher:
         if data == b"[DONE]":
             self.done = True
             return True
+        if b'"choices"' not in data and self._inspect_typed(data):
+            return True
         if b'"usage"' in data and not data.endswith(b'"usage":null}'):
             try:
                 seen = _usage.decode(data)
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, RecursionError):
                 seen = _UsageOnly()
             if seen.usage is not None:
                 self.usage = seen.usage
@@ -170,6 +235,25 @@ class StreamWatcher:
         elif b'"finish_reason":"' in data or b'"finish_reason": "' in data:
             self.finished = True
         self.events += 1
+        return True
+
+    def _inspect_typed(self, data: bytes) -> bool:
+        """Note what an event says that names its type; whether it is one."""
+        try:
+            event = _typed.decode(data)
+        except (msgspec.MsgspecError, RecursionError):
+            return False
+        if event.type is None:
+            return False
+        for holder in (event, event.response, event.message):
+            if holder is not None and holder.usage is not None:
+                self.usage = holder.usage.after(self.usage)
+        if event.type in ERRORS:
+            self.failed = True
+        elif event.type in LAST:
+            self.finished = True
+        elif event.type.endswith("delta") and event.type != "message_delta":
+            self.events += 1
         return True
 
     def _inspect_rest(self) -> None:

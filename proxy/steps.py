@@ -52,6 +52,10 @@ class Accounts(Protocol):
     def finished(self, flight: Flight) -> None: ...
 
 
+class Gone(Exception):
+    """The client left before its request was complete."""
+
+
 class Endpoint:
     """One of OpenAI's POST routes."""
 
@@ -77,7 +81,6 @@ class Steps:
         accounts: Accounts,
         gate: Gate,
         describe: Callable[[Prompt], tuple[str | None, str]] | None = None,
-        bridge: Callable[..., Awaitable[Any]] | None = None,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -88,7 +91,6 @@ class Steps:
         self.accounts = accounts
         self.gate = gate
         self.describe = describe
-        self.bridge = bridge
         self.small = Worker("joulegate-tokens")
         self.large = Worker("joulegate-tokens-large")
         self.in_flight = 0
@@ -109,11 +111,12 @@ class Steps:
             await self._refuse(flight, error, send)
         except NoBackendWithinLimits as error:
             await self._refuse(flight, refusal(error), send)
-        except asyncio.CancelledError:
-            if not flight.gone:
-                flight.outcome = "cancelled"
-                raise
+        except Gone:
             flight.outcome = "cancelled"
+        except asyncio.CancelledError:
+            flight.outcome = "cancelled"
+            if not flight.gone:
+                raise
             current = asyncio.current_task()
             if current is not None:
                 current.uncancel()
@@ -123,6 +126,7 @@ class Steps:
         finally:
             self.in_flight -= 1
             self.watch.flights.pop(flight.request_id, None)
+            _left(flight)
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
             self._book(flight)
@@ -159,17 +163,19 @@ class Steps:
         request = features.peek(skeleton)
         if not request.model:
             raise features.missing("model")
+        if len(request.model) > LONGEST_NAME:  # it would go into the books, whatever it is
+            raise errors.model_not_found(request.model[:LONGEST_NAME], self.router.pool.names())
         flight.asked = request.model
         flight.stream = bool(request.stream) and endpoint.streams
         if endpoint.chat:
             features.require_chat(request)
         told = await self.features_of(flight, request, skeleton, caller)
 
-        key = None
-        if cache.cacheable(request, body, self.settings.cache):
-            flight.cache = "miss"
-            key = cache.key_of(body, endpoint.name, caller)
         routed = self._decide(flight, told, caller, wishes)
+        key = None
+        if cache.cacheable(request, body, endpoint.name, self.settings.cache):
+            flight.cache = "miss"
+            key = cache.key_of(body, endpoint.name, caller, routed.limits.min_quality)
         admitted = await self.gate.admit(flight, caller, key, read=not wishes.no_cache)
         warnings: RawHeaders = []
         if admitted is not None:
@@ -203,13 +209,13 @@ class Steps:
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.disconnect":
-            raise asyncio.CancelledError
+            raise Gone
         if message.get("more_body", False):
             parts, size = [body], len(body)
             while message.get("more_body", False):
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
+                    raise Gone
                 part = message.get("body", b"")
                 parts.append(part)
                 size += len(part)
@@ -333,8 +339,7 @@ class Steps:
         finally:
             if not response.closed:
                 response.close()  # closes the connection unless all of the answer was read
-            engine.ended(flight.context_tokens)
-            flight.context_tokens = 0
+            _left(flight)
 
     async def _open(
         self,
@@ -356,9 +361,9 @@ class Steps:
                 await asyncio.sleep(random.uniform(0, rules.wait_s))
             attempt += 1
             more = attempt < rules.attempts and attempt < len(order)
-            self._took(flight, engine, routed, attempt)
             model = upstream_model(engine, flight.asked)
             sent = body if model == flight.asked else rewrite.with_model(body, model, kept)
+            self._took(flight, engine, routed, attempt)
             flight.sent_s = time.monotonic()
             flight.deadline_s = flight.sent_s + limits.first_byte_s
             try:
@@ -370,14 +375,15 @@ class Steps:
                 )
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 flight.wait_s += time.monotonic() - flight.sent_s
-                self._left(flight, engine)
+                flight.deadline_s = None
+                _left(flight)
                 flight.sent_s = None  # nothing ran there
                 engine.failed(time.monotonic(), rules)
                 failure = upstream.as_error(engine, error)
                 log.info("%s: %s failed: %s", flight.request_id, engine.name, type(error).__name__)
                 continue
             except asyncio.CancelledError:
-                self._left(flight, engine)
+                _left(flight)
                 if flight.late is None:
                     raise
                 asyncio.current_task().uncancel()  # type: ignore[union-attr]
@@ -391,12 +397,13 @@ class Steps:
                     break  # waiting as long again for the same one helps nobody
                 continue
             flight.wait_s += time.monotonic() - flight.sent_s
+            flight.deadline_s = None
             if response.status >= 500:
                 engine.failed(time.monotonic(), rules)
             else:
                 engine.succeeded()
             if more and response.status in upstream.WORTH_ANOTHER:
-                self._left(flight, engine)
+                _left(flight)
                 response.close()
                 continue
             if flight.session is not None and flight.caller is not None:
@@ -415,12 +422,9 @@ class Steps:
             lengths.mean / 2 if lengths else 0
         )
         engine.started(flight.context_tokens)
+        flight.loads = engine
         if engine.cooldown_until_s:
-            engine.probing = True
-
-    def _left(self, flight: Flight, engine: Engine) -> None:
-        engine.ended(flight.context_tokens)
-        flight.context_tokens = 0
+            engine.probing = flight.probes = True
 
     async def _whole(
         self,
@@ -446,11 +450,13 @@ class Steps:
         now_s = time.monotonic()
         flight.wait_s += now_s - begun_s
         flight.deadline_s = None
+        _left(flight)  # however slowly the client reads
         flight.first_token_s = None  # a whole answer does not say when its first token came
         flight.end_s = now_s
         if response.status < 400:
             flight.usage = usage_in(body)
-            if flight.usage is None and body.lstrip()[:1] != b"{":
+            sort = response.headers.get("content-type", "")
+            if flight.usage is None and not (body.lstrip()[:1] in JSON or sort.startswith(MEDIA)):
                 engine.failed(now_s, self.settings.retries)
                 raise errors.upstream_failed(
                     f"The backend {engine.name} answered with something that is not JSON."
@@ -476,7 +482,11 @@ class Steps:
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         async for chunk in response.content.iter_any():
             flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
+            flight.sending = True
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            flight.sending = False
+        flight.deadline_s = None
+        _left(flight)
         flight.body_sent = True
         await send({"type": "http.response.body", "body": b""})
 
@@ -495,7 +505,8 @@ class Steps:
         watcher = StreamWatcher(hide_usage=hide_usage)
         readany = response.content.readany
         clock = time.monotonic
-        held: list[bytes] | None = [] if can_keep(keep) else None
+        held: list[bytes] | None = [] if can_keep(keep) and response.status == 200 else None
+        room = self.settings.cache.max_answer_bytes
         now_s = clock()
         flight.deadline_s = now_s + gap_s
         noted_s = 0.0  # when progress was last noted
@@ -514,6 +525,7 @@ class Steps:
                     elif now_s - noted_s > PROGRESS_S and len(flight.progress) < MAX_PROGRESS:
                         noted_s = now_s
                         flight.progress.append((now_s, float(watcher.events)))
+                flight.sending = True
                 if not flight.headers_sent:
                     flight.headers_sent = True
                     await send(
@@ -526,7 +538,11 @@ class Steps:
                 if out:
                     if held is not None:
                         held.append(out)
+                        room -= len(out)
+                        if room < 0:
+                            held = None  # too large to be kept
                     await send({"type": "http.response.body", "body": out, "more_body": True})
+                flight.sending = False
             rest = watcher.end()
             if not (watcher.done or watcher.finished or watcher.failed) and response.status < 400:
                 broken = errors.upstream_failed(
@@ -539,6 +555,7 @@ class Steps:
             flight.usage = watcher.usage
             flight.deadline_s = None
             flight.end_s = clock()
+            _left(flight)
         if broken is not None:
             if not flight.headers_sent:
                 raise broken
@@ -687,6 +704,9 @@ class Steps:
             log.debug("%s: the client was gone before its error", flight.request_id)
 
 
+LONGEST_NAME = 256  # characters of a model's name
+JSON = (b"{", b"[")  # how an answer in JSON begins
+MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers that are not JSON
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
@@ -725,6 +745,18 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     if not inflater.eof:
         raise errors.invalid_body("The compressed body is cut off.", code="invalid_encoding")
     return out
+
+
+def _left(flight: Flight) -> None:
+    """Take a request's load off its engine again, once; a probe that ends so lets another in."""
+    engine = flight.loads
+    if engine is None:
+        return
+    flight.loads = None
+    engine.ended(flight.context_tokens)
+    flight.context_tokens = 0
+    if flight.probes:
+        engine.probing = flight.probes = False
 
 
 def can_keep(admitted: Admitted | None) -> bool:

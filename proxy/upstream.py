@@ -129,8 +129,8 @@ def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, byte
     kept = []
     for name, value in response.raw_headers:
         lower = name.lower()
-        if lower in HOP_BY_HOP:
-            continue
+        if lower in HOP_BY_HOP or lower.startswith(b"x-joulegate-"):
+            continue  # another Joulegate's word on itself would contradict ours
         if lower == b"x-request-id":
             lower = b"x-joulegate-upstream-request-id"
         kept.append((lower, value))

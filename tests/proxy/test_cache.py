@@ -42,16 +42,27 @@ def test_teams_never_share_unless_both_opt_in() -> None:
         (BODY.replace(b',"temperature":0', b""), False),
         (BODY.replace(b'"temperature":0', b'"seed":5'), True),
         (BODY.replace(b'"temperature":0', b'"temperature":0,"tools":[{}]'), False),
-        (b'{"model":"m","input":"x"}', True),
     ],
 )
 def test_only_repeatable_answers_are_cached(body: bytes, expected: bool) -> None:
-    assert cache.cacheable(features.peek(body), body, Cache()) is expected
+    assert cache.cacheable(features.peek(body), body, "chat.completions", Cache()) is expected
 
 
 def test_sampled_answers_are_cached_only_where_asked_for() -> None:
     body = BODY.replace(b'"temperature":0', b'"temperature":0.7')
-    assert cache.cacheable(features.peek(body), body, Cache(sampled=True))
+    rules = Cache(sampled=True)
+    assert cache.cacheable(features.peek(body), body, "chat.completions", rules)
+
+
+def test_what_is_computed_and_not_sampled_is_always_cached() -> None:
+    body = b'{"model":"m","input":"x"}'
+    for endpoint, expected in (("embeddings", True), ("rerank", True), ("responses", False)):
+        assert cache.cacheable(features.peek(body), body, endpoint, Cache()) is expected
+
+
+def test_a_least_quality_is_part_of_the_key() -> None:
+    keys = {cache.key_of(BODY, "chat.completions", A, least) for least in (None, 0.0, 0.5, 0.8)}
+    assert len(keys) == 4
 
 
 def test_an_answer_survives_packing() -> None:

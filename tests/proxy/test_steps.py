@@ -1,0 +1,251 @@
+"""What the request path does when a request goes an uncommon way."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream
+from tests.joulegate_server import Config, Joulegate, config_of
+
+Start = Callable[[Config], Joulegate]
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+STREAM = {**ASK, "stream": True}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true"
+        time.sleep(0.005)  # between two looks at another thread's state
+
+
+# -- the backend's state ---------------------------------------------------------------------------
+
+
+def test_a_probe_whose_client_leaves_is_followed_by_another(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    upstream.play([CUT])
+    rules = {"failures": 1, "cooldown_s": 0.05, "health_check_s": 0, "attempts": 1}
+    running = joulegate(config_of(upstream.base_url, retries=rules))
+    assert running.proxy is not None
+    engine = running.proxy.pool.engines[0]
+    assert running.post(ASK).status == 503
+    until(lambda: engine.available(time.monotonic()))
+    upstream.play([HANG])
+    probe = running.open(ASK)
+    upstream.wait_for(2)
+    assert not engine.available(time.monotonic())
+    probe.close()
+    until(lambda: engine.in_flight == 0)
+    assert engine.available(time.monotonic())
+
+
+def test_a_client_that_stops_reading_is_no_fault_of_the_backend(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    word = answers.event(answers.chat_events(["w" * 60_000])[1])
+    upstream.play(answers.stream([word] * 800, end=False))
+    rules = {"failures": 1, "cooldown_s": 60, "health_check_s": 0, "wait_s": 0}
+    running = joulegate(config_of(upstream.base_url, retries=rules, time={"between_chunks_s": 0.3}))
+    assert running.proxy is not None
+    connection = running.connect()
+    connection.sock = socket.socket()
+    connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sock.connect(("127.0.0.1", running.port))
+    connection.request(
+        "POST",
+        "/v1/chat/completions",
+        b'{"model":"tiny","stream":true,"messages":[{"role":"user","content":"hi"}]}',
+    )
+    (record,) = running.records()
+    assert record.outcome == "cancelled"
+    assert running.proxy.pool.engines[0].healthy
+    connection.close()
+
+
+# -- answers of other kinds ------------------------------------------------------------------------
+
+
+def named(kind: str, data: str) -> bytes:
+    return f"event: {kind}\ndata: {data}\n\n".encode()
+
+
+RESPONSES = [
+    named("response.created", '{"type":"response.created","response":{"usage":null}}'),
+    named("response.output_text.delta", '{"type":"response.output_text.delta","delta":"Hi"}'),
+    named(
+        "response.completed",
+        '{"type":"response.completed","response":{"usage":{"input_tokens":7,'
+        '"input_tokens_details":{"cached_tokens":2},"output_tokens":5,'
+        '"output_tokens_details":{"reasoning_tokens":1},"total_tokens":12}}}',
+    ),
+]
+MESSAGES = [
+    named(
+        "message_start",
+        '{"type":"message_start","message":{"usage":{"input_tokens":7,"output_tokens":1}}}',
+    ),
+    named("content_block_delta", '{"type":"content_block_delta","delta":{"text":"Hi"}}'),
+    named("message_delta", '{"type":"message_delta","delta":{},"usage":{"output_tokens":5}}'),
+    named("message_stop", '{"type":"message_stop"}'),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "events"), [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)]
+)
+def test_streams_of_other_apis_end_as_their_backend_ended_them(
+    joulegate: Start, upstream: Upstream, path: str, events: list[bytes]
+) -> None:
+    upstream.play(answers.stream(events))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi", "stream": True}, path=path)
+    assert got.body == b"".join(events)
+    record = running.record(got.header("x-request-id"))
+    assert record.outcome == "ok"
+    assert (record.prompt_tokens, record.output_tokens) == (7, 5)
+
+
+@pytest.mark.parametrize(
+    ("path", "events"), [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)]
+)
+def test_streams_of_other_apis_that_break_off_say_so(
+    joulegate: Start, upstream: Upstream, path: str, events: list[bytes]
+) -> None:
+    upstream.play(answers.stream(events[:2]))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi", "stream": True}, path=path)
+    assert b'"code":"upstream_failed"' in got.body
+    assert running.record(got.header("x-request-id")).outcome == "failed"
+
+
+def test_the_usage_of_a_whole_answer_of_another_api_is_read(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    usage = {
+        "input_tokens": 7,
+        "input_tokens_details": {"cached_tokens": 2},
+        "output_tokens": 5,
+        "output_tokens_details": {"reasoning_tokens": 1},
+    }
+    upstream.play(answers.answer({"object": "response", "usage": usage}))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi"}, path="/v1/responses")
+    record = running.record(got.header("x-request-id"))
+    assert (record.prompt_tokens, record.output_tokens) == (7, 5)
+    assert (record.cached_prompt_tokens, record.reasoning_tokens) == (2, 1)
+
+
+def test_sound_passes_as_it_came(joulegate: Start, upstream: Upstream) -> None:
+    sound = b"ID3\x04\x00" + bytes(range(256)) * 8
+    upstream.play(answers.answer(sound, headers={"content-type": "audio/mpeg"}))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi"}, path="/v1/audio/speech")
+    assert (got.status, got.body) == (200, sound)
+    assert running.record(got.header("x-request-id")).outcome == "ok"
+
+
+def test_an_upstreams_own_joulegate_headers_stay_behind(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    theirs = {"x-joulegate-backend": "theirs", "x-joulegate-energy-j": "1"}
+    upstream.play(answers.answer(answers.CHAT, headers=theirs))
+    running = joulegate(config_of(upstream.base_url))
+    assert running.post(ASK).header("x-joulegate-backend") == "tiny-0"
+
+
+def test_a_model_name_nobody_would_give_is_not_put_on_the_books(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    refused = running.post({**ASK, "model": "secret " * 10_000})
+    assert (refused.status, refused.code) == (404, "model_not_found")
+    assert len(refused.body) < 2_000
+    assert len(running.record(refused.header("x-request-id")).model_asked) <= 256
+
+
+def test_a_client_that_leaves_while_it_sends_is_no_error_in_the_log(
+    joulegate: Start, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    connection = running.connect()
+    connection.putrequest("POST", "/v1/chat/completions")
+    connection.putheader("content-length", "1000")
+    connection.endheaders(b'{"model":')
+    connection.close()
+    (record,) = running.records()
+    assert record.outcome == "cancelled"
+    assert running.get("/health/live").status == 200  # the server went on from there
+    assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
+
+
+# -- the cache -------------------------------------------------------------------------------------
+
+
+def numbered() -> Callable[[Received], Script]:
+    """A different answer each time."""
+    given = iter(range(1_000))
+    return lambda _: answers.answer({**answers.CHAT, "id": f"chatcmpl-{next(given)}"})
+
+
+def test_sampled_responses_are_not_answered_from_the_cache(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    upstream.play(numbered())
+    running = joulegate(config_of(upstream.base_url, cache={"enabled": True}))
+    body = {"model": "tiny", "input": "hi", "temperature": 1}
+    first = running.post(body, path="/v1/responses")
+    second = running.post(body, path="/v1/responses")
+    assert second.header("x-joulegate-cache") == "off"
+    assert first.body != second.body
+
+
+def test_an_answer_of_less_quality_than_asked_for_is_not_taken_from_the_cache(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    with Upstream(numbered()) as small:
+        backends = [
+            {"url": small.base_url, "quality": 0.3, "gpu": "H100-SXM", "params_b": 1.0},
+            {"url": upstream.base_url, "quality": 0.9, "gpu": "H100-SXM", "params_b": 70.0},
+        ]
+        running = joulegate(config_of(*backends, cache={"enabled": True}))
+        ask = {**ASK, "temperature": 0}
+        assert running.post(ask).header("x-joulegate-backend") == "tiny-0"
+        assert running.post(ask).header("x-joulegate-cache") == "hit"
+        good = running.post(ask, headers={"x-joulegate-min-quality": "0.8"})
+        assert good.header("x-joulegate-backend") == "tiny-1"
+
+
+# -- what the log says -----------------------------------------------------------------------------
+
+
+def test_a_line_for_each_request_has_nothing_of_its_content(
+    joulegate: Start, upstream: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of(upstream.base_url, log={"level": "info", "requests": True})
+    with caplog.at_level(logging.INFO, logger="joulegate.requests"):
+        running = joulegate(config)
+        secret = {"model": "tiny", "messages": [{"role": "user", "content": "my secret"}]}
+        request_id = running.post(secret).header("x-request-id")
+        running.record(request_id)
+        lines = [r.getMessage() for r in caplog.records if r.name == "joulegate.requests"]
+    assert len(lines) == 1
+    assert request_id is not None
+    assert request_id in lines[0]
+    assert "tiny-0" in lines[0]
+    assert "200" in lines[0]
+    assert "secret" not in caplog.text
