@@ -32,6 +32,9 @@ log = logging.getLogger("joulegate.accounts")
 
 LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
 KEEP_S = 900.0  # how long a finished request can still be charged by a late window
+UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
+SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
+MOST_KEPT = 200_000  # finished requests of a node that are kept at most
 PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
 RECENT = 20_000  # records that receipts find before the ledger has them
 
@@ -72,7 +75,6 @@ class _Settled(msgspec.Struct, gc=False):
     output_tokens: int | None
     energy_j: float = 0.0
     evidence: Evidence | None = None
-    taught: bool = False
 
 
 class Accounts:
@@ -102,7 +104,9 @@ class Accounts:
         self.on_record = on_record
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
-        self._settled: dict[str, deque[_Settled]] = {}
+        self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
+        self._untaught: dict[str, deque[_Settled]] = {}  # those of them that nothing learnt from
+        self._metered_s: dict[str, float] = {}  # by node: the end of its last window
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self.imbalance_j = 0.0  # what the books are off by; reads zero
@@ -140,7 +144,8 @@ class Accounts:
             latency_s=record.latency_s if record.outcome == "ok" else None,
             output_tokens=record.output_tokens if record.outcome == "ok" else None,
         )
-        self._settled.setdefault(activity.node, deque(maxlen=200_000)).append(settled)
+        for kept in (self._settled, self._untaught):
+            kept.setdefault(activity.node, deque(maxlen=MOST_KEPT)).append(settled)
 
     # -- windows -------------------------------------------------------------------------------
 
@@ -181,21 +186,29 @@ class Accounts:
             try:
                 await self._divide(window)
             except Exception:
-                log.exception("window %s could not be divided", window.window_id)
-                self._enter(undivided(window))
+                log.exception("nothing could be learnt from window %s", window.window_id)
         self.windows.extendleft(reversed(waiting))
+        self._forget(now_s)
 
     async def _divide(self, window: Window) -> None:
+        self._metered_s[window.node] = window.end_s
         activities = self.activities(window.node, window.start_s, window.end_s)
         # Milliseconds with hundreds of requests in flight: too long for the event loop.
         attribution = await asyncio.to_thread(self._work_out, window, activities)
-        self._enter(attribution)
+        self._enter(attribution)  # once, whatever becomes of what it could teach
         shares = {share.request_id: share.energy_j for share in attribution.shares}
         self._charge(window, shares, attribution.evidence)
 
     def _work_out(self, window: Window, activities: list[Activity]) -> Attribution:
-        attribution = self.divide(window, activities, self.learner.physics(window.node))
-        self.learner.observe(window, activities)
+        try:
+            attribution = self.divide(window, activities, self.learner.physics(window.node))
+        except Exception:
+            log.exception("window %s could not be divided", window.window_id)
+            return undivided(window)
+        try:
+            self.learner.observe(window, activities)
+        except Exception:
+            log.exception("nothing could be learnt from window %s", window.window_id)
         return attribution
 
     def _enter(self, attribution: Attribution) -> None:
@@ -210,11 +223,15 @@ class Accounts:
 
     def activities(self, node: str, start_s: float, end_s: float) -> list[Activity]:
         """What this node did for anyone between two Unix times."""
-        found = [
-            settled.activity
-            for settled in self._settled.get(node, ())
-            if settled.activity.start_s < end_s and (settled.activity.end_s or end_s) >= start_s
-        ]
+        found: list[Activity] = []
+        for settled in reversed(self._settled.get(node, ())):
+            past = settled.activity
+            ended_s = past.end_s or end_s
+            if ended_s < start_s - SLACK_S:
+                break
+            if past.start_s < end_s and ended_s >= start_s:
+                found.append(past)
+        found.reverse()
         known = {activity.request_id for activity in found}
         for flight in list(self.live.values()):
             if flight.engine is not None and flight.engine.node == node:
@@ -239,29 +256,39 @@ class Accounts:
 
     def _charge(self, window: Window, shares: dict[str, float], evidence: Evidence) -> None:
         """Note the shares of finished requests; teach from those that are complete."""
-        kept = self._settled.get(window.node)
-        if kept is None:
-            return
-        for settled in kept:
-            if settled.taught:
-                continue
+        waiting: deque[_Settled] = deque(maxlen=MOST_KEPT)
+        complete: list[_Settled] = []
+        for settled in self._untaught.get(window.node, ()):
             energy_j = shares.get(settled.activity.request_id)
             if energy_j is not None:
                 settled.energy_j += energy_j
                 settled.evidence = evidence
-            if (settled.activity.end_s or 0.0) <= window.end_s:
-                settled.taught = True
-                self._teach(settled)
-        while kept and (kept[0].activity.end_s or 0.0) < window.end_s - KEEP_S:
-            kept.popleft()
+            ended = (settled.activity.end_s or 0.0) <= window.end_s
+            (complete if ended else waiting).append(settled)
+        self._untaught[window.node] = waiting
+        for settled in complete:
+            self._teach(settled)
+
+    def _forget(self, now_s: float) -> None:
+        """Let go of requests that no window will charge any more; where a node sends none, lengths
+        and times are learnt without."""
+        for node, waiting in self._untaught.items():
+            metered = now_s - self._metered_s.get(node, 0.0) < KEEP_S
+            oldest_s = now_s - (KEEP_S if metered else UNMETERED_S)
+            while waiting and (waiting[0].activity.end_s or 0.0) < oldest_s:
+                self._teach(waiting.popleft())
+        for kept in self._settled.values():
+            while kept and (kept[0].activity.end_s or 0.0) < now_s - KEEP_S:
+                kept.popleft()
 
     def _teach(self, settled: _Settled) -> None:
-        if settled.features is None:
+        features, settled.features = settled.features, None  # its text is not kept any longer
+        if features is None:
             return
         self.estimator.learn(
             Outcome(
                 backend=settled.backend,
-                features=settled.features,
+                features=features,
                 load=settled.load,
                 energy_j=settled.energy_j if settled.evidence is not None else None,
                 evidence=settled.evidence or Evidence.UNKNOWN,

@@ -16,6 +16,7 @@ from proxy.upstream import Upstream
 
 log = logging.getLogger("joulegate.health")
 
+OFF_S = 5.0  # how long until it is looked again whether checks are off
 ANSWER_S = 5.0  # how long a backend may take to say that it is there
 
 
@@ -33,17 +34,21 @@ class HealthChecks:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        if self.rules.health_check_s > 0:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
         await ended(self._task)
 
     async def _run(self) -> None:
         while True:
-            await asyncio.sleep(self.rules.health_check_s)
+            # A config that is read again may turn checks off and on.
+            await asyncio.sleep(self.rules.health_check_s or OFF_S)
+            if not self.rules.health_check_s:
+                continue
             probed = [e for e in self.pool.engines if e.settings.provider == "openai"]
-            await asyncio.gather(*(self.check(engine) for engine in probed))
+            for found in await asyncio.gather(*map(self.check, probed), return_exceptions=True):
+                if isinstance(found, Exception):
+                    log.error("a backend could not be checked", exc_info=found)
 
     async def check(self, engine: Engine) -> bool:
         """Whether the backend answers; notes it."""

@@ -160,6 +160,8 @@ class Siblings:
                         type(error).__name__,
                     )
                 self._failing = True
+            except Exception:
+                log.exception("requests could not be told to other replicas")
             await asyncio.sleep(PUBLISH_S)
 
 

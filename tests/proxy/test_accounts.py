@@ -1,0 +1,157 @@
+"""The books behind the request path."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from estimators.types import Backend, Features, Outcome
+from meters.types import Activity, Attribution, Evidence, StepPhysics, UsageRecord, Window
+from proxy import accounts, settings
+from proxy.accounts import Accounts, undivided
+from proxy.backends import Engine
+from proxy.flight import Flight
+
+NODE = "gpu-1"
+
+
+class Kept:
+    """What accounts hand on: a journal, an estimator, a learner and an observer in one."""
+
+    def __init__(self) -> None:
+        self.entered: list[Attribution] = []
+        self.counted: list[Attribution] = []
+        self.learnt: list[Outcome] = []
+        self.fails = False
+
+    def write(self, entry: UsageRecord | Window) -> None: ...
+
+    def append(self, entry: Attribution) -> None:
+        self.entered.append(entry)
+
+    def request(self, flight: Flight, record: UsageRecord) -> None: ...
+
+    def divided(self, attribution: Attribution) -> None:
+        self.counted.append(attribution)
+
+    def physics(self, node: str) -> StepPhysics | None:
+        return None
+
+    def observe(self, window: Window, activities: Sequence[Activity]) -> None:
+        if self.fails:
+            raise ArithmeticError("singular")
+
+    def learn(self, outcome: Outcome) -> None:
+        self.learnt.append(outcome)
+        if self.fails:
+            raise ArithmeticError("singular")
+
+    def divide(self, window: Window, activities: Sequence[Activity], _: object) -> Attribution:
+        return undivided(window)
+
+
+def books(kept: Any) -> Accounts:
+    return Accounts(
+        journal=kept,
+        estimator=kept,
+        live={},
+        divide=kept.divide,
+        learner=kept,
+        observer=kept,
+        replica="one",
+    )
+
+
+def engine() -> Engine:
+    one = settings.BackendSettings(model="tiny", url="http://127.0.0.1:9/v1", node=NODE)
+    return Engine(one, Backend(name="tiny@bf16", group="tiny", node=NODE))
+
+
+def finish(account: Accounts, ended_s: float) -> None:
+    """Put a request of a second on the books that ended at this Unix time."""
+    flight = Flight("chat.completions")
+    flight.engine = engine()
+    flight.features = Features(prompt_tokens=3, text="a prompt")
+    flight.start_wall_s = ended_s - 1.0
+    flight.sent_s = flight.start_s
+    flight.end_s = flight.start_s + 1.0
+    account.finished(flight)
+
+
+def window(end_s: float) -> Window:
+    return Window(
+        window_id=f"w{end_s}",
+        node=NODE,
+        start_s=end_s - 1.0,
+        end_s=end_s,
+        energy_j=100.0,
+        evidence=Evidence.METERED,
+        meter="replay",
+    )
+
+
+async def test_a_window_is_entered_once_even_when_it_teaches_nothing() -> None:
+    kept = Kept()
+    kept.fails = True
+    account = books(kept)
+    now_s = time.time()
+    finish(account, now_s - 10)
+    account.window(window(now_s - 9))
+    await account.divide_due(now_s)
+    assert len(kept.entered) == len(kept.counted) == 1
+    assert account.imbalance_j == 0
+
+
+async def test_a_window_that_cannot_be_divided_is_entered_as_unattributed() -> None:
+    kept = Kept()
+
+    def broken(*_: object) -> Attribution:
+        raise ValueError("no")
+
+    account = books(kept)
+    account.divide = broken
+    account.window(window(time.time() - 9))
+    await account.divide_due(time.time())
+    assert [a.unattributed_j for a in kept.entered] == [100.0]
+
+
+async def test_requests_of_a_node_without_a_meter_teach_lengths_and_are_let_go() -> None:
+    kept = Kept()
+    account = books(kept)
+    now_s = time.time()
+    finish(account, now_s - 1)
+    await account.divide_due(now_s)
+    assert kept.learnt == []  # a window may still come
+    await account.divide_due(now_s + accounts.UNMETERED_S)
+    (outcome,) = kept.learnt
+    assert outcome.energy_j is None
+    assert outcome.latency_s == pytest.approx(1.0)
+    assert not any(settled.features for settled in account._settled[NODE])
+    await account.divide_due(now_s + accounts.KEEP_S)
+    assert not account._settled[NODE]
+
+
+async def test_a_metered_node_is_waited_for() -> None:
+    kept = Kept()
+    account = books(kept)
+    now_s = time.time()
+    account.window(window(now_s - 30))
+    finish(account, now_s - 20)
+    await account.divide_due(now_s + accounts.UNMETERED_S)
+    assert kept.learnt == []
+    account.window(window(now_s - 19))
+    await account.divide_due(now_s + accounts.UNMETERED_S)
+    assert len(kept.learnt) == 1
+
+
+def test_activities_of_a_window_are_found_among_many_and_in_order() -> None:
+    account = books(Kept())
+    now_s = time.time()
+    for age_s in range(400, 0, -1):
+        finish(account, now_s - age_s)
+    found = account.activities(NODE, now_s - 100.5, now_s - 98.5)
+    ends = [round(now_s - (one.end_s or 0)) for one in found]
+    assert ends == [100, 99, 98]
