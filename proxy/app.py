@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
 from proxy.leftovers import Leftovers
-from proxy.measuring import Learning, Measuring, divide
+from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.predicting import Predictors
 from proxy.receipts import of_record
@@ -261,27 +262,39 @@ class Proxy:
             yield
         finally:
             self.steps.stopping = True
-            await asyncio.to_thread(self.measuring.stop)
-            await self.health.stop()
-            if self.siblings is not None:
-                await self.siblings.stop()
-            await leftovers.stop()
-            await self.accounts.stop()
-            if self.worker == 0:
-                self.estimator.save()
-                self.learning.save()
-            await self.watch.stop()
-            await asyncio.to_thread(self.grid.refresher.stop)
-            await self.client.stop()
-            await self.store.close()
-            self.steps.close()
-            if self.key_watch is not None:
-                await self.key_watch.stop()
-            if self.drain is not None:
-                await asyncio.to_thread(self.drain.stop)
-            await asyncio.to_thread(self.journal.close)
-            if self.ledger is not None:
-                self.ledger.close()
+            await self._stop(leftovers)
+
+    async def _stop(self, leftovers: Leftovers) -> None:
+        """End all parts: first what still writes into the books, then the books. One that cannot
+        be ended keeps no other from it."""
+        for end in (
+            partial(asyncio.to_thread, self.measuring.stop),
+            self.health.stop,
+            self.siblings.stop if self.siblings is not None else None,
+            leftovers.stop,
+            self.accounts.stop,
+            partial(asyncio.to_thread, self.save) if self.worker == 0 else None,
+            self.watch.stop,
+            partial(asyncio.to_thread, self.grid.refresher.stop),
+            self.client.stop,
+            self.store.close,
+            partial(asyncio.to_thread, self.steps.close),
+            self.key_watch.stop if self.key_watch is not None else None,
+            partial(asyncio.to_thread, self.drain.stop) if self.drain is not None else None,
+            partial(asyncio.to_thread, self.journal.close),
+            partial(asyncio.to_thread, self.ledger.close) if self.ledger is not None else None,
+        ):
+            if end is None:
+                continue
+            try:
+                await end()
+            except Exception:
+                log.exception("a part could not be ended; the others are")
+
+    def save(self) -> None:
+        """Keep what was learnt for the next start."""
+        self.estimator.save()
+        self.learning.save()
 
     def show(self, ledger: Ledger) -> None:
         """Put the dashboard over the ledger."""
@@ -317,9 +330,7 @@ class Proxy:
         restart. Runs in the event loop. Raises ConfigError, and then nothing has changed."""
         book = policy_book.book_of(settings)
         fixed = [name for name in NEEDS_RESTART if changed(name, self.settings, settings)]
-        meters_changed = [b.meter for b in settings.backends if b.meter] != [
-            b.meter for b in self.settings.backends if b.meter
-        ]
+        meters_changed = wanted(settings) != wanted(self.settings)
         self.settings = settings
         engines = backends.engines_of(settings, facts, self.pool.by_name)
         self.pool.hold(engines, settings.fallbacks)

@@ -102,8 +102,11 @@ class Learning:
         if self.path is not None and self.learners:
             saved = {node: learner.as_dict() for node, learner in self.learners.items()}
             whole = self.path.with_suffix(".new")
-            whole.write_bytes(msgspec.json.encode(saved))
-            whole.replace(self.path)
+            try:
+                whole.write_bytes(msgspec.json.encode(saved))
+                whole.replace(self.path)
+            except OSError as error:
+                log.warning("what windows taught could not be kept (%s)", error)
 
     def _restore(self, path: Path) -> None:
         try:
@@ -141,14 +144,19 @@ class Measuring:
         self.on_window = on_window
         self.meters: list[LocalMeter] = []
         self._wanted = wanted(settings)
+        self._lock = threading.Lock()  # held while meters are started or ended
+        self._ended = False
 
     def start(self) -> None:
         """Read what can be read; what cannot is said once and leaves figures estimated."""
+        with self._lock:
+            self._start()
+
+    def _start(self) -> None:
         for backend, source in self._wanted:
-            engine = self.pool.by_name[backend.full_name]
             try:
                 meter = LocalMeter(
-                    meter_settings(backend, source, engine.node),
+                    meter_settings(backend, source, backend.node or backend.full_name),
                     meter=_simulated(source),
                 )
                 meter.start(self.on_window)
@@ -165,14 +173,21 @@ class Measuring:
         """Read what these settings name instead; in a thread, since ending a meter takes time."""
 
         def change() -> None:
-            self.stop()
-            self._wanted = wanted(settings)
-            self.start()
+            with self._lock:
+                if not self._ended:
+                    self._stop()
+                    self._start()
 
+        self._wanted = wanted(settings)
         threading.Thread(target=change, name="meters", daemon=True).start()
 
     def stop(self) -> None:
-        """End all meters."""
+        """End all meters, for good."""
+        with self._lock:
+            self._ended = True
+            self._stop()
+
+    def _stop(self) -> None:
         for meter in self.meters:
             meter.stop()
         self.meters.clear()

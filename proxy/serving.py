@@ -316,7 +316,12 @@ def run_workers(prepared: Prepared, origin: Origin, listening: socket.socket) ->
                 log.warning("worker %d ended (%s); starting another", number, process.exitcode)
                 running[number] = start(number)
     for process in running.values():
+        process.terminate()  # one that was just being started has not been told
+    for process in running.values():
         process.join(prepared.settings.server.stop_deadline_s + 10)
+        if process.is_alive():
+            log.warning("%s does not end; it is killed", process.name)
+            process.kill()
     return 0
 
 

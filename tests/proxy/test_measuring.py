@@ -106,3 +106,11 @@ def test_a_window_that_cannot_be_used_is_left_undivided(tmp_path):
 def test_nodes_nobody_serves_are_unknown():
     made = learning(None)
     assert made.physics("elsewhere") is None
+
+
+def test_what_cannot_be_kept_is_no_failure(tmp_path, run, caplog):
+    made = learning(tmp_path / "steps.json")
+    teach(made, run)
+    (tmp_path / "steps.new").mkdir()
+    made.save()
+    assert "could not be kept" in caplog.text
