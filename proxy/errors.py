@@ -93,6 +93,19 @@ def body_too_large(limit_bytes: int) -> ApiError:
     return ApiError(413, "request_too_large", message, final=True)
 
 
+def not_http() -> ApiError:
+    return ApiError(400, "invalid_http", "What was sent is not valid HTTP/1.1.", final=True)
+
+
+def head_too_large(limit_bytes: int) -> ApiError:
+    message = f"The request's headers are larger than {limit_bytes} bytes."
+    return ApiError(431, "headers_too_large", message, final=True)
+
+
+def request_timeout() -> ApiError:
+    return ApiError(408, "request_timeout", "The request took too long to arrive. Try again.")
+
+
 def invalid_header(name: str, message: str) -> ApiError:
     return ApiError(400, "invalid_header", f"{name}: {message}", param=name)
 

@@ -7,12 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from estimators.types import Features
 from proxy.errors import ApiError, invalid_body
+
+
+# What no engine counts to, and what neither a float nor a database's integer holds, is a mistake.
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 class StreamOptions(msgspec.Struct):
@@ -28,11 +32,11 @@ class Peek(msgspec.Struct):
     input: msgspec.Raw = msgspec.Raw()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
+    max_tokens: Int64 | None = None
+    max_completion_tokens: Int64 | None = None
+    n: Int64 | None = None
     temperature: float | None = None
-    seed: int | None = None
+    seed: Int64 | None = None
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
     response_format: msgspec.Raw = msgspec.Raw()
@@ -112,6 +116,8 @@ def elided(body: bytes) -> tuple[bytes, list[tuple[int, int]]]:
 def peek(body: bytes) -> Peek:
     """What routing needs of a body. Raises ApiError 400 for what no OpenAI API would take."""
     try:
+        if not body.isascii():
+            body.decode()  # fields that are passed on unread have to be UTF-8 too
         return _peek.decode(body)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
@@ -175,14 +181,14 @@ def prompt_of(request: Peek) -> Prompt:
     if raw:
         try:
             return _of_messages(_messages.decode(raw), bytes(request.tools))
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return _plain(raw.decode("utf-8", "replace"))
     raw = bytes(request.prompt) or bytes(request.input)
     if not raw:
         return _plain("")
     try:
         value = _any.decode(raw)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _plain(raw.decode("utf-8", "replace"))
     texts, tokens = [], 0
     for item in value if isinstance(value, list) else [value]:

@@ -69,15 +69,15 @@ class Front:
             error = errors.method_not_allowed(method)
             headers = {name.decode(): value.decode() for name, value in error.headers()}
             refusal = Response(error.body(), error.status, headers | {"allow": "POST"})
-            await refusal(scope, receive, self._dressed(send, cors, method == "HEAD"))
+            await refusal(scope, receive, self._dressed(send, cors))
             return
         if path.startswith(ALSO_WITHOUT_V1):
-            scope["path"] = "/v1" + path
-            scope["raw_path"] = b"/v1" + scope.get("raw_path", path.encode())
-        head = method == "HEAD"
-        if head:
-            scope["method"] = "GET"
-        await self.app(scope, receive, self._dressed(send, cors, head))
+            raw_path = b"/v1" + scope.get("raw_path", path.encode())
+            scope = {**scope, "path": "/v1" + path, "raw_path": raw_path}
+        if method == "HEAD":
+            scope = {**scope, "method": "GET"}  # in the copy: uvicorn leaves the body out
+        receive = _at_most(receive, self.steps.max_body_bytes)
+        await self.app(scope, receive, self._dressed(send, cors))
 
     def _cors(self, scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
         """What a browser's page at this request's origin needs to see the answer."""
@@ -90,8 +90,8 @@ class Front:
             return ((b"vary", b"origin"),)
         return ((b"access-control-allow-origin", origin), _EXPOSED, (b"vary", b"origin"))
 
-    def _dressed(self, send: Send, cors: Iterable[tuple[bytes, bytes]], head: bool) -> Send:
-        """Adds the request id and CORS to FastAPI's answers; leaves bodies out for HEAD."""
+    def _dressed(self, send: Send, cors: Iterable[tuple[bytes, bytes]]) -> Send:
+        """Adds the request id and CORS to FastAPI's answers."""
 
         async def dressed(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -99,8 +99,6 @@ class Front:
                 if not any(name == b"x-request-id" for name, _ in headers):
                     headers.append((b"x-request-id", b"req_" + os.urandom(12).hex().encode()))
                 message["headers"] = [*headers, *cors]
-            elif head and message["type"] == "http.response.body":
-                message["body"] = b""
             await send(message)
 
         return dressed
@@ -125,3 +123,18 @@ def _with_headers(send: Send, more: Iterable[tuple[bytes, bytes]]) -> Send:
         await send(message)
 
     return dressed
+
+
+def _at_most(receive: Receive, limit_bytes: int) -> Receive:
+    """Raises ApiError 413 once a body has had more bytes than that."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit_bytes:
+            raise errors.body_too_large(limit_bytes)
+        return message
+
+    return counted

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import orjson
 
+from proxy.errors import invalid_body
 from proxy.features import Peek
 
 _WHITE = b" \t\r\n"
@@ -23,13 +25,13 @@ def with_model(body: bytes, model: str, kept: Sequence[tuple[int, int]]) -> byte
         at = body.find(b'"model"', start, end)
         while at >= 0:
             span = _string_value(body, at + 7)
-            if span is not None and _is_the_model(body, span, value, model, kept):
+            if span is not None and _is_the_model(body, span, model, kept):
                 whole = memoryview(body)
                 return b"".join((whole[: span[0]], value, whole[span[1] :]))
             at = body.find(b'"model"', at + 7, end)
-    fields = orjson.loads(body)  # the key was written in another way, such as "\u006dodel"
+    fields = _read(body)  # the key was written in another way, such as "\u006dodel"
     fields["model"] = model
-    return orjson.dumps(fields)
+    return _written(fields)
 
 
 def with_usage_asked(body: bytes, request: Peek) -> bytes:
@@ -44,10 +46,26 @@ def with_usage_asked(body: bytes, request: Peek) -> bytes:
         return b"".join(
             (whole[: brace + 1], b'"stream_options":{"include_usage":true}', comma, whole[first:])
         )
-    fields = orjson.loads(body)
+    fields = _read(body)
     options = fields.get("stream_options")
     fields["stream_options"] = {**(options or {}), "include_usage": True}
-    return orjson.dumps(fields)
+    return _written(fields)
+
+
+def _read(body: bytes) -> dict[str, Any]:
+    """The body as a whole, which is stricter than reading a few of its fields."""
+    try:
+        fields: dict[str, Any] = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise invalid_body(f"We could not parse the JSON body of your request: {error}.") from None
+    return fields
+
+
+def _written(fields: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(fields)
+    except orjson.JSONEncodeError as error:  # nested too deeply
+        raise invalid_body(f"We could not pass on the JSON body: {error}.") from None
 
 
 def _string_value(body: bytes, at: int) -> tuple[int, int] | None:
@@ -76,10 +94,13 @@ def _string_value(body: bytes, at: int) -> tuple[int, int] | None:
 
 
 def _is_the_model(
-    body: bytes, span: tuple[int, int], value: bytes, model: str, kept: Sequence[tuple[int, int]]
+    body: bytes, span: tuple[int, int], model: str, kept: Sequence[tuple[int, int]]
 ) -> bool:
-    """Whether writing ``value`` there changes the top-level model. Only the kept parts are read:
-    going through 20 MB of base64 once more would stall other requests for 10 ms."""
+    """Whether writing there changes the top-level model. What is written to see that is no name:
+    the top level may hold ``model`` already. Only the kept parts are read: going through 20 MB
+    of base64 once more would stall other requests for 10 ms."""
+    probe = "\0" + model
+    value = orjson.dumps(probe)
     parts: list[bytes] = []
     for start, end in kept:
         if start <= span[0] and span[1] <= end:
@@ -87,7 +108,7 @@ def _is_the_model(
         else:
             parts.append(body[start:end])
     try:
-        return _model.decode(b"".join(parts)).model == model
+        return _model.decode(b"".join(parts)).model == probe
     except Exception:
         return False
 

@@ -12,6 +12,7 @@ import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from meters.intake import WindowIntake
 from meters.receipts import Receipt
@@ -236,6 +237,10 @@ def handle_errors(app: FastAPI) -> None:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return refused(errors.internal())
 
+    async def left(_: Request, error: Exception) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
+
     app.add_exception_handler(ApiError, ours)
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, failed)

@@ -27,6 +27,7 @@ from proxy import app, config_file, discovery, facts, policy_book, predicting, s
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
+from proxy.connection import Connection
 from proxy.settings import BackendSettings, MeterSource, Settings
 
 log = logging.getLogger("joulegate")
@@ -268,7 +269,8 @@ def server(proxy: app.Proxy, settings: Settings) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             proxy,
-            http="httptools",
+            http=Connection,
+            ws="none",
             loop="none",
             lifespan="on",
             access_log=False,

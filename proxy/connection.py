@@ -1,0 +1,118 @@
+"""One client's connection: uvicorn's, with limits on what a stranger can make it hold, and with
+errors in OpenAI's shape also for bytes that never become a request.
+
+uvicorn has no limit on the size of a head or on the time that a request takes to arrive, and
+answers bytes that are not HTTP in plain text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy import errors
+from proxy.errors import ApiError
+
+MAX_HEAD_BYTES = 65_536  # request line and headers; common servers take 8 to 64 kB
+HEAD_S = 30.0  # for a head to arrive
+BODY_S = 300.0  # for a body to arrive: 32 MiB at 1 Mbit/s take 268 s
+REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class Connection(HttpToolsProtocol):
+    """A connection that is closed when its requests are not HTTP, too large or too slow."""
+
+    _in_head = False  # a message has begun, its head is not complete
+    _in_body = False
+    _head_bytes = 0
+    _slow: asyncio.TimerHandle | None = None  # runs while a message is incomplete
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._end(errors.not_http())
+            return
+        except httptools.HttpParserUpgrade:
+            # No other protocol is spoken here, and the parser takes nothing more.
+            if self.cycle is not None:
+                self.cycle.keep_alive = False
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._end(errors.head_too_large(MAX_HEAD_BYTES))
+                return
+        if self._slow is None and (self._in_head or self._in_body):
+            self._slow = self.loop.call_later(
+                HEAD_S if self._in_head else BODY_S, self._took_too_long
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_clock()
+        super().connection_lost(exc)
+
+    # -- the parser's callbacks ------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # What comes after the body are trailers: they could pass for headers that were checked.
+        if self._in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._in_head, self._in_body = False, True
+        self._stop_clock()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_clock()
+        super().on_message_complete()
+
+    # -- ends ------------------------------------------------------------------------------------
+
+    def _stop_clock(self) -> None:
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+
+    def _answering_an_earlier_one(self) -> bool:
+        """Whether a request before the one that is arriving has not got its whole answer."""
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete:
+            return False
+        return not self._in_body or bool(self.pipeline)
+
+    def _took_too_long(self) -> None:
+        self._slow = None
+        if self._answering_an_earlier_one():  # its answer is not to be cut off
+            self._slow = self.loop.call_later(HEAD_S, self._took_too_long)
+            return
+        self._end(errors.request_timeout())
+
+    def _end(self, error: ApiError) -> None:
+        """Close, and say why where that cannot be taken for the answer to something else."""
+        self._stop_clock()
+        cycle = self.cycle
+        begun = cycle is not None and self._in_body and cycle.response_started
+        if not begun and not self._answering_an_earlier_one():
+            body = error.body()
+            head = b"HTTP/1.1 %d %s\r\n" % (error.status, REASONS[error.status])
+            lines = [
+                *error.headers(),
+                (b"x-request-id", b"req_" + os.urandom(12).hex().encode()),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            head += b"".join(b"%s: %s\r\n" % line for line in lines)
+            self.transport.write(head + b"\r\n" + body)
+        self._in_head = self._in_body = False
+        self.transport.close()
