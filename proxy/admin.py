@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.auth import Caller, KeyRing
 from proxy.errors import ApiError, forbidden, invalid_body, not_found
+from proxy.failed_keys import address_of
 from proxy.settings import Team
 from proxy.teams import KeyInfo, TeamsError, TeamStore
 
@@ -141,7 +142,7 @@ class Admin:
     # -- parts -----------------------------------------------------------------------------------
 
     def _caller(self, request: Request, role: str = "lead") -> Caller:
-        caller = self.keys.caller(request.scope["headers"], time.time())
+        caller = self.keys.caller(request.scope["headers"], time.time(), address_of(request.scope))
         if caller.role != "admin" and (role == "admin" or caller.role != "lead"):
             raise forbidden(f"This needs the key of {'an' if role == 'admin' else 'a'} {role}.")
         return caller

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 import msgspec
 
 from policies.types import Limits
-from proxy.errors import ApiError, invalid_api_key
+from proxy.errors import ApiError, invalid_api_key, too_many_failed_keys
+from proxy.failed_keys import FailedKeys
 from proxy.settings import Budget, KeySettings, LimitSettings, Settings, Team
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
@@ -58,8 +59,9 @@ def limits_of(settings: LimitSettings) -> Limits:
 class KeyRing:
     """Looks a key up in O(1). With no keys at all, anyone may call (loopback only)."""
 
-    def __init__(self, callers: Mapping[str, Caller]) -> None:
+    def __init__(self, callers: Mapping[str, Caller], failed: FailedKeys | None = None) -> None:
         self._callers = dict(callers)
+        self.failed = FailedKeys(0) if failed is None else failed
         self.open = not self._callers
 
     def replace(self, callers: Mapping[str, Caller]) -> None:
@@ -83,6 +85,17 @@ class KeyRing:
             return None
         return caller
 
+    def lookup_from(self, address: str, key: bytes, now_s: float) -> Caller | None:
+        """Likewise for a key that came from that address. Raises ApiError 429, without looking,
+        after too many wrong ones."""
+        wait_s = self.failed.wait_s(address, key)
+        if wait_s is not None:
+            raise too_many_failed_keys(wait_s)
+        caller = self.lookup(key, now_s)
+        if caller is None:
+            self.failed.note(address, key)
+        return caller
+
     def by_id(self, key_id: str, now_s: float) -> Caller | None:
         """The holder of the key with that public prefix, while it is good."""
         for caller in self._callers.values():
@@ -91,14 +104,14 @@ class KeyRing:
                 return None if expired else caller
         return None
 
-    def caller(self, headers: RawHeaders, now_s: float) -> Caller:
-        """The caller of a request. Raises ApiError 401."""
+    def caller(self, headers: RawHeaders, now_s: float, address: str = "") -> Caller:
+        """The caller of a request from that address. Raises ApiError 401, 429."""
         if self.open:
             return ANYONE
         key = key_in(headers)
         if key is None:
             raise missing_key()
-        caller = self.lookup(key, now_s)
+        caller = self.lookup_from(address, key, now_s)
         if caller is None:
             raise invalid_api_key(
                 "Incorrect API key provided. Ask whoever runs Joulegate for a key of your team."
@@ -127,7 +140,8 @@ def key_in(headers: RawHeaders) -> bytes | None:
 
 def from_settings(settings: Settings) -> KeyRing:
     """The key ring of a config file."""
-    return KeyRing(callers_in(settings))
+    failed = FailedKeys(settings.server.failed_keys_per_minute)
+    return KeyRing(callers_in(settings), failed)
 
 
 def callers_in(settings: Settings) -> dict[str, Caller]:

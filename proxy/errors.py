@@ -150,6 +150,16 @@ def rate_limited(message: str, retry_after_s: float) -> ApiError:
     )
 
 
+def too_many_failed_keys(retry_after_s: float) -> ApiError:
+    return ApiError(
+        429,
+        "too_many_failed_keys",
+        "Too many wrong API keys came from your address. Wait, and send a right one.",
+        kind="rate_limit_error",
+        retry_after_s=retry_after_s,
+    )
+
+
 def overloaded(message: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(503, "overloaded", message, kind="server_error", retry_after_s=retry_after_s)
 

@@ -14,7 +14,6 @@ import msgspec
 from estimators.types import Features
 from proxy.errors import ApiError, invalid_body
 
-
 # What no engine counts to, and what neither a float nor a database's integer holds, is a mistake.
 Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 

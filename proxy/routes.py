@@ -21,6 +21,7 @@ from proxy import errors, explanation, features, receipts
 from proxy.auth import Caller, KeyRing, key_in
 from proxy.backends import Engine
 from proxy.errors import ApiError
+from proxy.failed_keys import address_of
 from proxy.flight import Flight
 from proxy.routing import Router
 from proxy.steps import Steps
@@ -82,7 +83,7 @@ class Routes:
 
     def caller(self, request: Request) -> Caller:
         """Who is calling. Raises ApiError 401."""
-        return self.keys.caller(request.scope["headers"], time.time())
+        return self.keys.caller(request.scope["headers"], time.time(), address_of(request.scope))
 
     # -- models ----------------------------------------------------------------------------------
 

@@ -46,6 +46,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         NotNegative, help_("How long streams in flight may go on after SIGTERM.")
     ] = 30.0
     max_in_flight: Annotated[int, Meta(ge=1), help_("Requests at once; more is a 503.")] = 10_000
+    failed_keys_per_minute: Annotated[
+        int, Meta(ge=0, le=10_000), help_("Wrong keys a minute and address; then 429. 0: no limit.")
+    ] = 60
 
 
 class Time(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

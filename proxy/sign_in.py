@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import RedirectResponse, Response
@@ -21,6 +21,8 @@ from proxy.auth import Caller, KeyRing, key_in
 from proxy.dashboard.links import ROOT
 from proxy.dashboard.pages import Dashboard
 from proxy.dashboard.viewers import TOKEN_S, Viewer
+from proxy.errors import ApiError
+from proxy.failed_keys import address_of
 
 COOKIE = "joulegate"
 MAX_FORM_BYTES = 4096
@@ -44,7 +46,9 @@ class SignIn:
         """The dependency of every page. Raises NotSignedIn, or ApiError 401 for a wrong key."""
         now_s = self.clock()
         if self.keys.open or key_in(request.scope["headers"]) is not None:
-            return viewer_of(self.keys.caller(request.scope["headers"], now_s))
+            return viewer_of(
+                self.keys.caller(request.scope["headers"], now_s, address_of(request.scope))
+            )
         caller = self._of_cookie(request.cookies.get(COOKIE, ""), now_s)
         if caller is None:
             raise NotSignedIn
@@ -77,11 +81,17 @@ class SignIn:
 
         @routes.post("/sign-in")
         async def enter(request: Request) -> Response:
+            if from_elsewhere(request):
+                return page(dashboard, request, "Sign in from this page.", 403)
             body = await request.body()
             if len(body) > MAX_FORM_BYTES:
                 return page(dashboard, request, "That is no key.", 413)
             given = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0]
-            caller = self.keys.lookup(given.strip(), self.clock())
+            address = address_of(request.scope)
+            try:
+                caller = self.keys.lookup_from(address, given.strip().encode(), self.clock())
+            except ApiError as error:
+                return page(dashboard, request, error.message, error.status)
             if caller is None:
                 return page(dashboard, request, "This key is not known, or no longer good.", 401)
             answer = RedirectResponse(root_of(request), 303)
@@ -92,12 +102,14 @@ class SignIn:
                 path=root_of(request),
                 httponly=True,
                 samesite="strict",
-                secure=request.url.scheme == "https",
+                secure=over_https(request),
             )
             return answer
 
         @routes.post("/sign-out")
         def leave(request: Request) -> Response:
+            if from_elsewhere(request):
+                return page(dashboard, request, "Sign out from a page of the dashboard.", 403)
             answer = RedirectResponse(f"{root_of(request)}/sign-in", 303)
             answer.delete_cookie(COOKIE, path=root_of(request))
             return answer
@@ -115,6 +127,21 @@ def page(
 async def to_sign_in(request: Request, _: Exception) -> Response:
     """The way on for whoever is not signed in."""
     return RedirectResponse(f"{root_of(request)}/sign-in", 303)
+
+
+def from_elsewhere(request: Request) -> bool:
+    """Whether another site's page made the browser send this: it could sign people in under a key
+    of its own. Programs, which say nothing of where they come from, are not meant."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is not None and urlsplit(origin).netloc != request.headers.get("host", "")
+
+
+def over_https(request: Request) -> bool:
+    """Whether the browser's side of the connection is HTTPS, also where a balancer ends it."""
+    return request.url.scheme == "https" or request.headers.get("origin", "")[:8] == "https://"
 
 
 def root_of(request: Request) -> str:

@@ -26,6 +26,7 @@ from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
 from proxy.errors import ApiError
+from proxy.failed_keys import address_of
 from proxy.features import Peek, Prompt
 from proxy.flight import Admitted, Flight, TimeWatch, connection_of
 from proxy.routing import Routed, Router, refusal
@@ -149,7 +150,9 @@ class Steps:
         self, flight: Flight, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
     ) -> None:
         headers = dict(scope["headers"])
-        caller = flight.caller = self.keys.caller(scope["headers"], flight.start_wall_s)
+        caller = flight.caller = self.keys.caller(
+            scope["headers"], flight.start_wall_s, address_of(scope)
+        )
         if self.stopping:
             raise errors.overloaded("Joulegate is stopping. Try again.")
         if self.in_flight > self.settings.server.max_in_flight:

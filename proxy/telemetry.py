@@ -84,6 +84,10 @@ class Telemetry:
             registry=registry,
         )
 
+        self.failed_keys = Counter(
+            "joulegate_failed_keys", "Keys that were looked up and not good.", registry=registry
+        )
+
         # prometheus_client looks children up under a lock, by texts made anew each time
         self._requests_of = lru_cache(4096)(self.requests.labels)
         self._tokens_of = lru_cache(4096)(self.tokens.labels)

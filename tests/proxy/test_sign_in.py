@@ -80,3 +80,44 @@ def test_the_secret_is_made_once_and_only_for_its_owner(tmp_path: Path) -> None:
     first = sign_in.secret_in(tmp_path)
     assert sign_in.secret_in(tmp_path) == first
     assert (tmp_path / "cookie.secret").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site", "origin": "https://evil.example"},
+        {"sec-fetch-site": "same-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+    ],
+)
+def test_another_sites_page_cannot_sign_anyone_in_or_out(
+    running: Joulegate, headers: dict[str, str]
+) -> None:
+    form = urlencode({"key": KEY}).encode()
+    for path in ("/dashboard/sign-in", "/dashboard/sign-out"):
+        refused = running.post(form, path=path, headers=FORM | headers)
+        assert (refused.status, refused.header("set-cookie")) == (403, None)
+        assert "default-src 'none'" in (refused.header("content-security-policy") or "")
+
+
+def test_the_dashboards_own_page_can(running: Joulegate) -> None:
+    form = urlencode({"key": KEY}).encode()
+    for headers in ({"sec-fetch-site": "same-origin"}, {"origin": running.address}):
+        entered = running.post(form, path="/dashboard/sign-in", headers=FORM | headers)
+        assert entered.status == 303
+        cookie = (entered.header("set-cookie") or "").lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert "path=/dashboard" in cookie
+        assert "secure" not in cookie  # a browser would not send it back over plain HTTP
+    out = running.post(b"", path="/dashboard/sign-out", headers={"origin": running.address})
+    assert (out.status, "max-age=0" in (out.header("set-cookie") or "").lower()) == (303, True)
+    assert running.get("/dashboard/sign-out").header("set-cookie") is None
+
+
+def test_behind_a_balancer_that_ends_https_the_cookie_is_secure(running: Joulegate) -> None:
+    form = urlencode({"key": KEY}).encode()
+    origin = {"origin": running.address.replace("http:", "https:")}
+    entered = running.post(form, path="/dashboard/sign-in", headers=FORM | origin)
+    assert "secure" in (entered.header("set-cookie") or "").lower()
