@@ -208,7 +208,7 @@ class Steps:
             if watching is not None:
                 watching.cancel()
 
-    async def _body(self, flight: Flight, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > self.max_body_bytes):
             raise errors.body_too_large(self.max_body_bytes)
