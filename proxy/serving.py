@@ -7,6 +7,7 @@ import gc
 import ipaddress
 import logging
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.process
 import os
 import signal
@@ -329,7 +330,16 @@ def run_workers(prepared: Prepared, origin: Origin, listening: socket.socket) ->
 
 def _worker(prepared: Prepared, origin: Origin, listening: socket.socket, number: int) -> None:
     log_to_stderr(prepared.settings)
+    threading.Thread(target=_outlive_nobody, name="parent", daemon=True).start()
     run_worker(prepared, origin, listening, number)
+
+
+def _outlive_nobody() -> None:
+    """End this worker when the process that started it was killed: nobody else would."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -98,6 +98,21 @@ def test_workers_share_the_port_and_the_books(joulegate_process: Start, upstream
     assert seen <= set(ledger_rows(running))
 
 
+def test_workers_do_not_outlive_the_process_that_started_them(
+    joulegate_process: Start, upstream: Upstream
+) -> None:
+    config = config_of(upstream.base_url, server={"stop_deadline_s": 1, "workers": 2})
+    running = joulegate_process(config)
+    assert running.process is not None
+    assert running.post(ASK).status == 200
+    running.process.kill()
+    running.process.wait(10)
+    deadline_s = time.monotonic() + 20
+    while not is_refused(running.port):
+        assert time.monotonic() < deadline_s, "a worker still listens"
+        time.sleep(0.05)  # between two looks at other processes' socket
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
