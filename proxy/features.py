@@ -43,9 +43,11 @@ class Peek(msgspec.Struct):
 
     @property
     def output_limit(self) -> int | None:
-        """The caller's limit on output tokens, of either name."""
+        """The caller's limit on output tokens, of either name; a negative one is none, as
+        llama.cpp has it."""
         limit = self.max_completion_tokens
-        return self.max_tokens if limit is None else limit
+        limit = self.max_tokens if limit is None else limit
+        return None if limit is None or limit < 0 else limit
 
     @property
     def wants_usage(self) -> bool:
@@ -269,5 +271,5 @@ def features_from(
         has_tools=bool(bytes(request.tools)),
         has_schema=b"json_schema" in bytes(request.response_format),
         has_images=bool(prompt and prompt.images),
-        n=request.n or 1,
+        n=max(1, request.n or 1),
     )

@@ -279,3 +279,15 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure_of_ours(
     assert statuses(head) == [404]
     assert head.endswith(b"\r\n\r\n")
     assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("endpoint", ["chat/completions", "audio/speech", "completions"])
+@pytest.mark.parametrize("numbers", [{"max_completion_tokens": -2}, {"max_tokens": -1}, {"n": -3}])
+def test_negative_numbers_are_for_the_engine_to_judge(
+    running: Joulegate, upstream: Upstream, endpoint: str, numbers: dict[str, int]
+) -> None:
+    body = {**json.loads(BODY), **numbers}
+    got = running.post(body, path=f"/v1/{endpoint}", headers={"authorization": f"Bearer {KEY}"})
+    assert got.status == 200
+    assert upstream.wait_for(1)[0].json() == body
+    assert running.record(got.header("x-request-id")).outcome == "ok"
