@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 export UV_PYTHON_DOWNLOADS = never
+export UV_SYSTEM_CERTS = true
 export LITELLM_LOCAL_MODEL_COST_MAP = True
 ARGS ?=
 
