@@ -19,6 +19,50 @@ from proxy.backends import Engine
 
 log = logging.getLogger("joulegate.litellm")
 
+# What of a request reaches the SDK. It takes many more names than OpenAI's API has, and some of
+# them choose where a call goes, with which key or headers: none of those may come from a request.
+PASSED_ON = frozenset(
+    {
+        "audio",
+        "best_of",
+        "dimensions",
+        "echo",
+        "encoding_format",
+        "frequency_penalty",
+        "function_call",
+        "functions",
+        "input",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "modalities",
+        "n",
+        "parallel_tool_calls",
+        "prediction",
+        "presence_penalty",
+        "prompt",
+        "reasoning_effort",
+        "response_format",
+        "seed",
+        "service_tier",
+        "stop",
+        "stream",
+        "stream_options",
+        "suffix",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "tools",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+        "user",
+        "verbosity",
+    }
+)
+
 _sdk: Any = None
 
 
@@ -69,9 +113,7 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     fields = json.loads(body)
     settings = engine.settings
     model = fields.pop("model")
-    # Nothing of these may come from a request: they would choose where it goes, and with which key.
-    for name in ("api_base", "base_url", "api_key", "api_version", "custom_llm_provider"):
-        fields.pop(name, None)
+    fields = {name: value for name, value in fields.items() if name in PASSED_ON}
     fields.update(settings.litellm_params)
     fields["model"] = model if "/" in model else f"{settings.provider}/{model}"
     fields["num_retries"] = 0
@@ -100,8 +142,14 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
 
 
 async def _events(answer: Any) -> AsyncIterator[bytes]:
-    async for chunk in answer:
-        yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+    try:
+        async for chunk in answer:
+            yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+    except Exception as error:
+        log.info("a stream broke off: %s", type(error).__name__)
+        yield b"data: " + _error(502, "The provider broke off before the answer was complete.")
+        yield b"\n\n"
+        return
     yield b"data: [DONE]\n\n"
 
 
@@ -110,7 +158,11 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 
 def _refused(status: int, message: str) -> Bridged:
+    return Bridged(status, "application/json", _once(_error(status, message)))
+
+
+def _error(status: int, message: str) -> bytes:
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     error = {"message": message, "type": kind, "param": None, "code": str(status)}
-    return Bridged(status, "application/json", _once(json.dumps({"error": error}).encode()))
+    return json.dumps({"error": error}, separators=(",", ":")).encode()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from tests.fakes.upstream import Upstream
+from tests.fakes.upstream import CUT, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 
 # litellm's own types warn while pydantic reads them.
@@ -75,7 +75,14 @@ def test_a_chat_is_answered_in_openais_shape_and_counted(
     answer = client_of(running).chat.completions.create(
         model="claude-test",
         messages=[{"role": "user", "content": "hello"}],
-        extra_body={"api_base": "http://127.0.0.1:9", "api_key": "stolen"},
+        extra_body={
+            "api_base": "http://127.0.0.1:9",
+            "api_key": "stolen",
+            "extra_headers": {"x-api-key": "stolen"},
+            "mock_response": "made up",
+            "fallbacks": ["openai/gpt-4o"],
+            "custom_llm_provider": "openai",
+        },
     )
     assert answer.choices[0].message.content == "Guten Tag"
     (received,) = provider.wait_for(1)
@@ -99,6 +106,28 @@ def test_a_stream_is_answered_as_events(joulegate: Start, provider: Upstream) ->
     (record,) = running.records()
     assert record.output_tokens == 4
     assert record.outcome == "ok"
+
+
+def test_a_stream_that_breaks_off_ends_in_an_error_event(
+    joulegate: Start, provider: Upstream
+) -> None:
+    body = b"".join(
+        f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in EVENTS[:3]
+    )
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 99999\r\n\r\n"
+    provider.play([head + body, CUT])
+    running = start_with(joulegate, provider)
+    ask = {
+        "model": "claude-test",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": True,
+    }
+    reply = running.post(ask)
+    assert b"Guten" in reply.body
+    assert b'data: {"error":' in reply.body
+    assert b"[DONE]" not in reply.body
+    (record,) = running.records()
+    assert record.outcome == "failed"
 
 
 def test_a_providers_refusal_keeps_its_status(joulegate: Start, provider: Upstream) -> None:

@@ -1,0 +1,108 @@
+"""Which engines a model name stands for, how busy they are, and when they are left alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy import backends, facts
+from proxy.backends import Engine, Pool
+from proxy.settings import BackendSettings, Retries, Settings
+
+RULES = Retries(failures=2, cooldown_s=10.0)
+
+
+def pool_of(*given: BackendSettings, fallbacks: dict[str, list[str]] | None = None) -> Pool:
+    settings = Settings(backends=list(given), fallbacks=fallbacks or {})
+    return backends.of_settings(settings, facts.all_facts(settings))
+
+
+def backend(model: str, **more: object) -> BackendSettings:
+    return BackendSettings(model=model, url="http://127.0.0.1:9/v1", **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pool() -> Pool:
+    return pool_of(
+        backend("llama", precision="bf16"),
+        backend("llama", precision="int4"),
+        backend("org/model:7b", name="org/model:7b"),
+        backend("openai/*", name="openai", upstream_model="*"),
+        backend("claude-*", name="claude", upstream_model="claude-*"),
+        fallbacks={"llama": ["org/model:7b"]},
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        ("llama", ["llama@bf16", "llama@int4"]),
+        ("llama@int4", ["llama@int4"]),
+        ("org/model:7b", ["org/model:7b"]),
+        ("auto", ["llama@bf16", "llama@int4", "org/model:7b"]),
+        ("auto:thrifty", ["llama@bf16", "llama@int4", "org/model:7b"]),
+        ("openai/gpt-4o", ["openai"]),
+        ("claude-3-haiku", ["claude"]),
+        ("gpt-4o", []),
+    ],
+)
+def test_a_name_stands_for_a_group_a_variant_a_wildcard_or_everything(
+    pool: Pool, model: str, names: list[str]
+) -> None:
+    assert [engine.name for engine in pool.serving(model)] == names
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "sent"),
+    [
+        ("llama@int4", "llama", "llama"),
+        ("llama@int4", "llama@int4", "llama"),
+        ("openai", "openai/gpt-4o", "gpt-4o"),
+        ("claude", "claude-3-haiku", "claude-3-haiku"),
+    ],
+)
+def test_the_upstream_gets_the_name_it_knows(pool: Pool, name: str, asked: str, sent: str) -> None:
+    assert backends.upstream_model(pool.by_name[name], asked) == sent
+
+
+def test_fallbacks_are_of_the_group_also_for_a_pinned_variant(pool: Pool) -> None:
+    assert [e.name for e in pool.fallback_for("llama@int4")] == ["org/model:7b"]
+    assert pool.fallback_for("org/model:7b") == []
+
+
+def test_a_failing_backend_is_left_alone_then_probed_by_one_request(pool: Pool) -> None:
+    engine = pool.by_name["llama@int4"]
+    engine.failed(0.0, RULES)
+    assert engine.available(0.0)  # one failure is an accident
+    engine.failed(1.0, RULES)
+    assert not engine.available(10.9)
+    assert engine.available(11.0)
+    engine.probing = True
+    assert not engine.available(11.0)  # one at a time
+    engine.failed(12.0, RULES)
+    assert not engine.available(21.9)
+    assert engine.available(22.0)
+    engine.succeeded()
+    assert engine.available(22.0)
+    assert engine.healthy
+
+
+def test_load_is_what_is_in_flight_and_what_the_engine_says_while_it_is_fresh(pool: Pool) -> None:
+    engine: Engine = pool.by_name["llama@bf16"]
+    engine.started(100)
+    engine.started(50)
+    assert (engine.load(0.0).running, engine.load(0.0).context_tokens) == (2.0, 150.0)
+    engine.reports(running=7.0, waiting=3.0, now_s=0.0)
+    assert (engine.load(1.0).running, engine.load(1.0).waiting) == (7.0, 3.0)
+    assert engine.load(60.0).running == 2.0  # said too long ago
+    engine.ended(100)
+    engine.ended(50)
+    assert engine.load(60.0).running == 0.0
+
+
+def test_engines_that_did_not_change_go_on_over_a_reload(pool: Pool) -> None:
+    old = pool.by_name["llama@bf16"]
+    old.started(10)
+    settings = Settings(backends=[old.settings, backend("llama", precision="fp8")])
+    engines = backends.engines_of(settings, facts.all_facts(settings), pool.by_name)
+    assert engines[0] is old
+    assert engines[1].in_flight == 0
