@@ -76,6 +76,7 @@ class SimulatedServer:
         self._numbers = itertools.count()
         # The meter may read from another thread; it must never see a step half booked.
         self._booking = threading.Lock()
+        self._shown_j = 0.0  # what the counter said last
         self._steps: deque[tuple[float, float, float]] = deque(maxlen=64)  # start, end, joules
 
     # -- energy ----------------------------------------------------------------------------
@@ -88,17 +89,20 @@ class SimulatedServer:
         now_s = self.clock.now_s()
         period_s = self.config.counter_period_s
         at_s = now_s - (now_s - self._started_s) % period_s if period_s > 0 else now_s
-        return self._active_j(at_s) + self.config.physics.idle_power_w * (at_s - self._started_s)
+        idle_j = self.config.physics.idle_power_w * (at_s - self._started_s)
+        with self._booking:
+            # Sums of different steps round differently: the last bit must not go back.
+            self._shown_j = max(self._shown_j, self._active_j(at_s) + idle_j)
+            return self._shown_j
 
     def _active_j(self, at_s: float) -> float:
-        with self._booking:
-            total_j = self.engine.energy_at(at_s)
-            for start_s, end_s, joules in reversed(self._steps):
-                if at_s >= end_s:
-                    break
-                part = (at_s - start_s) / (end_s - start_s) if at_s > start_s else 0.0
-                total_j -= joules * (1.0 - part)
-            return total_j
+        total_j = self.engine.energy_at(at_s)
+        for start_s, end_s, joules in reversed(self._steps):
+            if at_s >= end_s:
+                break
+            part = (at_s - start_s) / (end_s - start_s) if at_s > start_s else 0.0
+            total_j -= joules * (1.0 - part)
+        return total_j
 
     # -- the step loop ---------------------------------------------------------------------
 
