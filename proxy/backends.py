@@ -12,8 +12,6 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import msgspec
-
 from estimators.types import Backend, Load
 from proxy.settings import BackendSettings, Retries, Settings
 
@@ -252,8 +250,3 @@ def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backe
         supports_images=s.supports_images,
         simulated=s.simulated,
     )
-
-
-def with_hardware(facts: Backend, **known: object) -> Backend:
-    """The same backend with GPU and model facts filled in."""
-    return msgspec.structs.replace(facts, **known)

@@ -607,6 +607,8 @@ class Steps:
         ]
         if flight.estimate is not None:
             headers += estimate_headers(flight.estimate)
+        if engine.facts.simulated:
+            headers.append((b"x-joulegate-simulated", b"true"))
         return headers + warnings
 
     async def _send(
