@@ -13,20 +13,18 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
 from estimators.apis import ApiEnergy, api_energy
 from estimators.artefacts import load_prior
 from estimators.carbon import grams
 from estimators.correction import Correction
-from estimators.greybox import Array
 from estimators.hardware import idle_power_w
 from estimators.models import UnknownPrecision
 from estimators.points import UNKNOWN_BATCHES, Subject, subject_of
 from estimators.price import Price, money, price_of
 from estimators.prior import Prior
 from estimators.roofline import Roofline, roofline_of
-from estimators.tables import ENERGY, MARGINAL, Stack, Table, build, linear
+from estimators.tables import ENERGY, Table, build, linear
 from estimators.types import (
     Backend,
     Band,
@@ -52,10 +50,10 @@ _SCATTER = 0.1  # of single metered requests around a calibrated estimate, ln
 _CALIBRATED_AFTER = 3  # outcomes at least; fewer do not help the mean (see docs/estimators.md)
 _USUAL = (500.0, 300.0)  # prompt and output at which unknown loads are compared
 
-# Columns of a table's bands for (energy, marginal, decode), low ones then high ones; marginal
-# joules are a difference of two estimates, and less sure than either.
-_OWN_BANDS = np.array([0, 0, 2, 1, 1, 3])
-_OWN_FACTORS = np.array([1.0, 1.5, 1.0, 1.0, 1.5, 1.0])
+# Marginal joules are a difference of two estimates, and less sure than either.
+_MARGINAL_FACTOR = 1.5
+
+_log, _exp, _hypot = math.log, math.exp, math.hypot
 
 
 class Standing(NamedTuple):
@@ -108,7 +106,6 @@ class EnergyEstimator:
         self._quality = quality
         self._learnt = learnt
         self._known: dict[str, _Known] = {}
-        self._stacks: dict[tuple[str, ...], Stack] = {}
         self._physics: dict[str, tuple[Backend, StepPhysics | None]] = {}
         self._learning = threading.Lock()
 
@@ -146,11 +143,9 @@ class EnergyEstimator:
             quality = self._quality.predict(features, backends)
         else:
             quality = [_configured_quality(backend, features.task) for backend in backends]
-        figures = self._figures(features, known, loads, lengths)
-        return [
-            self._one(features, backends[i], known[i], loads[i], lengths[i], quality[i], figures[i])
-            for i in range(len(backends))
-        ]
+        return list(
+            map(self._one, [features] * len(backends), backends, known, loads, lengths, quality)
+        )
 
     def learn(self, outcome: Outcome) -> None:
         """Take one outcome in. An outcome without metered joules or tokens teaches nothing."""
@@ -169,10 +164,9 @@ class EnergyEstimator:
             return  # simulated joules never teach what is said of real engines
         batch = outcome.load.running + 1.0 if outcome.load.known else UNKNOWN_BATCHES[1]
         prompt = float(outcome.features.prompt_tokens - outcome.features.cached_prompt_tokens)
-        tokens = np.array([[float(outcome.output_tokens)]])
-        found, _ = Stack([known.table]).at([batch], max(0.0, prompt), tokens)
+        found, _ = known.table.at(batch, max(0.0, prompt), [float(outcome.output_tokens)])
         with self._learning:
-            known.correction.observe(batch, math.log(outcome.energy_j / found[0, 0, ENERGY]))
+            known.correction.observe(batch, math.log(outcome.energy_j / found[0][ENERGY]))
 
     def standings(self) -> list[Standing]:
         """How every backend's estimates stand."""
@@ -236,7 +230,6 @@ class EnergyEstimator:
         if known.table is None and backend.provider is not None:
             threading.Thread(target=_add_api, args=(known,), daemon=True).start()
         self._known[backend.name] = known
-        self._forget_stacks(backend.name)
         return known
 
     def _take_prior(self, backend: Backend, known: _Known) -> None:
@@ -257,71 +250,6 @@ class EnergyEstimator:
             known.table = linear(learnt, _LEARNT_SPREAD)
             known.source = "own windows"
             known.unknown_load = _load_factors(known.table)
-        self._forget_stacks(backend.name)
-
-    def _forget_stacks(self, name: str) -> None:
-        for names in [names for names in self._stacks if name in names]:
-            del self._stacks[names]
-
-    def _figures(
-        self,
-        features: Features,
-        known: Sequence[_Known],
-        loads: Sequence[Load],
-        lengths: Sequence[Lengths],
-    ) -> list[list[float] | None]:
-        """Low, mid, high of (energy, marginal, decode), and the TTFT, each; None: no table."""
-        with_table = [i for i, one in enumerate(known) if one.table is not None]
-        figures: list[list[float] | None] = [None] * len(known)
-        if not with_table:
-            return figures
-        names = tuple(known[i].facts.name for i in with_table)
-        stack = self._stacks.get(names)
-        if stack is None:
-            if len(self._stacks) > 256:
-                self._stacks.clear()
-            stack = Stack([table for i in with_table if (table := known[i].table) is not None])
-            self._stacks[names] = stack
-        batch = [
-            loads[i].running + 1.0 if loads[i].known else UNKNOWN_BATCHES[1] for i in with_table
-        ]
-        fresh = float(max(0, features.prompt_tokens - features.cached_prompt_tokens))
-        answers = float(max(1, features.n))
-        output = [
-            (lengths[i].q10 * answers, lengths[i].mean * answers, lengths[i].q90 * answers)
-            for i in with_table
-        ]
-        found, bands = stack.at(batch, fresh, np.array(output))
-        rows = self._spread_out(known, with_table, batch, found, bands).tolist()
-        for place, i in enumerate(with_table):
-            figures[i] = rows[place]
-        return figures
-
-    def _spread_out(
-        self,
-        known: Sequence[_Known],
-        with_table: Sequence[int],
-        batch: Sequence[float],
-        found: Array,
-        bands: Array,
-    ) -> Array:
-        """Low, mid and high of (energy, marginal, decode), and the TTFT: a row each."""
-        for place, i in enumerate(with_table):
-            correction = known[i].correction
-            if correction.outcomes >= _CALIBRATED_AFTER:
-                found[place, :, : MARGINAL + 1] *= math.exp(correction.at(batch[place]))
-                spread = correction.spread(batch[place])
-                spread = _Z80 * math.sqrt(spread * spread + _SCATTER * _SCATTER)
-                bands[place, 0] = max(bands[place, 0], -spread)
-                bands[place, 1] = min(bands[place, 1], spread)
-        middle = found[:, 1, :3]
-        # How far lengths and the model's own uncertainty reach, both of a logarithm.
-        length = np.log(found[:, 0::2, :3] / middle[:, None])
-        own = (bands[:, _OWN_BANDS] * _OWN_FACTORS).reshape(length.shape)
-        reach = np.sqrt(length * length + own * own)
-        low = middle * np.exp(-reach[:, 0])
-        high = middle * np.exp(reach[:, 1])
-        return np.concatenate([low, middle, high, found[:, 1, 3:]], axis=1)
 
     def _one(
         self,
@@ -331,38 +259,65 @@ class EnergyEstimator:
         load: Load,
         lengths: Lengths,
         quality: Band | None,
-        figures: list[float] | None,
     ) -> Estimate:
-        cached = float(features.cached_prompt_tokens)
-        price = money(known.price, features.prompt_tokens, cached, _times(lengths, features.n))
-        if figures is None:
+        answers = features.n
+        if answers > 1:
+            q10, _, q90, mean = whole = Lengths(*(value * answers for value in lengths))
+        else:
+            q10, _, q90, mean = whole = lengths
+        price = known.price and money(
+            known.price, features.prompt_tokens, features.cached_prompt_tokens, whole
+        )
+        table = known.table
+        if table is None:
             return self._without_table(features, backend, known, lengths, quality, price)
-        e_low, m_low, d_low, e_mid, m_mid, d_mid, e_high, m_high, d_high, first_s = figures
         batch = load.running + 1.0 if load.known else UNKNOWN_BATCHES[1]
-        taught = known.learnt is not None or known.correction.outcomes >= _CALIBRATED_AFTER
-        evidence = Evidence.CALIBRATED if taught else Evidence.BENCHMARK
+        fresh = float(max(0, features.prompt_tokens - features.cached_prompt_tokens))
+        (short, usual, long), band = table.at(batch, fresh, (q10, mean, q90))
+        own_low, own_high, step_low, step_high = band
+        energy_j, marginal_j, decode_s, first_s = usual
+        e_low, m_low, d_low, _ = short
+        e_high, m_high, d_high, _ = long
+        # How far lengths and the model's own uncertainty reach, both of a logarithm.
+        e_low, e_high = _reach(e_low, energy_j), _reach(e_high, energy_j)
+        m_low, m_high = _reach(m_low, marginal_j), _reach(m_high, marginal_j)
+        evidence = Evidence.BENCHMARK
+        correction = known.correction
+        if correction.outcomes >= _CALIBRATED_AFTER:
+            factor = math.exp(correction.at(batch))
+            energy_j *= factor
+            marginal_j *= factor
+            spread = correction.spread(batch)
+            spread = _Z80 * math.sqrt(spread * spread + _SCATTER * _SCATTER)
+            own_low, own_high = max(own_low, -spread), min(own_high, spread)
+            evidence = Evidence.CALIBRATED
+        if known.learnt is not None:
+            evidence = Evidence.CALIBRATED
         if backend.simulated:
             evidence = Evidence.SIMULATED
-        energy, marginal = Band(e_low, e_mid, e_high), Band(m_low, m_mid, m_high)
-        decode = Band(d_low, d_mid, d_high)
-        table = known.table
-        assert table is not None
+        e_low = energy_j * _exp(-_hypot(e_low, own_low))
+        e_high = energy_j * _exp(_hypot(e_high, own_high))
+        m_low = marginal_j * _exp(-_hypot(m_low, _MARGINAL_FACTOR * own_low))
+        m_high = marginal_j * _exp(_hypot(m_high, _MARGINAL_FACTOR * own_high))
+        d_low = decode_s * _exp(-_hypot(_reach(d_low, decode_s), step_low))
+        d_high = decode_s * _exp(_hypot(_reach(d_high, decode_s), step_high))
         if load.waiting > 0.0:  # those before it finish one by one
-            first_s += load.waiting * (d_mid + first_s) / batch
-        ttft = Band(first_s * table.ttft_band[0], first_s, first_s * table.ttft_band[1])
+            first_s += load.waiting * (decode_s + first_s) / batch
+        first_low, first_high = first_s * table.ttft_band[0], first_s * table.ttft_band[1]
         if not load.known:
             least, most = known.unknown_load
-            energy = Band(energy.low * least, energy.mid, energy.high * most)
-            marginal = Band(marginal.low * least, marginal.mid, marginal.high * most)
-            decode = Band(0.5 * decode.low, decode.mid, 3.0 * decode.high)
-        latency = Band(ttft.low + decode.low, ttft.mid + decode.mid, ttft.high + decode.high)
+            e_low, e_high = e_low * least, e_high * most
+            m_low, m_high = m_low * least, m_high * most
+            d_low, d_high = 0.5 * d_low, 3.0 * d_high
+        latency_s = first_s + decode_s
+        energy = Band(e_low, energy_j, e_high)
         return Estimate(
             backend=backend.name,
             energy_j=energy,
-            marginal_energy_j=marginal,
-            ttft_s=ttft,
-            latency_s=latency,
-            carbon_g=grams(backend, energy, latency.mid / batch),
+            marginal_energy_j=Band(m_low, marginal_j, m_high),
+            ttft_s=Band(first_low, first_s, first_high),
+            latency_s=Band(first_low + d_low, latency_s, first_high + d_high),
+            carbon_g=grams(backend, energy, latency_s / batch),
             money_usd=price,
             quality=quality,
             output_tokens=lengths,
@@ -443,20 +398,16 @@ def _alike(left: Backend, right: Backend) -> bool:
     )
 
 
+def _reach(end: float, middle: float) -> float:
+    """The logarithm of one over the other; nothing reaches anywhere from nothing."""
+    return _log(end / middle) if end > 0.0 and middle > 0.0 else 0.0
+
+
 def _load_factors(table: Table) -> tuple[float, float]:
     """Joules at the most and least favourable of the loads it may have, over the usual one's."""
     prompt, output = _USUAL
-    count = len(UNKNOWN_BATCHES)
-    found, _ = Stack([table] * count).at(UNKNOWN_BATCHES, prompt, np.full((count, 1), output))
-    joules = found[:, 0, ENERGY]
-    usual = float(joules[1])
-    return float(joules.min()) / usual, float(joules.max()) / usual
-
-
-def _times(lengths: Lengths, answers: int) -> Lengths:
-    if answers <= 1:
-        return lengths
-    return Lengths(*(value * answers for value in lengths))
+    joules = [table.at(batch, prompt, [output])[0][0][ENERGY] for batch in UNKNOWN_BATCHES]
+    return min(joules) / joules[1], max(joules) / joules[1]
 
 
 def _configured_quality(backend: Backend, task: str | None) -> Band | None:

@@ -1,8 +1,8 @@
 """The prior, worked out beforehand: so that the request path only reads between the lines.
 
-One table a backend over batch, prompt and output; a stack of tables answers for all candidates
-with one look-up. Values never fall along prompt or output, and are read along straight lines
-between nodes, so neither do answers.
+One table a backend over batch, prompt and output. Values never fall along prompt or output, and
+are read along straight lines between nodes, so neither do answers. It is read with plain floats:
+for the handful of figures that a request needs, an array library's calls take longer.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ _SHAPE = (len(BATCHES), len(PROMPTS), len(OUTPUTS))
 ENERGY, MARGINAL, DECODE, TTFT = range(4)
 
 
-_PROMPT_STRIDE = len(PROMPTS) * len(OUTPUTS)
-# From a node to the other corners of its cell: prompts and batches, then the same an output on.
-_PLANES = [0, len(OUTPUTS), _PROMPT_STRIDE, _PROMPT_STRIDE + len(OUTPUTS)]
-_CORNERS = np.array([*_PLANES, *(start + 1 for start in _PLANES)])[:, None, None]
 _BATCH_LIST, _PROMPT_LIST, _OUTPUT_LIST = BATCHES.tolist(), PROMPTS.tolist(), OUTPUTS.tolist()
-_OUTPUT_STEPS = np.diff(OUTPUTS)
+
+# Energy, marginal energy and the whole answer's steps, in joules and seconds; and the time to the
+# first token.
+Figures = tuple[float, float, float, float]
 
 
 class Table:
@@ -49,6 +48,51 @@ class Table:
         self.ttft_band = ttft_band  # factors
         self.idle_w = idle_w
         self._stretch = stretch  # of a prompt's calculation, by the others' steps
+        # The same as plain numbers: by batch, prompt and output.
+        self._rows: list[list[list[Figures]]] = [
+            [[tuple(node) for node in line] for line in plane] for plane in values.tolist()
+        ]
+        self._bands: list[list[float]] = bands.tolist()
+
+    def at(
+        self, batch: float, prompt: float, outputs: Sequence[float]
+    ) -> tuple[list[Figures], list[float]]:
+        """(the figures at each output length, ascending or not; the batch's row of ``bands``).
+
+        Beyond the grid's ends the figures of its ends are given.
+        """
+        load = min(max(batch, 1.0), _BATCH_LIST[-1])
+        row, t = _place(_BATCH_LIST, load)
+        if t > 0.0:  # joules per token are a + b / batch: straight in 1 / batch
+            t *= _BATCH_LIST[row + 1] / load
+        p, u = _place(_PROMPT_LIST, prompt)
+        near, far = self._rows[row], self._rows[row + 1]
+        a, b, c, d = near[p], near[p + 1], far[p], far[p + 1]
+        wa, wb, wc, wd = (1.0 - t) * (1.0 - u), (1.0 - t) * u, t * (1.0 - u), t * u
+        nodes: dict[int, Figures] = {}
+        found: list[Figures] = []
+        for output in outputs:
+            o, v = _place(_OUTPUT_LIST, output)
+            for node in (o, o + 1):
+                if node not in nodes:
+                    ka, kb, kc, kd = a[node], b[node], c[node], d[node]
+                    nodes[node] = (
+                        wa * ka[0] + wb * kb[0] + wc * kc[0] + wd * kd[0],
+                        wa * ka[1] + wb * kb[1] + wc * kc[1] + wd * kd[1],
+                        wa * ka[2] + wb * kb[2] + wc * kc[2] + wd * kd[2],
+                        wa * ka[3] + wb * kb[3] + wc * kc[3] + wd * kd[3],
+                    )
+            below, above = nodes[o], nodes[o + 1]
+            w = 1.0 - v
+            found.append(
+                (
+                    w * below[0] + v * above[0],
+                    w * below[1] + v * above[1],
+                    w * below[2] + v * above[2],
+                    w * below[3] + v * above[3],
+                )
+            )
+        return found, self._bands[row]
 
     def physics(self) -> StepPhysics:
         """The straight line through this table that step physics asks for, energy above idle.
@@ -173,43 +217,6 @@ def linear(physics: StepPhysics, spread: float) -> Table:
     values = np.stack([energy, marginal, decode, first + 0.0 * output], axis=-1)
     bands = np.tile([-spread, spread, -spread, spread], (len(BATCHES), 1))
     return Table(values, bands, (1.0 / 1.5, 1.5), physics.idle_power_w)
-
-
-class Stack:
-    """The tables of all candidates of a call, looked up at once."""
-
-    def __init__(self, tables: Sequence[Table]) -> None:
-        self.tables = tuple(tables)
-        self._values = np.concatenate([table.values.reshape(-1, 4) for table in tables])
-        self._starts = np.arange(len(tables)) * int(np.prod(_SHAPE))
-        self.bands = np.stack([table.bands for table in tables])
-        self._rows = np.arange(len(tables))
-
-    def at(self, batch: Sequence[float], prompt: float, output: Array) -> tuple[Array, Array]:
-        """(values of (candidate, output, ENERGY..TTFT), bands (candidate, 4)).
-
-        ``batch`` one a candidate, one prompt for all, ``output`` several a candidate. Beyond the
-        grid's ends the figures of its ends are given.
-        """
-        loads, planes = [], []
-        p, u = _place(_PROMPT_LIST, prompt)
-        for given in batch:
-            load = min(max(given, 1.0), _BATCH_LIST[-1])
-            b, t = _place(_BATCH_LIST, load)
-            if t > 0.0:  # joules per token are a + b / batch: straight in 1 / batch
-                t *= _BATCH_LIST[b + 1] / load
-            loads.append(b)
-            planes.append(((1.0 - t) * (1.0 - u), (1.0 - t) * u, t * (1.0 - u), t * u))
-        output = np.minimum(np.maximum(output, 1.0), _OUTPUT_LIST[-1])
-        o = np.minimum(np.searchsorted(OUTPUTS, output, side="right") - 1, len(OUTPUTS) - 2)
-        v = (output - OUTPUTS[o]) / _OUTPUT_STEPS[o]
-        row = np.array(loads)
-        first = (self._starts + row * _PROMPT_STRIDE + p * len(OUTPUTS))[:, None] + o
-        corners = self._values[first + _CORNERS]  # (4 planes and 4 above, candidate, output, 4)
-        plane = np.array(planes).T[:, :, None]
-        weights = np.concatenate([plane * (1.0 - v), plane * v])
-        found = np.einsum("knoq,kno->noq", corners, weights)
-        return found, self.bands[self._rows, row]
 
 
 def _place(nodes: Sequence[float], value: float) -> tuple[int, float]:
