@@ -132,7 +132,7 @@ class Proxy:
         self.grid = Grid(settings, self.pool)
         self.grid.refresh(time.time())
         self.telemetry = Telemetry()
-        self.keys.failed.on_failed = self.telemetry.failed_keys.inc
+        self.keys.failed.on_failed = partial(self.telemetry.failed_keys.add, ())
         self.carbon = CarbonMetrics(
             self.telemetry.registry,
             self.grid.book,

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Gauge
 
 from meters.carbon import modelled_host_j, operational_g, overhead_j
 from meters.intensity import IntensityBook
 from meters.types import Attribution, Evidence, UsageRecord
 from proxy.dashboard.sites import Sites
 from proxy.flight import Flight
+from proxy.tallies import Tally
 
 REMEMBERED = 50_000  # requests whose windows may still come, and shares whose request may
 METHOD = "location"
@@ -63,28 +63,29 @@ class CarbonMetrics:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._waiting: OrderedDict[str, list[_Waiting]] = OrderedDict()
         self._metered_nodes: set[str] = set()
-        self.energy = Counter(
+        self.energy = Tally(
             "joulegate_energy_joules",
             "Energy by cause: metered shares of requests, or their estimate where no meter reads.",
             ["team", "model", "backend", "component", "evidence"],
-            registry=registry,
+            registry,
         )
-        self.co2e = Counter(
+        self.co2e = Tally(
             "joulegate_co2e_grams",
             "Operational CO2e, location-based: energy with host and facility times intensity.",
             ["team", "backend", "zone", "method"],
-            registry=registry,
+            registry,
         )
-        self.avoided = Counter(
+        self.avoided = Tally(
             "joulegate_avoided_co2e_grams",
             "Counterfactual less served as estimated; requests that avoid nothing count as zero.",
             ["team", "lever", "bound"],
-            registry=registry,
+            registry,
         )
-        self.unattributed = Counter(
+        self.unattributed = Tally(
             "joulegate_energy_unattributed_joules",
             "Metered energy that nobody can be charged for.",
-            registry=registry,
+            [],
+            registry,
         )
         self.intensity = Gauge(
             "joulegate_grid_intensity_grams_per_kwh",
@@ -98,11 +99,6 @@ class CarbonMetrics:
             ["zone"],
             registry=registry,
         )
-
-        # prometheus_client looks children up under a lock, by texts made anew each time
-        self._energy_of = lru_cache(4096)(self.energy.labels)
-        self._co2e_of = lru_cache(4096)(self.co2e.labels)
-        self._avoided_of = lru_cache(4096)(self.avoided.labels)
 
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request, and the shares that waited for it."""
@@ -140,7 +136,7 @@ class CarbonMetrics:
             self._waiting.setdefault(share.request_id, []).append(part)
             if len(self._waiting) > REMEMBERED:
                 _, lost = self._waiting.popitem(last=False)
-                self.unattributed.inc(sum(each.energy_j for each in lost))
+                self.unattributed.add((), sum(each.energy_j for each in lost))
         if attribution.idle_j > 0:
             site = self.sites.site(attribution.node)
             node = _Known(
@@ -152,7 +148,7 @@ class CarbonMetrics:
             )
             self._count(node, _Waiting(attribution.idle_j, middle_s, attribution.evidence), "idle")
         if attribution.unattributed_j > 0:
-            self.unattributed.inc(attribution.unattributed_j)
+            self.unattributed.add((), attribution.unattributed_j)
 
     def refresh(self, now_s: float) -> None:
         """Set the gauges of every zone in use."""
@@ -177,19 +173,19 @@ class CarbonMetrics:
     def _count(self, known: _Known, part: _Waiting, component: str = "gpu_active") -> None:
         labels = known.team, known.model, known.backend
         evidence = part.evidence.value
-        self._energy_of(*labels, component, evidence).inc(part.energy_j)
+        self.energy.add((*labels, component, evidence), part.energy_j)
         whole_j = part.energy_j
         hosted = part.evidence is Evidence.MODELLED
         if not hosted:
             host_j = modelled_host_j(part.energy_j)
             told = evidence if part.evidence is Evidence.SIMULATED else Evidence.MODELLED.value
-            self._energy_of(*labels, "host", told).inc(host_j)
+            self.energy.add((*labels, "host", told), host_j)
             whole_j += host_j
-        self._energy_of(*labels, "overhead", evidence).inc(overhead_j(whole_j, known.pue))
+        self.energy.add((*labels, "overhead", evidence), overhead_j(whole_j, known.pue))
         answer = self._book.at(known.zone or None, part.at_s)
         grams = operational_g(whole_j, known.pue, answer.g_per_kwh)
         method = METHOD if part.evidence is not Evidence.SIMULATED else "simulated"
-        self._co2e_of(known.team, known.backend, known.zone or "world", method).inc(grams)
+        self.co2e.add((known.team, known.backend, known.zone or "world", method), grams)
 
     def _count_avoided(self, record: UsageRecord) -> None:
         if record.counterfactual_carbon_g is None or record.carbon_g is None or record.simulated:
@@ -203,4 +199,4 @@ class CarbonMetrics:
         half = width * (record.counterfactual_carbon_g**2 + record.carbon_g**2) ** 0.5
         lever = "cache" if record.cache == "hit" else "route"
         for bound, grams in (("low", avoided - half), ("mid", avoided), ("high", avoided + half)):
-            self._avoided_of(record.team, lever, bound).inc(max(0.0, grams))
+            self.avoided.add((record.team, lever, bound), max(0.0, grams))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
 
 from meters.types import Attribution, UsageRecord
 from proxy.flight import Flight
+from proxy.tallies import Spread, Tally
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
@@ -17,43 +16,43 @@ class Telemetry:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry = registry or CollectorRegistry()
-        self.requests = Counter(
+        self.requests = Tally(
             "joulegate_requests",
             "Finished requests.",
             ["team", "backend", "status", "outcome", "cache"],
-            registry=registry,
+            registry,
         )
-        self.tokens = Counter(
+        self.tokens = Tally(
             "joulegate_tokens",
             "Tokens, as the upstream counted them.",
             ["team", "backend", "kind"],
-            registry=registry,
+            registry,
         )
-        self.estimated = Counter(
+        self.estimated = Tally(
             "joulegate_estimated_energy_joules",
             "Energy of finished requests as estimated when they were sent.",
             ["team", "backend", "evidence"],
-            registry=registry,
+            registry,
         )
-        self.metered = Counter(
+        self.metered = Tally(
             "joulegate_window_energy_joules",
             "Energy of closed windows, by what became of it.",
             ["node", "part", "evidence"],
-            registry=registry,
+            registry,
         )
-        self.latency = Histogram(
+        self.latency = Spread(
             "joulegate_request_duration_seconds",
             "From a request's arrival to its last byte.",
             ["backend"],
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            registry,
         )
-        self.ttft = Histogram(
+        self.ttft = Spread(
             "joulegate_time_to_first_token_seconds",
             "From a request's arrival to the first event of its stream.",
             ["backend"],
-            buckets=SECONDS,
-            registry=registry,
+            SECONDS,
+            registry,
         )
         self.in_flight = Gauge(
             "joulegate_requests_in_flight", "Requests being served now.", registry=registry
@@ -84,36 +83,27 @@ class Telemetry:
             registry=registry,
         )
 
-        self.failed_keys = Counter(
-            "joulegate_failed_keys", "Keys that were looked up and not good.", registry=registry
+        self.failed_keys = Tally(
+            "joulegate_failed_keys", "Keys that were looked up and not good.", [], registry
         )
-
-        # prometheus_client looks children up under a lock, by texts made anew each time
-        self._requests_of = lru_cache(4096)(self.requests.labels)
-        self._tokens_of = lru_cache(4096)(self.tokens.labels)
-        self._estimated_of = lru_cache(4096)(self.estimated.labels)
-        self._latency_of = lru_cache(4096)(self.latency.labels)
-        self._ttft_of = lru_cache(4096)(self.ttft.labels)
 
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request."""
-        backend = record.backend or ""
-        self._requests_of(
-            record.team, backend, str(record.status), record.outcome, record.cache
-        ).inc()
+        team, backend = record.team, record.backend or ""
+        self.requests.add((team, backend, str(record.status), record.outcome, record.cache))
         if record.usage_source != "unknown":
             if record.prompt_tokens is not None:
-                self._tokens_of(record.team, backend, "prompt").inc(record.prompt_tokens)
+                self.tokens.add((team, backend, "prompt"), record.prompt_tokens)
             if record.cached_prompt_tokens:
-                self._tokens_of(record.team, backend, "cached").inc(record.cached_prompt_tokens)
+                self.tokens.add((team, backend, "cached"), record.cached_prompt_tokens)
             if record.output_tokens is not None:
-                self._tokens_of(record.team, backend, "output").inc(record.output_tokens)
+                self.tokens.add((team, backend, "output"), record.output_tokens)
         if record.energy_j and record.backend:
-            self._estimated_of(record.team, backend, record.evidence.value).inc(record.energy_j)
+            self.estimated.add((team, backend, record.evidence.value), record.energy_j)
         if record.latency_s is not None and record.backend:
-            self._latency_of(backend).observe(record.latency_s)
+            self.latency.observe((backend,), record.latency_s)
         if record.ttft_s is not None:
-            self._ttft_of(backend).observe(record.ttft_s)
+            self.ttft.observe((backend,), record.ttft_s)
 
     def divided(self, attribution: Attribution) -> None:
         """Count a divided window."""
@@ -126,4 +116,4 @@ class Telemetry:
         }
         for part, energy_j in parts.items():
             if energy_j > 0:
-                self.metered.labels(node, part, evidence).inc(energy_j)
+                self.metered.add((node, part, evidence), energy_j)
