@@ -106,7 +106,7 @@ def append(folder: Path, count: int) -> None:
     dice = random.Random(1)
     records = [record(n, dice, START_S) for n in range(count)]
     for name in ("append", "write"):
-        journal = Journal(folder / name)
+        journal = Journal(folder / name / "own")  # apart: a drain takes over idle siblings
         keep: Callable[[UsageRecord], None] = getattr(journal, name)
         cpu_s, wall_s = time.thread_time(), time.perf_counter()
         for one in records:
@@ -114,7 +114,7 @@ def append(folder: Path, count: int) -> None:
         cpu_us = (time.thread_time() - cpu_s) / count * 1e6
         wall_us = (time.perf_counter() - wall_s) / count * 1e6
         journal.flush()
-        size = sum(path.stat().st_size for path in (folder / name).glob("*.journal"))
+        size = sum(path.stat().st_size for path in (folder / name / "own").glob("*.journal"))
         journal.close()
         print(
             f"journal.{name:7} {cpu_us:7.1f} µs of CPU a record, {wall_us:7.1f} µs of time, "
@@ -251,7 +251,7 @@ def main() -> None:
                     new_database(postgres.url, "month"),
                 ),
             ):
-                drain(kind, drained, folder / f"journal-{kind}", args.records)
+                drain(kind, drained, folder / f"journals-{kind}" / "own", args.records)
                 month(kind, filled, args.requests, args.repeat)
         finally:
             postgres.close()

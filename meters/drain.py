@@ -36,7 +36,7 @@ from meters.types import Attribution, UsageRecord, Window
 
 log = logging.getLogger("joulegate.drain")
 
-BATCH = 1_000
+BATCH = 2_000
 GATHER_S = 0.25  # how long entries gather before a batch is written
 ADOPT_S = 20.0  # how often folders of dead replicas are looked for
 _SLOWEST_RETRY_S = 2.0

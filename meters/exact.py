@@ -17,12 +17,12 @@ LARGEST = 2**63 - 1  # of a BIGINT
 
 def micro(value: float | None) -> int | None:
     """``value`` in whole millionths, nearest; None stays None. Raises ValueError if not finite."""
-    return None if value is None else _whole(value, MICRO)
+    return None if value is None else whole(value, MICRO)
 
 
 def nano(value: float | None) -> int | None:
     """``value`` in whole billionths, nearest; None stays None. Raises ValueError if not finite."""
-    return None if value is None else _whole(value, NANO)
+    return None if value is None else whole(value, NANO)
 
 
 def from_micro(value: int | None) -> float | None:
@@ -59,8 +59,9 @@ def apportion(total: int, parts: Sequence[float]) -> list[int]:
     return whole
 
 
-def _whole(value: float, per_unit: int) -> int:
+def whole(value: float, per_unit: int) -> int:
+    """``value`` in whole parts of which ``per_unit`` make one, nearest. Raises ValueError."""
     scaled = round(value * per_unit)  # raises for NaN (ValueError) and infinity (OverflowError)
-    if abs(scaled) > LARGEST:
+    if not -LARGEST <= scaled <= LARGEST:
         raise ValueError(f"{value} is too large for the ledger")
     return scaled

@@ -8,15 +8,15 @@ serving process makes them from its writer thread and from a pool of readers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from meters import audit, compaction, receipts, rollups, usage
 from meters.audit import Balance
+from meters.bulk import add, insert, rows_where
 from meters.compaction import Folded
 from meters.database import Database
 from meters.migrations import migrate
@@ -36,10 +36,6 @@ from meters.types import Activity, Attribution, UsageRecord, Window
 from meters.usage import Spending, Usage
 
 log = logging.getLogger("joulegate.ledger")
-
-T = TypeVar("T")
-
-_KEYS_A_QUERY = 5_000  # bound parameters: SQLite takes 32,766, PostgreSQL 65,535
 
 
 class Written(NamedTuple):
@@ -228,27 +224,26 @@ class _Batch:
     def add_requests(self, rows: Sequence[Row]) -> int:
         self.new_requests = self._new(requests, "request_id", rows)
         by_id = {row["request_id"]: row for row in self.new_requests}
-        for row in self.new_requests:
-            self.changes.request(row)
+        self.changes.requests(self.new_requests)
         w = window_totals.c
         waiting = select(
             shares.c.request_id, shares.c.energy_uj, w.hour_s, w.node, w.evidence
         ).join(window_totals, w.window_id == shares.c.window_id)
         found: set[str] = set()
-        for share in self._where(waiting, shares.c.request_id, by_id):
+        for share in rows_where(self.connection, waiting, shares.c.request_id, by_id):
             row = by_id[share["request_id"]]
             self.changes.share_found(share["energy_uj"], share, row)
             if row["request_id"] not in found:
                 found.add(row["request_id"])
                 self.changes.first_share(row)
-        self._insert(requests, self.new_requests)
+        insert(self.connection, requests, self.new_requests)
         return len(self.new_requests)
 
     def add_windows(self, rows: Sequence[Row]) -> int:
         new = self._new(windows, "window_id", rows)
         for row in new:
             self.changes.window(row)
-        self._insert(windows, new)
+        insert(self.connection, windows, new)
         return len(new)
 
     def add_totals(self, divided: Sequence[tuple[Row, dict[str, int]]]) -> int:
@@ -262,25 +257,16 @@ class _Batch:
         by_id = {row["window_id"]: row for row in new}
         wanted = {share["request_id"] for share in share_rows}
         c = requests.c
+        estimates = (c[name] for name in rollups.ESTIMATES)
+        named = select(c.request_id, c.team, c.hour_s, c.dim_id, *estimates)
         known = {
             row["request_id"]: row
-            for row in self._where(
-                select(
-                    c.request_id,
-                    c.team,
-                    c.hour_s,
-                    c.dim_id,
-                    *(c[name] for name in rollups.ESTIMATES),
-                ),
-                c.request_id,
-                wanted,
-            )
+            for row in rows_where(self.connection, named, c.request_id, wanted)
         }
+        metered = select(shares.c.request_id).distinct()
         had = {
             row["request_id"]
-            for row in self._where(
-                select(shares.c.request_id).distinct(), shares.c.request_id, known
-            )
+            for row in rows_where(self.connection, metered, shares.c.request_id, known)
         }
         for row in new:
             self.changes.totals(row)
@@ -290,78 +276,40 @@ class _Batch:
             if request is not None and share["request_id"] not in had:
                 had.add(share["request_id"])
                 self.changes.first_share(request)
-        self._insert(window_totals, new)
-        self._insert(shares, share_rows)
+        insert(self.connection, window_totals, new)
+        insert(self.connection, shares, share_rows)
         self.shares_added = len(share_rows)
         return len(new)
 
     def _new(self, table: Table, key: str, rows: Sequence[Row]) -> list[Row]:
         """Of ``rows`` those that the table does not have; the first of equals."""
         by_key = {row[key]: row for row in reversed(rows)}
-        for row in self._where(select(table.c[key]), table.c[key], by_key):
+        for row in rows_where(self.connection, select(table.c[key]), table.c[key], by_key):
             del by_key[row[key]]
         return list(by_key.values())
-
-    def _where(self, query: Any, column: Any, keys: Iterable[str]) -> Iterator[Any]:
-        for chunk in _chunks(list(keys), _KEYS_A_QUERY):
-            yield from self.connection.execute(query.where(column.in_(chunk))).mappings().all()
-
-    def _insert(self, table: Table, rows: Sequence[Row]) -> None:
-        """Rows that all have the same keys, as tuples straight to the driver: a third less work
-        than through SQLAlchemy's parameters."""
-        if rows:
-            names = list(rows[0])
-            mark = "%s" if self.connection.dialect.name == "postgresql" else "?"
-            marks = ", ".join([mark] * len(names))
-            self.connection.exec_driver_sql(
-                f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})",
-                list(map(itemgetter(*names), rows)),
-            )
 
 
 def add_dims(connection: Connection, rows: Sequence[Row]) -> None:
     """Describe the combinations of dimensions that ``rows`` are the first to have."""
     by_id = {row["dim_id"]: row for row in rows}
-    known = set(
-        connection.scalars(select(dims.c.dim_id).where(dims.c.dim_id.in_(list(by_id))))
-        if by_id
-        else ()
-    )
-    values = [
+    for known in rows_where(connection, select(dims.c.dim_id), dims.c.dim_id, by_id):
+        del by_id[known["dim_id"]]
+    described = [
         {"dim_id": number, **dict(zip(DIMENSIONS, dimensions(row), strict=True))}
         for number, row in by_id.items()
-        if number not in known
     ]
-    if values:
-        connection.execute(dims.insert(), values)
+    insert(connection, dims, described)
 
 
 def add_sums(connection: Connection, table: Table, sums: Sums) -> None:
     """Add to a roll-up's rows, making those that are missing."""
     keys = [column.name for column in table.primary_key]
-    rows = [
-        {**dict(zip(keys, key, strict=True)), **values}
-        for key, values in sums.items()
-        if any(values.values())
-    ]
-    if not rows:
-        return
-    statement = _insert(connection, table)
-    added = {
-        column.name: column + statement.excluded[column.name]
-        for column in table.c
-        if column.name not in keys
-    }
-    rows.sort(key=lambda row: [row[key] for key in keys])
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=added), rows)
+    # in one order, so that two databases fill alike and pages are written next to each other
+    changed = sorted(item for item in sums.items() if any(item[1].values()))
+    add(connection, table, [{**dict(zip(keys, k, strict=True)), **v} for k, v in changed])
 
 
 def _insert(connection: Connection, table: Table) -> Any:
     """An INSERT that knows ON CONFLICT, which both databases spell alike."""
     kind = postgresql if connection.dialect.name == "postgresql" else sqlite
     return kind.insert(table)
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]

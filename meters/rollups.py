@@ -8,7 +8,9 @@ Everything added is a whole number, so neither order nor batching can change a s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import compress
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Select, Table, case, func, literal_column, select
@@ -64,6 +66,10 @@ _METERED = {
 ESTIMATES = tuple(_METERED.values())  # the columns of a request that ``first_share`` reads
 
 
+_plain_of = itemgetter(*_PLAIN)
+_request_key = itemgetter("team", "hour_s", "dim_id")
+
+
 class Changes:
     """The differences one batch makes to the three roll-ups, by primary key."""
 
@@ -72,17 +78,22 @@ class Changes:
         self.energy_hours: Sums = defaultdict(lambda: {"energy_uj": 0})
         self.node_hours: Sums = defaultdict(lambda: dict.fromkeys(NODE_SUMS, 0))
 
-    def request(self, row: Row) -> None:
-        """A new row of ``requests``, without its shares."""
-        sums = self.request_hours[row["team"], row["hour_s"], row["dim_id"]]
-        sums["requests"] += 1
-        for name in _PLAIN:
-            sums[name] += row[name] or 0
-        for name, column in _COUNTS.items():
-            sums[name] += row[column] is not None
-        if row["counterfactual_energy_uj"] is not None:
-            for name, column in _COMPARED.items():
-                sums[name] += row[column] or 0
+    def requests(self, rows: Iterable[Row]) -> None:
+        """New rows of ``requests``, without their shares."""
+        groups: dict[tuple[Any, ...], list[tuple[int | None, ...]]] = defaultdict(list)
+        for row in rows:
+            groups[_request_key(row)].append(_plain_of(row))
+        for key, members in groups.items():
+            sums = self.request_hours[key]
+            sums["requests"] += len(members)
+            columns = dict(zip(_PLAIN, zip(*members, strict=True), strict=True))
+            for name, column in columns.items():
+                sums[name] += sum(filter(None, column))
+            for name, counted in _COUNTS.items():
+                sums[name] += len(members) - columns[counted].count(None)
+            known = [figure is not None for figure in columns["counterfactual_energy_uj"]]
+            for name, compared in _COMPARED.items():
+                sums[name] += sum(filter(None, compress(columns[compared], known)))
 
     def first_share(self, row: Row) -> None:
         """The request of ``row`` has its first share, now."""

@@ -6,16 +6,17 @@ pass through an older one unharmed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
+from operator import itemgetter
 from typing import Any
 
 import msgspec
 
-from meters.exact import MICRO, apportion, from_micro, from_nano, micro, nano
+from meters.exact import MICRO, NANO, apportion, from_micro, from_nano, micro, nano, whole
 from meters.schema import DIMENSIONS, requests, windows
-from meters.types import Attribution, UsageRecord, Window
+from meters.types import Attribution, Evidence, UsageRecord, Window
 
 Row = dict[str, Any]
 
@@ -39,21 +40,59 @@ _WINDOW_UNITS = {
 _RENAMED = {"group": "model_group"}
 _RECORD_FIELDS = tuple(f.name for f in msgspec.structs.fields(UsageRecord))
 _WINDOW_FIELDS = tuple(f.name for f in msgspec.structs.fields(Window))
-# (field, its column or None, what turns it into the column's unit or None)
-_Column = tuple[str, str | None, Callable[[Any], Any] | None]
+_dimensions_in = itemgetter(*DIMENSIONS)
 
 
-def _columns(names: tuple[str, ...], units: Mapping[str, Any], table: Any) -> tuple[_Column, ...]:
-    found: list[_Column] = []
-    for name in names:
-        column, into, _ = units.get(name, (_RENAMED.get(name, name), None, None))
-        found.append((name, column if column in table else None, into))
-    return tuple(found)
+class _Layout:
+    """Where the fields of a struct go in a row: worked out once, since it is done for every row."""
+
+    def __init__(self, kind: type[msgspec.Struct], units: Mapping[str, Any], table: Any) -> None:
+        names = kind.__struct_fields__
+        texts = [f.name for f in msgspec.structs.fields(kind) if _is_text(f.type)]
+        self.columns = [_column(name, units) for name in names]
+        self.whole = [
+            (at, NANO if units[name][1] is nano else MICRO)
+            for at, name in enumerate(names)
+            if name in units
+        ]
+        self.texts = [at for at, name in enumerate(names) if name in texts]
+        self.text_of = itemgetter(*self.texts)
+        self.evidence = names.index("evidence")
+        self.strangers = [
+            (column, name)
+            for column, name in zip(self.columns, names, strict=True)
+            if column not in table
+        ]
+
+    def row(self, value: msgspec.Struct) -> Row:
+        fields: list[Any] = list(msgspec.structs.astuple(value))
+        for at, per_unit in self.whole:
+            if (figure := fields[at]) is not None:
+                fields[at] = whole(figure, per_unit)
+        fields[self.evidence] = str(fields[self.evidence])
+        together = "".join(filter(None, self.text_of(fields)))
+        if not together.isascii() or "\x00" in together:
+            for at in self.texts:
+                fields[at] = fields[at] and clean(fields[at])
+        row = dict(zip(self.columns, fields, strict=True))
+        row["extra"] = None
+        if self.strangers:
+            extra = {name: row.pop(column) for column, name in self.strangers}
+            known = {name: field for name, field in extra.items() if field is not None}
+            row["extra"] = msgspec.json.encode(known).decode() if known else None
+        return row
 
 
-_RECORD_COLUMNS = _columns(_RECORD_FIELDS, _RECORD_UNITS, requests.c)
-_WINDOW_COLUMNS = _columns(_WINDOW_FIELDS, _WINDOW_UNITS, windows.c)
-_DIMENSION_COLUMNS = tuple(name for name in DIMENSIONS)
+def _is_text(kind: Any) -> bool:
+    return kind in (str, str | None, Evidence)
+
+
+def _column(name: str, units: Mapping[str, Any]) -> str:
+    return str(units[name][0]) if name in units else _RENAMED.get(name, name)
+
+
+_RECORD = _Layout(UsageRecord, _RECORD_UNITS, requests.c)
+_WINDOW = _Layout(Window, _WINDOW_UNITS, windows.c)
 
 
 def hour_of(at_s: float) -> int:
@@ -63,16 +102,20 @@ def hour_of(at_s: float) -> int:
 
 def record_row(record: UsageRecord) -> Row:
     """One request as a row of ``requests``. Raises ValueError for a figure that is not finite."""
-    row = _row(record, _RECORD_COLUMNS)
-    row["tags"] = ",".join(sorted({clean(tag).replace(",", " ") for tag in record.tags}))
+    row = _RECORD.row(record)
+    row["tags"] = (
+        ",".join(sorted({clean(tag).replace(",", " ") for tag in record.tags}))
+        if record.tags
+        else ""
+    )
     row["hour_s"] = hour_of(record.start_s)
-    row["dim_id"] = dim_id(*dimensions(row))
+    row["dim_id"] = _dim_id_of(_dimensions_in(row))
     return row
 
 
 def window_row(window: Window) -> Row:
     """One window as a row of ``windows``. Raises ValueError for a figure that is not finite."""
-    row = _row(window, _WINDOW_COLUMNS)
+    row = _WINDOW.row(window)
     row["hour_s"] = hour_of(window.start_s)
     return row
 
@@ -137,17 +180,25 @@ def window_of(row: Mapping[str, Any]) -> Window:
 
 def dimensions(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a request row is grouped by, in the order of DIMENSIONS; NULL text is ''."""
-    return tuple(
-        row[name] if name in ("pue", "simulated") else row[name] or ""
-        for name in _DIMENSION_COLUMNS
-    )
+    return _without_null(_dimensions_in(row))
 
 
-@lru_cache(maxsize=65536)
 def dim_id(*values: Any) -> int:
     """The number of one combination of dimensions, the same on every replica; never 0."""
     digest = blake2b("\x1f".join(map(repr, values)).encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "big") >> 1) or 1
+
+
+@lru_cache(maxsize=65536)
+def _dim_id_of(values: tuple[Any, ...]) -> int:
+    return dim_id(*_without_null(values))
+
+
+def _without_null(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        value if name in ("pue", "simulated") else value or ""
+        for name, value in zip(DIMENSIONS, values, strict=True)
+    )
 
 
 def clean(text: str) -> str:
@@ -155,23 +206,6 @@ def clean(text: str) -> str:
     if text.isascii() and "\x00" not in text:
         return text
     return text.replace("\x00", "").encode("utf-8", "replace").decode()
-
-
-def _row(value: msgspec.Struct, columns: tuple[_Column, ...]) -> Row:
-    row: Row = {"extra": None}
-    extra: Row = {}
-    for (name, column, into), field in zip(columns, msgspec.structs.astuple(value), strict=True):
-        if into is not None:
-            field = into(field)
-        elif isinstance(field, str):
-            field = clean(str(field))
-        if column is not None:
-            row[column] = field
-        elif field is not None:
-            extra[name] = field
-    if extra:
-        row["extra"] = msgspec.json.encode(extra).decode()
-    return row
 
 
 def _fields(row: Mapping[str, Any], names: tuple[str, ...], units: Mapping[str, Any]) -> Row:

@@ -84,10 +84,10 @@ class Flight:
     )
 
     def __init__(self, endpoint: str) -> None:
-        self.request_id = "req_" + os.urandom(12).hex()
-        self.endpoint = endpoint
         self.start_s = time.monotonic()
         self.start_wall_s = time.time()
+        self.request_id = new_request_id(self.start_wall_s)
+        self.endpoint = endpoint
         self.caller: Caller | None = None
         self.asked = ""
         self.policy = ""
@@ -150,6 +150,15 @@ class Flight:
             output_tokens=float(self.events if output is None else output),
             progress=tuple((self.wall(at), tokens) for at, tokens in self.progress),
         )
+
+
+def new_request_id(at_s: float) -> str:
+    """A new request's id: its arrival in milliseconds since 1970, then 64 random bits.
+
+    Ids that come one after the other lie together in the ledger's indexes: a batch then touches
+    a few pages however many millions of requests are there already.
+    """
+    return f"req_{int(at_s * 1000):011x}{os.urandom(8).hex()}"
 
 
 class TimeWatch:
