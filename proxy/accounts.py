@@ -36,7 +36,7 @@ UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
 SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
 MOST_KEPT = 200_000  # finished requests of a node that are kept at most
 PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
-RECENT = 20_000  # records that receipts find before the ledger has them
+RECENT = 5_000  # records that receipts find before the ledger has them
 
 Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
 
@@ -277,8 +277,8 @@ class Accounts:
             oldest_s = now_s - (KEEP_S if metered else UNMETERED_S)
             while waiting and (waiting[0].activity.end_s or 0.0) < oldest_s:
                 self._teach(waiting.popleft())
-        for kept in self._settled.values():
-            while kept and (kept[0].activity.end_s or 0.0) < now_s - KEEP_S:
+            kept = self._settled.get(node, waiting)
+            while kept and (kept[0].activity.end_s or 0.0) < oldest_s:
                 kept.popleft()
 
     def _teach(self, settled: _Settled) -> None:
