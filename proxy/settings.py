@@ -83,7 +83,10 @@ class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Redis(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """State shared by replicas. Without a URL it is kept in process."""
 
-    url: Annotated[str | None, help_("`redis://` or `rediss://` address.")] = None
+    url: Annotated[
+        str | None,
+        help_("`redis://`, `redis+sentinel://` or `redis+cluster://`; `rediss` for TLS."),
+    ] = None
     timeout_s: Annotated[
         Positive, help_("How long a request waits for Redis before it goes on without.")
     ] = 0.25

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable
+from secrets import token_hex
+from typing import NamedTuple, TypeVar
 
 from redis.exceptions import RedisError
 
 from proxy.background import ended
 from proxy.budgets import Charge
-from proxy.store import Admission, AdmitRequest, Settlement
+from proxy.store import Admission, AdmitRequest, Settlement, settled
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 
@@ -23,6 +24,15 @@ T = TypeVar("T")
 _IDS_AT_ONCE = 1_000
 
 _AWAY = (RedisError, OSError, TimeoutError)
+
+
+class _Batch(NamedTuple):
+    """One holder's share of what is handed over."""
+
+    holder: str
+    taken: list[tuple[Charge, int]]
+    request_ids: list[str]
+    mark: str
 
 
 class FallbackStore:
@@ -49,6 +59,8 @@ class FallbackStore:
         self._changed = changed
         self._holders: dict[str, str] = {}  # counter -> holder, of what the stand-in counts
         self._settled: dict[str, list[str]] = defaultdict(list)  # by holder, while Redis is away
+        self._unsure: list[Settlement] = []
+        self._handing: list[_Batch] = []
         self._probing: asyncio.Task[None] | None = None
 
     async def admit(self, request: AdmitRequest) -> Admission:
@@ -57,13 +69,18 @@ class FallbackStore:
         )
 
     async def settle(self, settlement: Settlement) -> None:
-        async def here() -> None:
-            for charge in settlement.charges:
-                self._holders[charge.counter] = settlement.holder
+        if not self.down:
+            try:
+                await self._redis.settle(settlement)
+                return
+            except _AWAY as error:
+                self._went(error)
+                self._unsure.append(settlement)  # it may have come through, or may yet
+        else:
             self._settled[settlement.holder].append(settlement.request_id)
-            await self._stand_in.settle(settlement)
-
-        await self._either(lambda: self._redis.settle(settlement), here)
+        for charge in settlement.charges:
+            self._holders[charge.counter] = settlement.holder
+        await self._stand_in.settle(settlement)
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         # also here: whoever waits on a claim made while Redis was away waits in this process
@@ -112,8 +129,7 @@ class FallbackStore:
             await asyncio.sleep(self._probe_s)
             try:
                 await self._redis.ping()
-                while used := self._stand_in.settled_here():
-                    await self._hand_over(used)
+                await self._hand_over()
             except _AWAY:
                 continue
             self._stand_in.forget_counters()
@@ -123,20 +139,33 @@ class FallbackStore:
             if self._changed is not None:
                 self._changed(False)
 
-    async def _hand_over(self, used: Sequence[tuple[Charge, int]]) -> None:
-        """Add to Redis what was settled here, and give back what was reserved there."""
-        by_holder: dict[str, list[tuple[Charge, int]]] = defaultdict(list)
-        for charge, amount in used:
-            by_holder[self._holders[charge.counter]].append((charge, amount))
-        for holder, amounts in by_holder.items():
-            ids = self._settled.get(holder, [])[:_IDS_AT_ONCE]
-            await self._redis.add(holder, amounts, ids)
-            self._stand_in.take(amounts)
-            del self._settled[holder][: len(ids)]
-        for holder, rest in self._settled.items():
-            for start in range(0, len(rest), _IDS_AT_ONCE):
-                await self._redis.add(holder, [], rest[start : start + _IDS_AT_ONCE])
-        self._settled.clear()
+    async def _hand_over(self) -> None:
+        """Add to Redis what was settled here, and give back what was reserved there.
+
+        Whatever fails is sent again as it was: Redis knows by its mark what it has counted.
+        """
+        while self._unsure:
+            one = self._unsure[0]
+            await self._redis.settle(one)
+            self._stand_in.take([(c, settled(c, one.took)) for c in one.charges])
+            del self._unsure[0]
+        while self._handing or self._gather():
+            batch = self._handing[0]
+            await self._redis.add(batch.holder, batch.taken, batch.request_ids, mark=batch.mark)
+            self._stand_in.take(batch.taken)
+            del self._handing[0]
+
+    def _gather(self) -> list[_Batch]:
+        """What is to be handed over now; empty when nothing is."""
+        taken: dict[str, list[tuple[Charge, int]]] = defaultdict(list)
+        for charge, amount in self._stand_in.settled_here():
+            taken[self._holders[charge.counter]].append((charge, amount))
+        for holder in [*taken, *(h for h in self._settled if h not in taken)]:
+            ids = self._settled.pop(holder, [])
+            for start in range(0, max(1, len(ids)), _IDS_AT_ONCE):
+                part = ids[start : start + _IDS_AT_ONCE]
+                self._handing.append(_Batch(holder, taken.pop(holder, []), part, token_hex(8)))
+        return self._handing
 
 
 async def _nothing() -> None:

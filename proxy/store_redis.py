@@ -11,14 +11,16 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import orjson
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ClusterDownError
 
 from meters.rows import clean
 from proxy.budgets import Charge
@@ -95,17 +97,34 @@ end
 return {0, leads, answer, unpack(used)}
 """
 
-# KEYS: order of reservations, reservations, counters...
-# ARGV: for each counter the amount taken, and its end in milliseconds, or 0 where a counter that
-#       is missing is read from the ledger later; then the ids whose reservations are given back
+# KEYS: the shared answer, the claim on it. ARGV: who claims it, for how many milliseconds
+# Gives: {leads, answer}
+_CLAIM = """
+local answer = redis.call('GET', KEYS[1])
+if answer or redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
+    or redis.call('GET', KEYS[2]) == ARGV[1] then
+  return {1, answer}
+end
+return {0, answer}
+"""
+
+# What is settled is remembered for so long, so that settling it again counts nothing: a script
+# that was given up after the time limit may still have run, or may run once a stuck Redis goes on.
+_SETTLED_S = 120
+
+# KEYS: order of reservations, reservations, this settlement's mark, counters...
+# ARGV: how long the mark stays in seconds; for each counter the amount taken, and its end in
+#       milliseconds, or 0 where a counter that is missing is read from the ledger later; then the
+#       ids whose reservations are given back
 _SETTLE = """
-for i = 3, #KEYS do
-  local at = (i - 3) * 2 + 1
+if not redis.call('SET', KEYS[3], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+for i = 4, #KEYS do
+  local at = (i - 4) * 2 + 2
   local there = redis.call('EXISTS', KEYS[i]) == 1
   if there or ARGV[at + 1] ~= '0' then redis.call('INCRBY', KEYS[i], ARGV[at]) end
   if not there and ARGV[at + 1] ~= '0' then redis.call('PEXPIREAT', KEYS[i], ARGV[at + 1]) end
 end
-for i = (#KEYS - 2) * 2 + 1, #ARGV do
+for i = (#KEYS - 3) * 2 + 2, #ARGV do
   local kept = redis.call('HGET', KEYS[2], ARGV[i])
   if kept then
     for _, part in ipairs(cjson.decode(kept)) do
@@ -131,8 +150,8 @@ class RedisStore:
         clock: Callable[[], float] = time.time,
         prefix: str = "joulegate",
     ) -> None:
-        """``url``: ``redis://``, ``rediss://`` (TLS), ``redis+sentinel://host,host/master/db``, or
-        ``redis+cluster://host``."""
+        """``url``: ``redis://``, ``redis+sentinel://host,host/master/db`` or
+        ``redis+cluster://host``, each with ``rediss`` over TLS."""
         self.client = connect(url, timeout_s)
         self._timeout_s = timeout_s
         self._seed = seed
@@ -141,6 +160,7 @@ class RedisStore:
         self._is_cluster = isinstance(self.client, RedisCluster)
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
+        self._claim_script = self.client.register_script(_CLAIM)
 
     async def admit(self, request: AdmitRequest) -> Admission:
         now_s = self._clock()
@@ -160,6 +180,8 @@ class RedisStore:
             await self._sow(request.charges, request.holder)
             reply = await self._timed(self._admit_script(keys=keys, args=args))
         denied, leads = int(reply[0]), bool(reply[1])
+        if apart and not denied and answer is None and request.claim_s > 0:
+            leads, answer = await self._claim(request)
         return admission(
             request,
             denied - 1 if denied else None,
@@ -171,7 +193,8 @@ class RedisStore:
     async def settle(self, settlement: Settlement) -> None:
         if settlement.charges:
             taken = [(charge, settled(charge, settlement.took)) for charge in settlement.charges]
-            await self.add(settlement.holder, taken, [settlement.request_id])
+            ids = [settlement.request_id]
+            await self.add(settlement.holder, taken, ids, mark=settlement.request_id)
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         pipeline = self.client.pipeline(transaction=False)
@@ -195,11 +218,19 @@ class RedisStore:
             pause_s = min(slowest_s, pause_s * 1.5)
 
     async def add(
-        self, holder: str, taken: Sequence[tuple[Charge, int]], request_ids: Sequence[str]
+        self,
+        holder: str,
+        taken: Sequence[tuple[Charge, int]],
+        request_ids: Sequence[str],
+        *,
+        mark: str,
     ) -> None:
-        """Count what was taken, and give back what these requests had reserved."""
-        keys = [self._key(holder, "order"), self._key(holder, "held")]
-        args = []
+        """Count what was taken, and give back what these requests had reserved.
+
+        Again with the same ``mark`` it does nothing.
+        """
+        keys = [self._key(holder, name) for name in ("order", "held", f"settled:{mark}")]
+        args = [str(_SETTLED_S)]
         for charge, amount in taken:
             keys.append(self._key(holder, charge.counter))
             args += [str(amount), "0" if self._sown(charge) else _until_ms(charge)]
@@ -207,7 +238,14 @@ class RedisStore:
         await self._timed(self._settle_script(keys=keys, args=args))
 
     async def ping(self) -> None:
-        await self._timed(self.client.ping())
+        """Returns when every part of it answers that a request may need. Raises otherwise."""
+        if self._is_cluster:
+            told = self.client.cluster_info(target_nodes=RedisCluster.PRIMARIES)
+            states = (await self._timed(told)).values()
+            if any(info.get("cluster_state") != "ok" for info in states):
+                raise ClusterDownError("a node says that the cluster is not whole")
+        else:
+            await self._timed(self.client.ping())
 
     async def close(self) -> None:
         await self.client.aclose()
@@ -215,6 +253,15 @@ class RedisStore:
     async def _timed(self, awaitable: Any) -> Any:
         async with asyncio.timeout(self._timeout_s):
             return await awaitable
+
+    async def _claim(self, request: AdmitRequest) -> tuple[bool, bytes | None]:
+        """Claim an answer that holders share, whose keys lie with none of them."""
+        assert request.cache_key is not None
+        names = (self._cache_key, self._claim_key)
+        keys = [name(request.holder, request.cache_key) for name in names]
+        args = [request.request_id, str(int(request.claim_s * 1000))]
+        leads, answer = await self._timed(self._claim_script(keys=keys, args=args))
+        return bool(leads), answer
 
     async def _sow(self, charges: Sequence[Charge], holder: str) -> None:
         """Make the counters that the ledger knows; whoever is first makes them for all."""
@@ -284,29 +331,31 @@ class RedisStore:
 def connect(url: str, timeout_s: float) -> Any:
     """A client for any of the addresses that ``RedisStore`` takes. Connects when first used."""
     parts = urlsplit(url)
-    options: dict[str, Any] = {
+    secure = parts.scheme.startswith("rediss")
+    timeouts: dict[str, Any] = {
         "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s,
-        **dict(parse_qsl(parts.query)),
     }
-    if parts.scheme == "redis+cluster":
-        return RedisCluster.from_url(
-            url.replace("redis+cluster", "redis", 1), retry=Retry(NoBackoff(), 2), **options
-        )
-    if parts.scheme == "redis+sentinel":
+    plain = parts._replace(scheme="rediss" if secure else "redis").geturl()
+    if parts.scheme.endswith("+cluster"):
+        return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 2), **timeouts)
+    if parts.scheme.endswith("+sentinel"):
         path = parts.path.strip("/").split("/")
         if not path[0]:
             raise ValueError("A Sentinel address names its master: redis+sentinel://host/master")
         hosts = [_host(h) for h in parts.netloc.rpartition("@")[2].split(",")]
+        options = timeouts | dict(parse_url(f"redis://?{parts.query}"))
+        if secure:
+            options["ssl"] = True
         sentinel = Sentinel(hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         return sentinel.master_for(
             path[0],
             db=int(path[1]) if len(path) > 1 else 0,
-            username=parts.username,
-            password=parts.password,
+            username=parts.username and unquote(parts.username),
+            password=parts.password and unquote(parts.password),
             **options,
         )
-    return Redis.from_url(url, retry=Retry(NoBackoff(), 1), **options)
+    return Redis.from_url(plain, retry=Retry(NoBackoff(), 1), **timeouts)
 
 
 def _until_ms(charge: Charge) -> str:

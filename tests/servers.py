@@ -121,23 +121,45 @@ def start_redis(*options: str) -> Server:
     return Server(command, port, folder, ready, f"redis://127.0.0.1:{port}/0")
 
 
-def start_redis_cluster() -> Server:
-    """A Redis Cluster of one node, which holds all slots and insists on a slot for each script."""
-    server = start_redis("--cluster-enabled", "yes")
-    with redis.Redis(port=server.port, decode_responses=True) as client:
-        client.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
-        while "cluster_state:ok" not in str(client.execute_command("CLUSTER", "INFO")):
+def start_redis_cluster(nodes: int = 1) -> list[Server]:
+    """A Redis Cluster whose nodes share all slots; each insists on one slot for each script.
+
+    The ``url`` of every node names the cluster.
+    """
+    servers = [
+        start_redis("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        for _ in range(nodes)
+    ]
+    for number, server in enumerate(servers):
+        slots = range(16384 * number // nodes, 16384 * (number + 1) // nodes)
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("CLUSTER", "ADDSLOTS", *slots)
+            client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+            for other in servers[:number]:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", other.port)
+    end = time.monotonic() + START_S
+    for server in servers:
+        while not _cluster_is_whole(server, nodes):
+            if time.monotonic() > end:
+                raise RuntimeError("the nodes did not find each other")
             time.sleep(0.02)
-    server.url = f"redis+cluster://127.0.0.1:{server.port}"
-    return server
+        server.url = f"redis+cluster://127.0.0.1:{server.port}"
+    return servers
 
 
-def start_sentinel(master: Server) -> Server:
+def _cluster_is_whole(server: Server, nodes: int) -> bool:
+    with redis.Redis(port=server.port, decode_responses=True) as client:
+        told = str(client.execute_command("CLUSTER", "INFO"))
+    return "cluster_state:ok" in told and f"cluster_known_nodes:{nodes}" in told
+
+
+def start_sentinel(master: Server, down_after_ms: int = 30_000) -> Server:
     """A Sentinel that alone decides about ``master``; its ``url`` names that as ``main``."""
     port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="joulegate-sentinel-"))
     (folder / "sentinel.conf").write_text(
         f"port {port}\nbind 127.0.0.1\nsentinel monitor main 127.0.0.1 {master.port} 1\n"
+        f"sentinel down-after-milliseconds main {down_after_ms}\n"
     )
     command = [_redis_binary(), str(folder / "sentinel.conf"), "--sentinel"]
 

@@ -16,6 +16,7 @@ from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
+from tests.tls import TlsEndpoint
 
 NOW_S = 1_790_000_000.0
 _numbers = itertools.count()
@@ -78,9 +79,10 @@ def _fields(rule: Rule) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def cluster_url() -> Iterator[str]:
-    server = start_redis_cluster()
-    yield server.url
-    server.close()
+    nodes = start_redis_cluster(3)
+    yield nodes[0].url
+    for node in nodes:
+        node.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +94,15 @@ def sentinel_url() -> Iterator[str]:
     master.close()
 
 
-@pytest.fixture(params=["local", "redis", "cluster", "sentinel"])
+@pytest.fixture(scope="module")
+def tls_url(redis_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    endpoint = TlsEndpoint(redis_server.port, tmp_path_factory.mktemp("tls"))
+    yield f"rediss://127.0.0.1:{endpoint.port}/0?ssl_ca_certs={endpoint.authority}"
+    assert endpoint.handshakes
+    endpoint.close()
+
+
+@pytest.fixture(params=["local", "redis", "tls", "cluster", "sentinel"])
 def make_store(
     request: pytest.FixtureRequest,
 ) -> Callable[..., Store]:
@@ -249,6 +259,31 @@ async def test_one_leads_and_the_others_get_its_answer(desk: Desk) -> None:
     await asyncio.sleep(0)
     await desk.store.put(desk.holder, "k", b"once", 100.0)
     assert await asyncio.gather(*waiting) == [b"once"] * 9
+
+
+async def test_one_leads_for_an_answer_that_holders_share(desk: Desk) -> None:
+    key = f"shared:{desk.holder}"
+    asked = [desk.ask([], cache_key=key, claim_s=30.0) for _ in range(5)]
+    asked += [
+        AdmitRequest(request_id=f"o{n}", holder=f"other-{n}", cache_key=key, claim_s=30.0)
+        for n in range(5)
+    ]
+    answers = await asyncio.gather(*(desk.store.admit(request) for request in asked))
+    assert sum(a.leads for a in answers) == 1
+    waiting = asyncio.create_task(desk.store.wait("other-1", key, 10.0))
+    await desk.store.put(desk.holder, key, b"once", 100.0)
+    assert await waiting == b"once"
+
+
+async def test_settling_again_counts_once(desk: Desk) -> None:
+    if isinstance(desk.store, LocalStore):
+        pytest.skip("nothing is sent twice within a process")
+    rule = desk.rule(limit=10.0)
+    request = desk.ask([rule])
+    await desk.store.admit(request)
+    await desk.settle(request, Amounts(energy_j=3.0))
+    await desk.settle(request, Amounts(energy_j=3.0))
+    assert await desk.used(rule) == 3.0
 
 
 async def test_when_the_leader_has_no_answer_the_others_stop_waiting(desk: Desk) -> None:

@@ -1,0 +1,179 @@
+"""Redis slow, gone, failing over, of another authority, and in parts: with the real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from proxy.budgets import Amounts, Charge, Rule, charges
+from proxy.store import AdmitRequest, Settlement, Store
+from proxy.store_fallback import FallbackStore
+from proxy.store_local import LocalStore
+from proxy.store_redis import RedisStore
+from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
+from tests.tls import TlsEndpoint
+
+
+class Outage:
+    """A store with its stand-in over one Redis, and what was said about it."""
+
+    def __init__(self, url: str, caplog: pytest.LogCaptureFixture, holder: str = "team") -> None:
+        caplog.set_level(logging.WARNING)
+        self.changes: list[bool] = []
+        self.redis = RedisStore(url, timeout_s=0.3)
+        self.store = FallbackStore(
+            self.redis, LocalStore(degraded=True), probe_s=0.02, changed=self.changes.append
+        )
+        self.holder = holder
+        self.rule = Rule(scope=f"team:{holder}", metric="energy_j", per="month", limit=1000.0)
+        self._log = caplog
+        self._number = 0
+
+    @property
+    def warnings(self) -> list[str]:
+        told = [record.getMessage() for record in self._log.records]
+        return [message for message in told if "does not answer" in message]
+
+    async def ask(self, holder: str | None = None) -> AdmitRequest:
+        """Admit one more request of 1 J."""
+        self._number += 1
+        request = AdmitRequest(
+            request_id=f"r{self._number}",
+            holder=holder or self.holder,
+            charges=self.charges(Amounts(energy_j=1.0)),
+        )
+        assert (await self.store.admit(request)).allowed
+        return request
+
+    async def settle(self, request: AdmitRequest, energy_j: float) -> None:
+        settled = Settlement(
+            request_id=request.request_id,
+            holder=request.holder,
+            charges=request.charges,
+            took=Amounts(energy_j=energy_j),
+        )
+        await self.store.settle(settled)
+
+    async def used(self, store: Store | None = None) -> float:
+        nothing = AdmitRequest(
+            request_id="look", holder=self.holder, charges=self.charges(Amounts(requests=0))
+        )
+        return (await (store or self.store).admit(nothing)).spent[0].used / 1e6
+
+    def charges(self, amounts: Amounts) -> list[Charge]:
+        return list(charges([self.rule], amounts, time.time()))
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+        end_s = time.monotonic() + timeout_s
+        while not condition():
+            assert time.monotonic() < end_s, "it did not come true in time"
+            await asyncio.sleep(0.01)
+
+
+def _wait_until(server: Server, condition: Callable[[Any], bool]) -> None:
+    end_s = time.monotonic() + 20.0
+    with redis.Redis(port=server.port) as client:
+        while not condition(client):
+            assert time.monotonic() < end_s, "it did not come true in time"
+            time.sleep(0.01)
+
+
+async def test_what_a_stuck_redis_did_not_acknowledge_is_counted_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = start_redis()
+    outage = Outage(server.url, caplog)
+    first = await outage.ask()
+    server.pause()
+    await outage.settle(first, 5.0)  # lies in the stuck server's buffer, and here
+    assert outage.store.down
+    second = await outage.ask()
+    await outage.settle(second, 7.0)
+    server.resume()
+    await outage.until(lambda: not outage.store.down)
+    assert await outage.used() == 12.0
+    assert len(outage.warnings) == 1
+    await outage.store.close()
+    server.close()
+
+
+async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    master = start_redis()
+    replica = start_redis("--replicaof", "127.0.0.1", str(master.port))
+    _wait_until(replica, lambda c: c.info("replication")["master_link_status"] == "up")
+    sentinel = start_sentinel(master, down_after_ms=300)
+    _wait_until(sentinel, lambda c: bool(c.sentinel_slaves("main")))
+    outage = Outage(sentinel.url, caplog)
+    before = await outage.ask()
+    await outage.settle(before, 2.0)
+    with redis.Redis(port=master.port) as client:
+        client.wait(1, 5000)
+
+    master.kill()
+    during = await outage.ask()
+    assert outage.store.down
+    await outage.settle(during, 3.0)
+    await outage.until(lambda: not outage.store.down, 30.0)
+    after = await outage.ask()
+    await outage.settle(after, 4.0)
+    assert await outage.used() == 9.0
+    _wait_until(replica, lambda c: c.info("replication")["role"] == "master")
+    assert outage.changes == [True, False]
+    assert len(outage.warnings) == 1
+    await outage.store.close()
+    for server in (sentinel, replica, master):
+        server.close()
+
+
+async def test_a_cluster_with_a_node_gone_is_away_until_all_of_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = start_redis_cluster(3)
+    outage = Outage(nodes[0].url, caplog)
+    await outage.settle(await outage.ask(), 2.0)
+    holders = [f"team-{n}" for n in range(12)]  # some lie on each node
+    for holder in holders:
+        await outage.ask(holder)
+    kept_on = [redis.Redis(port=node.port).dbsize() for node in nodes]
+    assert all(kept_on)
+
+    nodes[2].kill()
+    for holder in holders:
+        await outage.ask(holder)
+    assert outage.store.down
+    await asyncio.sleep(0.2)  # ten probes, each of which finds the other two nodes
+    assert outage.store.down
+    nodes[2].start()
+    await outage.until(lambda: not outage.store.down, 30.0)
+    for holder in holders:
+        await outage.ask(holder)
+    assert outage.changes == [True, False]
+    assert len(outage.warnings) == 1
+    await outage.store.close()
+    for node in nodes:
+        node.close()
+
+
+async def test_a_redis_with_another_authority_s_certificate_is_not_spoken_to(
+    caplog: pytest.LogCaptureFixture, redis_server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    endpoint = TlsEndpoint(redis_server.port, tmp_path / "a")
+    other = TlsEndpoint(redis_server.port, tmp_path / "b")
+    outage = Outage(f"rediss://127.0.0.1:{endpoint.port}/0?ssl_ca_certs={other.authority}", caplog)
+    await outage.ask()
+    assert outage.store.down
+    assert endpoint.handshakes == 0
+    await outage.store.close()
+    endpoint.close()
+    other.close()
