@@ -48,6 +48,7 @@ from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.predicting import Predictors
+from proxy.providers import litellm_sdk
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
@@ -229,6 +230,8 @@ class Proxy:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         await self.client.start()
+        if any(e.bridged or e.settings.provider != "openai" for e in self.pool.engines):
+            await asyncio.to_thread(litellm_sdk.sdk)  # seconds, which no request should wait for
         self.ledger = Ledger(books.url_of(self.settings), lazy=True)
         self.drain = Drain(self.journal, self.ledger).start()
         self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)

@@ -25,6 +25,7 @@ class Engine:
 
     __slots__ = (
         "asleep",
+        "bridged",
         "calls",
         "context_in_flight",
         "cooldown_until_s",
@@ -53,6 +54,7 @@ class Engine:
         self.url = (settings.url or "").rstrip("/")
         self.wildcard = "*" in settings.model
         self.headers = _headers(settings)
+        self.bridged = frozenset(f"/{name}" for name in settings.bridge)  # paths it has not
         self.in_flight = 0
         self.context_in_flight = 0
         self.calls = 0

@@ -223,6 +223,10 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     supports_schema: Annotated[bool, help_("Whether it takes a JSON schema.")] = True
     supports_images: Annotated[bool, help_("Whether it takes images.")] = False
     simulated: Annotated[bool, help_("Whether its energy is made up; shown everywhere.")] = False
+    bridge: Annotated[
+        list[typing.Literal["responses", "messages"]],
+        help_("What it does not speak: answered over its chat completions by the litellm SDK."),
+    ] = []
     extra_headers: Annotated[dict[str, str], help_("Headers to send upstream.")] = {}
     litellm_params: Annotated[dict[str, Any], help_("Passed to the litellm SDK.")] = {}
 

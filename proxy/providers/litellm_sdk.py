@@ -1,4 +1,5 @@
-"""Calling providers through the litellm SDK, which is imported only when a config names one.
+"""Calling providers through the litellm SDK, which is imported only when a config names one; and
+answering ``/responses`` and ``/messages`` over the chat completions of backends that have no more.
 
 An answer looks like an aiohttp response to the request path: status, headers, bytes.
 """
@@ -19,8 +20,8 @@ from proxy.backends import Engine
 
 log = logging.getLogger("joulegate.litellm")
 
-# What of a request reaches the SDK. It takes many more names than OpenAI's API has, and some of
-# them choose where a call goes, with which key or headers: none of those may come from a request.
+# What of a request reaches the SDK. It takes many more names than the APIs have, and some of them
+# choose where a call goes, with which key or headers: none of those may come from a request.
 PASSED_ON = frozenset(
     {
         "audio",
@@ -63,6 +64,48 @@ PASSED_ON = frozenset(
     }
 )
 
+RESPONSES_PASSED_ON = frozenset(
+    {
+        "include",
+        "input",
+        "instructions",
+        "max_output_tokens",
+        "metadata",
+        "parallel_tool_calls",
+        "reasoning",
+        "store",
+        "stream",
+        "temperature",
+        "text",
+        "tool_choice",
+        "tools",
+        "top_logprobs",
+        "top_p",
+        "truncation",
+        "user",
+    }
+)
+MESSAGES_PASSED_ON = frozenset(
+    {
+        "max_tokens",
+        "messages",
+        "metadata",
+        "stop_sequences",
+        "stream",
+        "system",
+        "temperature",
+        "thinking",
+        "tool_choice",
+        "tools",
+        "top_k",
+        "top_p",
+    }
+)
+# What needs a conversation to be kept somewhere: an answer without it would be another's.
+NEEDS_STATE = ("previous_response_id", "conversation", "background", "prompt")
+# How the SDK calls an OpenAI-compatible server when nothing but its chat completions is to be used.
+OVER_CHAT = "hosted_vllm"
+
 _sdk: Any = None
 
 
@@ -75,6 +118,8 @@ def sdk() -> Any:
         _sdk.telemetry = False
         _sdk.suppress_debug_info = True
         _sdk.drop_params = True
+        _sdk.disable_hf_tokenizer_download = True
+        _sdk.use_chat_completions_url_for_anthropic_messages = True
     return _sdk
 
 
@@ -113,21 +158,35 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     fields = json.loads(body)
     settings = engine.settings
     model = fields.pop("model")
-    fields = {name: value for name, value in fields.items() if name in PASSED_ON}
-    fields.update(settings.litellm_params)
-    fields["model"] = model if "/" in model else f"{settings.provider}/{model}"
-    fields["num_retries"] = 0
-    if settings.api_key:
-        fields["api_key"] = settings.api_key
-    if settings.url:
-        fields["api_base"] = settings.url
-    call = {
-        "/chat/completions": litellm.acompletion,
-        "/completions": litellm.atext_completion,
-        "/embeddings": litellm.aembedding,
-    }.get(path)
+    over_chat = settings.provider == "openai"
+    provider = OVER_CHAT if over_chat else settings.provider
+    call, passed_on, events = {
+        "/chat/completions": (litellm.acompletion, PASSED_ON, _chat_events),
+        "/completions": (litellm.atext_completion, PASSED_ON, _chat_events),
+        "/embeddings": (litellm.aembedding, PASSED_ON, _chat_events),
+        "/responses": (litellm.aresponses, RESPONSES_PASSED_ON, _response_events),
+        "/messages": (litellm.anthropic_messages, MESSAGES_PASSED_ON, _message_events),
+    }.get(path, (None, frozenset(), _chat_events))
     if call is None:
         return _refused(404, f"{settings.provider} is not served at {path}.")
+    if path == "/responses":
+        for name in NEEDS_STATE:
+            if fields.get(name):
+                return _refused(
+                    400,
+                    f"{engine.name} is served over its chat completions, which keep nothing "
+                    f"between requests: {name!r} cannot be used. Send the whole conversation.",
+                )
+    fields = {name: value for name, value in fields.items() if name in passed_on}
+    fields.update(settings.litellm_params)
+    fields["model"] = model if "/" in model and not over_chat else f"{provider}/{model}"
+    fields["num_retries"] = 0
+    if path == "/responses":
+        fields["use_chat_completions_api"] = over_chat
+    if settings.api_key or over_chat:
+        fields["api_key"] = settings.api_key or "none"
+    if settings.url:
+        fields["api_base"] = settings.url
     try:
         answer = await call(**fields)
     except asyncio.CancelledError:
@@ -137,20 +196,40 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         log.info("%s refused: %s", engine.name, type(error).__name__)
         return _refused(status, str(getattr(error, "message", error)))
     if fields.get("stream"):
-        return Bridged(200, "text/event-stream", _events(answer))
-    return Bridged(200, "application/json", _once(answer.model_dump_json().encode()))
+        return Bridged(200, "text/event-stream", _unbroken(events(answer)))
+    whole = json.dumps(answer) if isinstance(answer, dict) else answer.model_dump_json()
+    return Bridged(200, "application/json", _once(whole.encode()))
 
 
-async def _events(answer: Any) -> AsyncIterator[bytes]:
+async def _unbroken(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The events; one that says so where they break off."""
     try:
-        async for chunk in answer:
-            yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+        async for event in events:
+            yield event
     except Exception as error:
         log.info("a stream broke off: %s", type(error).__name__)
         yield b"data: " + _error(502, "The provider broke off before the answer was complete.")
         yield b"\n\n"
-        return
+
+
+async def _chat_events(answer: Any) -> AsyncIterator[bytes]:
+    async for chunk in answer:
+        yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+async def _response_events(answer: Any) -> AsyncIterator[bytes]:
+    number = 0
+    async for event in answer:
+        # Clients keep events in order by this number, and the SDK leaves it out of most.
+        fields = {**event.model_dump(mode="json", exclude_none=True), "sequence_number": number}
+        number += 1
+        yield f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
+
+
+async def _message_events(answer: Any) -> AsyncIterator[bytes]:
+    async for event in answer:
+        yield event
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -1,0 +1,127 @@
+"""Responses and messages, answered over the chat completions of a backend that has no more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import openai
+import pytest
+
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import Config, Joulegate, config_of
+
+# litellm's own types warn while pydantic reads them.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+Start = Callable[[Config], Joulegate]
+STREAM = answers.stream(
+    [answers.event(e) for e in answers.chat_events(["Grüß", " ", "Gott"], usage=True)]
+)
+MESSAGE = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as running:
+        yield running
+
+
+@pytest.fixture
+def running(joulegate: Start, upstream: Upstream) -> Joulegate:
+    backend = {"url": upstream.base_url, "bridge": ["responses", "messages"]}
+    return joulegate(config_of(backend))
+
+
+def client_of(running: Joulegate) -> openai.OpenAI:
+    return openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
+
+
+def test_a_response_is_made_of_a_chat_and_its_usage_counted(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.answer(answers.CHAT))
+    response = client_of(running).responses.create(
+        model="tiny",
+        input="hello",
+        instructions="Be brief.",
+        max_output_tokens=9,
+        extra_body={"api_base": "http://127.0.0.1:9", "extra_headers": {"x-api-key": "stolen"}},
+    )
+    assert response.output_text == "Grüß Gott"
+    (received,) = upstream.wait_for(1)
+    assert received.target == "/v1/chat/completions"
+    sent = json.loads(received.body)
+    assert [m["content"] for m in sent["messages"]] == ["Be brief.", "hello"]
+    assert sent["max_tokens"] == 9
+    (record,) = running.records()
+    assert (record.endpoint, record.prompt_tokens, record.output_tokens) == ("responses", 12, 3)
+
+
+def test_a_response_streams_as_events_that_the_client_understands(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(STREAM)
+    with client_of(running).responses.stream(model="tiny", input="hello") as stream:
+        deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
+        final = stream.get_final_response()
+    assert "".join(deltas) == "Grüß Gott"
+    assert final.output_text == "Grüß Gott"
+    (record,) = running.records()
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 12, 3)
+
+
+def test_a_message_in_anthropics_shape_is_made_of_a_chat(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.answer(answers.CHAT))
+    reply = running.post({**MESSAGE, "system": "Be brief."}, path="/v1/messages")
+    assert reply.status == 200
+    message = json.loads(reply.body)
+    assert message["content"][0]["text"] == "Grüß Gott"
+    assert message["usage"]["output_tokens"] == 3
+    (received,) = upstream.wait_for(1)
+    assert received.target == "/v1/chat/completions"
+    (record,) = running.records()
+    assert (record.endpoint, record.prompt_tokens, record.output_tokens) == ("messages", 12, 3)
+
+
+def test_messages_stream_as_anthropics_events(running: Joulegate, upstream: Upstream) -> None:
+    upstream.play(STREAM)
+    reply = running.post({**MESSAGE, "stream": True}, path="/v1/messages")
+    names = [
+        line.removeprefix("event: ")
+        for line in reply.body.decode().splitlines()
+        if line.startswith("event: ")
+    ]
+    assert names[0] == "message_start"
+    assert names[-1] == "message_stop"
+    (record,) = running.records()
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 12, 3)
+
+
+def test_what_needs_a_conversation_to_be_kept_is_refused(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        client_of(running).responses.create(
+            model="tiny", input="hello", previous_response_id="resp_1"
+        )
+    assert upstream.received == []
+
+
+def test_an_upstreams_refusal_keeps_its_status(running: Joulegate, upstream: Upstream) -> None:
+    upstream.play(answers.failure(429, "rate_limit_exceeded", "slow down"))
+    with pytest.raises(openai.RateLimitError):
+        client_of(running).responses.create(model="tiny", input="hello")
+
+
+def test_without_a_bridge_both_are_passed_through(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    usage = {"input_tokens": 5, "output_tokens": 2}
+    upstream.play(answers.answer({"id": "resp_1", "usage": usage}))
+    for path in ("/v1/responses", "/v1/messages"):
+        assert running.post({**MESSAGE, "input": "x"}, path=path).status == 200
+    assert [r.target for r in upstream.wait_for(2)] == ["/v1/responses", "/v1/messages"]
+    assert {(r.prompt_tokens, r.output_tokens) for r in running.records()} == {(5, 2)}
