@@ -106,6 +106,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     zone: str | None = None  # grid zone, "DE", "US-CAL-CISO"
     region: str | None = None  # where data goes, "eu", "us"
     intensity_g_per_kwh: float | None = None
+    intensity_tier: str = ""  # the step of the ladder it stands on; "fixed" when set by hand
     pue: float | None = None
     input_usd_per_mtok: float | None = None
     output_usd_per_mtok: float | None = None

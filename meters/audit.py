@@ -18,6 +18,7 @@ from meters.schema import (
     request_hours,
     requests,
     shares,
+    team_days,
     window_totals,
     windows,
 )
@@ -67,6 +68,7 @@ def check(connection: Connection) -> Balance:
         *_orphans(connection),
         *_rollup(connection, request_hours, REQUEST_SUMS, rollups.expected_request_hours()),
         *_rollup(connection, energy_hours, ("energy_uj",), rollups.expected_energy_hours()),
+        *_rollup(connection, team_days, ("energy_uj",), rollups.expected_team_days()),
         *_rollup(connection, node_hours, NODE_SUMS[:-2], rollups.expected_node_hours()),
         *_rollup(connection, node_hours, NODE_SUMS[-2:], rollups.expected_host_hours()),
     ]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, select, text
 
-from meters.schema import changes, meta, metadata
+from meters.schema import changes, meta, metadata, team_days
 
 
 def _to_2(connection: Connection) -> None:
@@ -23,8 +23,26 @@ def _to_2(connection: Connection) -> None:
     )
 
 
+def _to_3(connection: Connection) -> None:
+    """Rows say their experiment's arm and what their intensity stood on; use of nodes by day."""
+    for change in (
+        "requests ADD COLUMN arm TEXT",
+        "requests ADD COLUMN intensity_tier TEXT NOT NULL DEFAULT ''",
+        "dims ADD COLUMN arm TEXT NOT NULL DEFAULT ''",
+    ):
+        connection.execute(text(f"ALTER TABLE {change}"))
+    team_days.create(connection)
+    connection.execute(
+        text(
+            "INSERT INTO team_days (day, node, team, energy_uj) "
+            "SELECT hour_s / 86400, metered_node, team, SUM(energy_uj) FROM energy_hours "
+            "GROUP BY hour_s / 86400, metered_node, team"
+        )
+    )
+
+
 # version -> what leads to it from the one before. Never change a step that was released.
-STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3}
 VERSION = 1 + len(STEPS)
 
 # Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.

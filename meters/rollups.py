@@ -23,6 +23,7 @@ from meters.schema import (
     request_hours,
     requests,
     shares,
+    team_days,
     window_totals,
     windows,
 )
@@ -30,6 +31,7 @@ from meters.schema import (
 Row = Mapping[str, Any]
 Sums = dict[tuple[Any, ...], dict[str, int]]
 
+DAY_S = 86_400
 PENDING_DIM = 0  # of shares whose request has not been recorded yet
 PENDING_TEAM = ""
 
@@ -71,7 +73,7 @@ _request_key = itemgetter("team", "hour_s", "dim_id")
 
 
 class Changes:
-    """The differences one batch makes to the three roll-ups, by primary key."""
+    """The differences one batch makes to the roll-ups, by primary key."""
 
     def __init__(self) -> None:
         self.request_hours: Sums = defaultdict(lambda: dict.fromkeys(REQUEST_SUMS, 0))
@@ -132,10 +134,18 @@ class Changes:
             sums["host_energy_uj"] += row["host_energy_uj"]
             sums["host_known"] += 1
 
+    def team_days(self) -> Sums:
+        """What ``energy_hours`` change by day, node and team."""
+        days: Sums = defaultdict(lambda: {"energy_uj": 0})
+        for (team, hour_s, _, node, _), sums in self.energy_hours.items():
+            days[hour_s // DAY_S, node, team]["energy_uj"] += sums["energy_uj"]
+        return days
+
     def by_table(self) -> tuple[tuple[Table, Sums], ...]:
         return (
             (request_hours, self.request_hours),
             (energy_hours, self.energy_hours),
+            (team_days, self.team_days()),
             (node_hours, self.node_hours),
         )
 
@@ -189,6 +199,16 @@ def expected_energy_hours() -> Select[Any]:
             )
         )
         .group_by(*keys)
+    )
+
+
+def expected_team_days() -> Select[Any]:
+    """``team_days``, re-added from ``energy_hours``, which is itself checked against the rows."""
+    e = energy_hours.c
+    day = (e.hour_s // DAY_S).label("day")
+    node = e.metered_node.label("node")
+    return select(day, node, e.team, func.sum(e.energy_uj).label("energy_uj")).group_by(
+        day, node, e.team
     )
 
 

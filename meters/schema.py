@@ -6,8 +6,9 @@ rows; roll-ups carry beside each sum how many rows it knows.
 
 Rows:      requests, windows, window_totals, shares
 Roll-ups:  request_hours (by the hour a request arrived), energy_hours (by the hour energy was
-           drawn, requests' part), node_hours (by the hour energy was drawn, all of it), each
-           kept in the transaction that writes the rows. ``dims`` holds what they group by.
+           drawn, requests' part), team_days (the same by day, node and team), node_hours (by the
+           hour energy was drawn, all of it), each kept in the transaction that writes the rows.
+           ``dims`` holds what they group by.
 People:    teams, projects, api_keys, accounts, changes, audit_log, feedback
 """
 
@@ -94,6 +95,8 @@ requests = Table(
     Column("replica", Text, nullable=False),
     Column("session", Text),
     Column("decision", Text),
+    Column("arm", Text),  # of an experiment
+    Column("intensity_tier", Text, nullable=False, default="", server_default=""),
     Column("extra", Text),  # fields of newer records that this schema has no column for, as JSON
     Index("requests_by_team", "team", "start_s"),
     Index("requests_by_node", "node", "end_s"),
@@ -173,6 +176,7 @@ DIMENSIONS = (
     "evidence",
     "simulated",
     "counterfactual_backend",
+    "arm",
 )
 
 dims = Table(
@@ -184,8 +188,9 @@ dims = Table(
     *(
         Column(name, Text, nullable=False)  # '' where a row has NULL
         for name in DIMENSIONS
-        if name not in ("team", "pue", "simulated")
+        if name not in ("team", "pue", "simulated", "arm")
     ),
+    Column("arm", Text, nullable=False, server_default=""),
     Column("pue", Double),
     Column("simulated", Boolean, nullable=False),
 )
@@ -242,6 +247,17 @@ energy_hours = Table(
     Column("dim_id", BigInteger, primary_key=True, autoincrement=False),
     Column("metered_node", Text, primary_key=True),
     Column("metered_evidence", Text, primary_key=True),
+    _known("energy_uj"),
+    sqlite_with_rowid=False,
+)
+
+# The same by UTC day, node and team: what divides idle energy over the 28 days before.
+team_days = Table(
+    "team_days",
+    metadata,
+    Column("day", BigInteger, primary_key=True, autoincrement=False),  # since 1970
+    Column("node", Text, primary_key=True),
+    Column("team", Text, primary_key=True),
     _known("energy_uj"),
     sqlite_with_rowid=False,
 )

@@ -124,9 +124,13 @@ def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
     with ledger.database.write() as connection:
         for table in _PLAIN:
             _take_plain(connection, table, by_table.pop(table.name, []))
+        asked = by_table.pop(requests.name, [])
+        for row in asked:  # of exports from before these columns
+            row.setdefault("arm", None)
+            row.setdefault("intensity_tier", "")
         ledger.add_rows(
             connection,
-            by_table.pop(requests.name, []),
+            asked,
             by_table.pop(windows.name, []),
             divided,
             open_from_s=0,

@@ -205,10 +205,12 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     zone: str | None = None
     pue: float | None = None
     intensity_g_per_kwh: float | None = None
+    intensity_tier: str = ""  # the step of the ladder that was, if said
     counterfactual_backend: str | None = None
     counterfactual_energy_j: float | None = None
     counterfactual_carbon_g: float | None = None
     simulated: bool = False
+    arm: str | None = None  # of an experiment: "hold_out" was served as asked, "treated" was not
     replica: str = ""
     session: str | None = None  # hash of the session or of the conversation's prefix
     decision: str | None = None  # the decision as compact JSON, for replay and explanation

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -321,6 +322,7 @@ class Proxy:
             form_secret=self.secret,
             signs_in=not self.keys.open,
         )
+        threading.Thread(target=dashboard.warm, name="dashboard", daemon=True).start()
         sign_in = SignIn(self.keys, self.secret)
         self.api.include_router(sign_in.router(dashboard))
         self.api.include_router(router(dashboard, sign_in.viewer))

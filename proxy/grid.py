@@ -16,6 +16,7 @@ from meters.intensity.table import AnnualTable
 from proxy.backends import Pool
 from proxy.settings import Settings
 
+FIXED = "fixed"  # set by hand, on no step of the ladder
 REFRESH_S = 60.0  # how often backends' facts take the hour's figure over
 
 
@@ -72,9 +73,13 @@ class Grid:
         self.common_g_per_kwh = common if self._common is None else self._common
         for engine in self._pool.engines:
             fixed = self._fixed.get(engine.name)
-            value = self.book.at(engine.facts.zone, unix_s).g_per_kwh if fixed is None else fixed
-            if value != engine.facts.intensity_g_per_kwh:
-                engine.facts = msgspec.structs.replace(engine.facts, intensity_g_per_kwh=value)
+            answer = self.book.at(engine.facts.zone, unix_s)
+            value, tier = (answer.g_per_kwh, answer.tier.value) if fixed is None else (fixed, FIXED)
+            facts = engine.facts
+            if (value, tier) != (facts.intensity_g_per_kwh, facts.intensity_tier):
+                engine.facts = msgspec.structs.replace(
+                    facts, intensity_g_per_kwh=value, intensity_tier=tier
+                )
 
 
 def sources_of(settings: Settings, pool: Pool) -> dict[str, Source]:

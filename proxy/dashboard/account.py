@@ -25,6 +25,7 @@ from proxy.dashboard.periods import Period
 from proxy.dashboard.queries import ASKED, DAY_S, LATELY_DAYS, TRAILING_DAYS, Dim, Ints, Raw
 from proxy.dashboard.sites import Site, Sites
 
+HOUR_S = 3600
 ACTIVE, IDLE, HOST = 0, 1, 2
 IDLE_LINE = "(idle share)"
 EVIDENCE = tuple(Evidence)
@@ -443,15 +444,19 @@ def _weigh(
     zone = np.where(has_dim, dim_zone[at_dim], site_zone[at_node]).astype(np.int64)
     pue = np.where(has_dim, dim_pue[at_dim], site_pue[at_node])
 
-    hours, hour_place = np.unique(base.hour_s, return_inverse=True)
-    g = np.zeros((len(zones.names) or 1, len(hours) or 1))
+    # Places in a row of hours, without the sorting that finding distinct ones would take.
+    first_s = int(base.hour_s.min()) if len(base.hour_s) else 0
+    hour_place = (base.hour_s - first_s) // HOUR_S
+    hours = int(hour_place.max()) + 1 if len(hour_place) else 1
+    g = np.zeros((len(zones.names) or 1, hours))
     tier = np.zeros_like(g, dtype=np.int64)
     estimated = np.zeros_like(g, dtype=bool)
     market = np.zeros_like(g)
     sources: list[set[str]] = [set() for _ in zones.names]
     for z, name in enumerate(zones.names):
         instrument = sites.instruments.get(name)
-        for h in np.unique(hour_place[zone == z]).tolist():
+        of_zone = np.bincount(hour_place[zone == z], minlength=hours)
+        for h in np.flatnonzero(of_zone).tolist():
             if name in fixed:
                 g[z, h] = fixed[name]
                 tier[z, h] = TIERS.index(Tier.ANNUAL_ZONE)
@@ -459,7 +464,7 @@ def _weigh(
                 market[z, h] = instrument.g_per_kwh if instrument else fixed[name]
                 sources[z].add("set by this organisation")
                 continue
-            answer = book.at(name or None, float(hours[h]))
+            answer = book.at(name or None, float(first_s + h * HOUR_S))
             g[z, h] = answer.g_per_kwh
             tier[z, h] = TIERS.index(answer.tier)
             estimated[z, h] = answer.estimated
@@ -498,12 +503,15 @@ def _round(values: NDArray[Any]) -> Ints:
 def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: bool) -> Ints:
     """The node-hour's embodied grams, by each cell's part of the node-hour's metered energy."""
     per_uj: dict[tuple[int, int], float] = {}
+    ug_per_us: dict[str, float] = {}
     for row in raw.nodes:
-        site = sites.site(row.node)
-        if (row.evidence == Evidence.SIMULATED) is simulated and row.metered_uj > 0 and site.gpus:
-            hours = row.metered_us / 3.6e9
-            ug = site.gpus * hours * site.embodied.mid * 1e6
-            per_uj[nodes.place(row.node), row.hour_s] = ug / row.metered_uj
+        rate = ug_per_us.get(row.node)
+        if rate is None:
+            site = sites.site(row.node)
+            rate = ug_per_us[row.node] = (site.gpus or 0) * site.embodied.mid * 1e6 / 3.6e9
+        if rate and row.metered_uj > 0 and (row.evidence == Evidence.SIMULATED) is simulated:
+            place = nodes.place(row.node), row.hour_s
+            per_uj[place] = rate * row.metered_us / row.metered_uj
     rates = _at_node_hours(base, per_uj, 0.0)
     kinds = [EVIDENCE.index(e) for e in (Evidence.METERED, Evidence.SIMULATED)]
     # estimates are outside the node's metered hours
@@ -675,7 +683,7 @@ def _days(period: Period) -> list[tuple[int, str]]:
 def by_hour(account: Account) -> tuple[Line, ...]:
     """One line for each UTC hour that has anything."""
     hours = np.unique(np.concatenate([account.cells.hour_s, account.asked[:, 0]]))
-    names = [np.datetime_as_string(np.datetime64(int(h), "s"), "s") + "Z" for h in hours]
+    names = [f"{text}Z" for text in np.datetime_as_string(hours.astype("datetime64[s]"), "s")]
     return _by_place(account, names, lambda found: np.searchsorted(hours, found))
 
 

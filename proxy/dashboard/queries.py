@@ -8,23 +8,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Connection, and_, cast, func, or_, select
 
 from meters.ledger import Ledger
 from meters.schema import (
-    DIMENSIONS,
     dims,
     energy_hours,
     node_hours,
     request_hours,
     requests,
     shares,
+    team_days,
 )
 
 Ints = NDArray[np.int64]
@@ -32,6 +33,7 @@ DAY_S = 86_400
 TRAILING_DAYS = 28
 LATELY_DAYS = 7
 PAGE_ROWS = 50
+BATCH_ROWS = 512
 RECENT_KEPT_S = 60.0
 
 
@@ -56,6 +58,7 @@ class Dim(NamedTuple):
     evidence: str
     simulated: bool
     counterfactual_backend: str
+    arm: str
 
     @property
     def model(self) -> str:
@@ -142,49 +145,43 @@ def read(ledger: Ledger, team: str, start_s: int, end_s: int) -> Raw:
 
 def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
     found = connection.execute(
-        select(dims.c.dim_id, *(dims.c[name] for name in DIMENSIONS))
+        select(dims.c.dim_id, *(dims.c[name] for name in Dim._fields))
         .where(dims.c.team == team)
         .order_by(dims.c.dim_id)
     ).all()
-    place = {row[0]: number for number, row in enumerate(found)}
     e, r, n = energy_hours.c, request_hours.c, node_hours.c
 
     nodes: dict[str, int] = {}
     evidence: dict[str, int] = {}
-    drawn = [
-        (
-            hour,
-            place[dim],
-            nodes.setdefault(node, len(nodes)),
-            evidence.setdefault(how, len(evidence)),
-            uj,
-        )
-        for hour, dim, node, how, uj in _all(
-            connection,
-            select(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence, e.energy_uj)
-            .where(e.team == team, e.hour_s >= start_s, e.hour_s < end_s)
-            .order_by(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence),
-        )
-    ]
-    asked = [
-        (hour, place[dim], *sums)
-        for hour, dim, *sums in _all(
-            connection,
-            select(r.hour_s, r.dim_id, *(r[name] for name in USED_SUMS))
-            .where(r.team == team, r.hour_s >= start_s, r.hour_s < end_s)
-            .order_by(r.hour_s, r.dim_id),
-        )
-    ]
-    node_rows = connection.execute(
+    drawn = _table(
+        connection,
+        select(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence, e.energy_uj)
+        .where(e.team == team, e.hour_s >= start_s, e.hour_s < end_s)
+        .order_by(e.hour_s, e.dim_id, e.metered_node, e.metered_evidence),
+        5,
+        {2: nodes, 3: evidence},
+    )
+    asked = _table(
+        connection,
+        select(r.hour_s, r.dim_id, *(r[name] for name in USED_SUMS))
+        .where(r.team == team, r.hour_s >= start_s, r.hour_s < end_s)
+        .order_by(r.hour_s, r.dim_id),
+        2 + len(USED_SUMS),
+    )
+    numbers = np.array([row[0] for row in found], dtype=np.int64)
+    for table in (drawn, asked):
+        table[:, 1] = np.searchsorted(numbers, table[:, 1])
+    node_rows = _all(
+        connection,
         select(
             n.node,
             n.hour_s,
             n.evidence,
-            *(func.sum(n[name]) for name in NodeHour._fields[3:]),
+            *(cast(func.sum(n[name]), n[name].type) for name in NodeHour._fields[3:]),
         )
         .where(n.hour_s >= start_s, n.hour_s < end_s)
         .group_by(n.node, n.hour_s, n.evidence)
-        .order_by(n.node, n.hour_s, n.evidence)
+        .order_by(n.node, n.hour_s, n.evidence),
     )
     pending = dict(
         connection.execute(
@@ -196,11 +193,11 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
     simulated = int(pending.pop("simulated", 0) or 0)
     return Raw(
         dims=[Dim(*row[1:]) for row in found],
-        drawn=_columns(drawn, 5),
+        drawn=drawn,
         drawn_nodes=list(nodes),
         drawn_evidence=list(evidence),
-        asked=_columns(asked, 2 + len(USED_SUMS)),
-        nodes=[NodeHour(row[0], row[1], row[2], *map(int, row[3:])) for row in node_rows],
+        asked=asked,
+        nodes=[NodeHour(*row) for row in node_rows],
         pending_uj=sum(int(v or 0) for v in pending.values()),
         pending_simulated_uj=simulated,
     )
@@ -208,9 +205,15 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
 
 def _all(connection: Connection, query: Any) -> list[tuple[Any, ...]]:
     """All rows as plain tuples, without what an ORM's row objects cost: these are many."""
+    return list(chain.from_iterable(_batches(connection, query)))
+
+
+def _batches(connection: Connection, query: Any) -> Iterator[Sequence[Any]]:
+    """The rows, some at a time, so that what is made of them takes the same memory again."""
     compiled = query.compile(connection, compile_kwargs={"render_postcompile": True})
     cursor = connection.exec_driver_sql(str(compiled), _bound(compiled)).cursor
-    return list(cursor.fetchall()) if cursor is not None else []
+    while cursor is not None and (rows := cursor.fetchmany(BATCH_ROWS)):
+        yield rows
 
 
 def _bound(compiled: Any) -> Any:
@@ -221,10 +224,24 @@ def _bound(compiled: Any) -> Any:
     return dict(values)
 
 
-def _columns(rows: Sequence[Sequence[int]], width: int) -> Ints:
-    if not rows:
-        return np.zeros((0, width), dtype=np.int64)
-    return np.array(rows, dtype=np.int64)
+def _table(
+    connection: Connection,
+    query: Any,
+    width: int,
+    texts: Mapping[int, dict[str, int]] | None = None,
+) -> Ints:
+    """Rows of whole numbers as an array; the columns of ``texts`` are numbered as they come."""
+    parts = [np.zeros((0, width), dtype=np.int64)]
+    for rows in _batches(connection, query):
+        if texts:
+            columns = list(zip(*rows, strict=True))
+            for place, known in texts.items():
+                columns[place] = tuple(known.setdefault(t, len(known)) for t in columns[place])
+            parts.append(np.array(columns, dtype=np.int64).T)
+        else:
+            numbers = np.fromiter(chain.from_iterable(rows), np.int64, len(rows) * width)
+            parts.append(numbers.reshape(-1, width))
+    return np.concatenate(parts)
 
 
 class Trailing:
@@ -254,23 +271,14 @@ class Trailing:
         return {day: self._days[day] for day in range(first_day, last_day + 1)}
 
     def _query(self, first_day: int, last_day: int) -> dict[int, Mapping[tuple[str, str], int]]:
-        e = energy_hours.c
-        day = e.hour_s // DAY_S
+        d = team_days.c
         found: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
         with self._ledger().database.read() as connection:
-            # one range a team: the table's key begins with the team
-            for team in connection.scalars(select(dims.c.team).distinct()).all():
-                query = (
-                    select(day, e.metered_node, func.sum(e.energy_uj))
-                    .where(
-                        e.team == team,
-                        e.hour_s >= first_day * DAY_S,
-                        e.hour_s < (last_day + 1) * DAY_S,
-                    )
-                    .group_by(day, e.metered_node)
-                )
-                for number, node, uj in connection.execute(query):
-                    found[int(number)][node, team] = int(uj)
+            query = select(d.day, d.node, d.team, d.energy_uj).where(
+                d.day >= first_day, d.day <= last_day
+            )
+            for day, node, team, uj in _all(connection, query):
+                found[day][node, team] = uj
         return dict(found)
 
 

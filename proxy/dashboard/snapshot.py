@@ -8,7 +8,7 @@ import time
 from calendar import monthrange
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -125,6 +125,15 @@ class LedgerAway(Exception):
     """There is no ledger to read now."""
 
 
+class _Made(NamedTuple):
+    """A snapshot with what it was made from; it stands while all of that is the same."""
+
+    account: Account
+    before: Account
+    on: tuple[Any, ...]  # the day, whether figures may still change, the budget
+    snapshot: Snapshot
+
+
 class Snapshots:
     """Makes snapshots from a ledger; keeps the last few, since a page is asked for often.
 
@@ -154,6 +163,7 @@ class Snapshots:
         self._trailing = Trailing(lambda: self.ledger)
         self._raws: dict[tuple[str, int, int], tuple[float, Raw]] = {}
         self._kept: dict[tuple[Any, ...], tuple[Account, Raw]] = {}
+        self._made: dict[tuple[Any, ...], _Made] = {}
 
     @property
     def ledger(self) -> Ledger:
@@ -170,8 +180,19 @@ class Snapshots:
             raw = self._raw(team, period)
             simulated = raw.has(True) and not raw.has(False)
         account, raw = self._account(team, period, simulated)
-        before, _ = self._account(team, period.compared(self._clock()), bool(simulated))
-        return self._assemble(team, period, bool(simulated), account, raw, before)
+        now_s = self._clock()
+        before, _ = self._account(team, period.compared(now_s), simulated)
+        settled = now_s >= period.end_s + PROVISIONAL_S
+        on = (local_day(now_s, period.time_zone), settled, self.budget_ug(team, period))
+        key = team, period, simulated
+        kept = self._made.get(key)
+        same = kept and kept.account is account and kept.before is before and kept.on == on
+        if kept is None or not same:
+            snapshot = self._assemble(team, period, simulated, account, raw, before)
+            if len(self._made) >= REMEMBERED:
+                self._made.clear()
+            kept = self._made[key] = _Made(account, before, on, snapshot)
+        return kept.snapshot
 
     def has_simulated(self, team: str, period: Period) -> bool:
         """Whether the period has a simulated book."""
@@ -180,6 +201,11 @@ class Snapshots:
     def account(self, team: str, period: Period, simulated: bool) -> Account:
         """The cells themselves, for what needs hours and models together."""
         return self._account(team, period, simulated)[0]
+
+    def trailing(self, period: Period) -> None:
+        """Read what divides idle energy in the period and the one before, ahead of its use."""
+        first, last = period.previous.start_s // DAY_S - TRAILING_DAYS, period.end_s // DAY_S
+        self._trailing.by_day(first, min(last, int(self._clock()) // DAY_S))
 
     def _raw(self, team: str, period: Period) -> Raw:
         now_s = self._clock()
@@ -221,6 +247,7 @@ class Snapshots:
         """Throw away the cells that are remembered for the next seconds."""
         self._raws.clear()
         self._kept.clear()
+        self._made.clear()
 
     def budget_ug(self, team: str, period: Period) -> int | None:
         """The team's monthly budget for the period, by its days; None when there is none."""

@@ -48,6 +48,8 @@ def test_a_record_comes_back_as_it_went_in(ledger: Ledger) -> None:
         zone="DE",
         pue=1.2,
         intensity_g_per_kwh=380.5,
+        intensity_tier="hourly",
+        arm="hold_out",
         counterfactual_backend="big",
         counterfactual_energy_j=50.0,
         session="5a1e",
@@ -215,6 +217,7 @@ def test_text_that_no_database_takes_is_cleaned(ledger: Ledger) -> None:
         (delete(shares), "shares differ by"),
         (update(request_hours).values(output_tokens=1), "output_tokens 1 instead of"),
         (update(energy_hours).values(energy_uj=1), "energy_uj 1 instead of"),
+        (text("UPDATE team_days SET energy_uj = 1"), "energy_uj 1 instead of"),
         (delete(requests), "request_hours"),
         (text("UPDATE node_hours SET idle_uj = 0"), "idle_uj 0 instead of"),
         (text("UPDATE window_totals SET metered_uj = metered_uj + 1"), "are in no part"),
@@ -344,10 +347,14 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
     with ledger.database.write() as connection:  # as version 1 had it
         connection.execute(text("DROP TABLE changes"))
         connection.execute(text("ALTER TABLE window_totals DROP COLUMN windows"))
+        connection.execute(text("DROP TABLE team_days"))
+        for column in ("requests DROP COLUMN arm", "requests DROP COLUMN intensity_tier"):
+            connection.execute(text(f"ALTER TABLE {column}"))
+        connection.execute(text("ALTER TABLE dims DROP COLUMN arm"))
         connection.execute(text("UPDATE ledger_meta SET version = 1"))
     ledger.close()
     newer = Ledger(ledger_url)
-    assert newer.migrated == [2]
+    assert newer.migrated == [2, 3]
     assert newer.check() == before
     newer.write([record(2)], [attribution(2, {"req-2": 5.0})])
     assert newer.check().balanced
