@@ -40,6 +40,7 @@ BATCH = 2_000
 GATHER_S = 0.25  # how long entries gather before a batch is written
 ADOPT_S = 20.0  # how often folders of dead replicas are looked for
 _SLOWEST_RETRY_S = 2.0
+_STUCK_S = 5.0  # a batch that takes the ledger longer shows one that is stuck
 
 
 class Books(Protocol):
@@ -65,10 +66,13 @@ class Drain:
         self._gather_s = gather_s
         self._done = read_cursor(journal.folder)
         self._stop = threading.Event()
+        self._writing_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
+        self._watch = threading.Thread(target=self._watch_over, name="drain-watch", daemon=True)
 
     def start(self) -> Drain:
         self._thread.start()
+        self._watch.start()
         return self
 
     @property
@@ -167,24 +171,36 @@ class Drain:
         log.info("Took over the journal that a stopped replica left in %s", folder)
         _remove(folder)
 
+    def _watch_over(self) -> None:
+        """Notices a ledger that neither takes a batch nor refuses it."""
+        while not self._stop.wait(_STUCK_S / 4):
+            since_s = self._writing_since_s
+            if since_s is not None and time.monotonic() - since_s > _STUCK_S:
+                self._refused("it does not answer")
+
+    def _refused(self, reason: str) -> None:
+        if not self.ledger_down:
+            self.ledger_down = True
+            log.warning(
+                "The ledger cannot be written (%s): the journal keeps what is finished.", reason
+            )
+
     def _write(self, entries: list[Entry], folder: Path) -> bool:
         """Until the ledger took them; False when stopped before."""
         wait_s = 0.1
         while True:
             try:
+                self._writing_since_s = time.monotonic()
                 self._write_sound(entries, folder)
             except DBAPIError as error:
-                if not self.ledger_down:
-                    self.ledger_down = True
-                    log.warning(
-                        "The ledger cannot be written (%s): the journal keeps what is finished.",
-                        _reason(error),
-                    )
+                self._refused(_reason(error))
             else:
                 if self.ledger_down:
                     self.ledger_down = False
                     log.warning("The ledger is written again")
                 return True
+            finally:
+                self._writing_since_s = None
             if self._stop.wait(wait_s):
                 return False
             wait_s = min(wait_s * 2, _SLOWEST_RETRY_S)

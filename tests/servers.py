@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import psycopg
 import redis
 
@@ -79,10 +80,17 @@ class Server:
 
     def pause(self) -> None:
         """Stop answering without closing anything, as a stuck machine does."""
-        os.killpg(self.pid, signal.SIGSTOP)
+        for process in self._all():
+            process.suspend()
 
     def resume(self) -> None:
-        os.killpg(self.pid, signal.SIGCONT)
+        for process in self._all():
+            process.resume()
+
+    def _all(self) -> list[psutil.Process]:
+        """The process and those it started: PostgreSQL's have process groups of their own."""
+        own = psutil.Process(self.pid)
+        return [own, *own.children(recursive=True)]
 
     def close(self) -> None:
         self.kill()
