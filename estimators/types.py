@@ -137,6 +137,22 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     why: str = ""  # in a few words, where the figure comes from
 
 
+def unknown(backend: str) -> Estimate:
+    """The estimate of what nothing is known of."""
+    return Estimate(
+        backend=backend,
+        energy_j=None,
+        marginal_energy_j=None,
+        ttft_s=None,
+        latency_s=None,
+        carbon_g=None,
+        money_usd=None,
+        quality=None,
+        output_tokens=None,
+        evidence=Evidence.UNKNOWN,
+    )
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What one request really took; None where it was not seen. Teaches the estimators."""
 

@@ -19,6 +19,7 @@ from proxy.backends import Engine
 from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.errors import ApiError
+from proxy.forms import Form
 from proxy.routing import Routed
 from proxy.sse import TokenUsage
 from proxy.store import Admission
@@ -59,11 +60,13 @@ class Flight:
         "events",
         "features",
         "first_token_s",
+        "form",
         "gone",
         "headers_sent",
         "kept",
         "late",
         "loads",
+        "opaque",
         "outcome",
         "policy",
         "probes",
@@ -99,6 +102,8 @@ class Flight:
         self.routed: Routed | None = None  # what the decision was made from
         self.engine: Engine | None = None
         self.estimate: Estimate | None = None
+        self.form: Form | None = None  # what was uploaded instead of JSON
+        self.opaque = False  # neither prompt nor answer is text that could be counted
         self.stream = False
         self.cache = "off"
         self.attempts = 0

@@ -4,6 +4,7 @@ way to FastAPI for everything else. Half the cost of a route on the request path
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
@@ -18,14 +19,24 @@ Message = MutableMapping[str, Any]
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint("chat.completions", "/chat/completions", chat=True),
     "/v1/completions": Endpoint("completions", "/completions"),
-    "/v1/embeddings": Endpoint("embeddings", "/embeddings", streams=False),
+    "/v1/embeddings": Endpoint("embeddings", "/embeddings", streams=False, answers=False),
     "/v1/responses": Endpoint("responses", "/responses"),
     "/v1/messages": Endpoint("messages", "/messages"),
-    "/v1/rerank": Endpoint("rerank", "/rerank", streams=False),
-    "/v1/moderations": Endpoint("moderations", "/moderations", streams=False),
-    "/v1/images/generations": Endpoint("images", "/images/generations"),
-    "/v1/audio/speech": Endpoint("audio.speech", "/audio/speech"),
+    "/v1/rerank": Endpoint("rerank", "/rerank", streams=False, answers=False),
+    "/v1/moderations": Endpoint("moderations", "/moderations", streams=False, answers=False),
+    "/v1/images/generations": Endpoint("images", "/images/generations", text=False),
+    "/v1/images/edits": Endpoint("images.edits", "/images/edits", text=False),
+    "/v1/images/variations": Endpoint("images.variations", "/images/variations", text=False),
+    "/v1/audio/transcriptions": Endpoint(
+        "audio.transcriptions", "/audio/transcriptions", text=False
+    ),
+    "/v1/audio/translations": Endpoint("audio.translations", "/audio/translations", text=False),
+    "/v1/audio/speech": Endpoint("audio.speech", "/audio/speech", text=False),
 }
+# Any other POST goes to the backend that serves the model it names, and nothing is chosen.
+OTHER = re.compile(r"/v1((?:/[a-z0-9_-]{1,64}){1,4})/?")
+# Our own routes, and what changes an engine for everybody.
+NOT_OTHER = frozenset({"/route", "/feedback", "/load_lora_adapter", "/unload_lora_adapter"})
 # Paths that FastAPI serves under /v1 and that also work without it.
 ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback")
 
@@ -54,9 +65,7 @@ class Front:
         method, path = scope["method"], scope["path"]
         cors = self._cors(scope) if self.cors_origins else ()
         if method == "POST":
-            endpoint = self.endpoints.get(path)
-            if endpoint is None and path.endswith("/"):
-                endpoint = self.endpoints.get(path.rstrip("/"))
+            endpoint = self.endpoints.get(path) or self._other(path)
             if endpoint is not None:
                 if cors:
                     send = _with_headers(send, cors)
@@ -78,6 +87,15 @@ class Front:
             scope = {**scope, "method": "GET"}  # in the copy: uvicorn leaves the body out
         receive = _at_most(receive, self.steps.max_body_bytes)
         await self.app(scope, receive, self._dressed(send, cors))
+
+    def _other(self, path: str) -> Endpoint | None:
+        """The endpoint at a path that is not in the table."""
+        if path.endswith("/") and path.rstrip("/") in self.endpoints:
+            return self.endpoints[path.rstrip("/")]
+        found = OTHER.fullmatch(path)
+        if found is None or found[1] in NOT_OTHER or found[1].startswith("/models"):
+            return None
+        return Endpoint(found[1][1:].replace("/", "."), found[1], text=False)
 
     def _cors(self, scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
         """What a browser's page at this request's origin needs to see the answer."""

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from estimators.types import Estimate, Estimator, Features
+from estimators.types import Estimate, Estimator, Features, unknown
 from policies.language import Book
 from policies.limits import is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
@@ -114,11 +114,13 @@ class Router:
         now_s: float,
         unix_s: float,
         draw: float | None = None,
+        estimated: bool = True,
     ) -> Routed:
         """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
 
         ``now_s`` is monotonic, for cooldowns; ``unix_s`` gives the hour of the team's day;
-        ``draw`` is all the randomness there is.
+        ``draw`` is all the randomness there is. ``estimated`` is false for what estimators know
+        nothing of, such as sound: then every figure is unknown.
         """
         policy = self.policy_for(caller, asked, wishes)
         engines = self.candidates_for(asked, now_s)
@@ -128,7 +130,7 @@ class Router:
                 e for e in self.pool.everything if e.name not in known and e.available(now_s)
             ]
         flow = (caller.team, features.task, policy.name)
-        candidates = self.candidates(features, engines, now_s)
+        candidates = self.candidates(features, engines, now_s, estimated)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
         session = wishes.session
         request = Request(
@@ -164,11 +166,17 @@ class Router:
         return next((c.backend.name for c in candidates if serves(c.backend, wanted)), None)
 
     def candidates(
-        self, features: Features, engines: Sequence[Engine], now_s: float
+        self,
+        features: Features,
+        engines: Sequence[Engine],
+        now_s: float,
+        estimated: bool = True,
     ) -> tuple[Candidate, ...]:
         """Every engine with its estimate and load, in one call to the estimator."""
         facts = [engine.facts for engine in engines]
         loads = [engine.load(now_s) for engine in engines]
+        if not estimated:
+            return tuple(map(Candidate, facts, [unknown(each.name) for each in facts], loads))
         estimates = self.estimator.estimate(features, facts, loads)
         return tuple(map(Candidate, facts, estimates, loads))
 

@@ -29,6 +29,7 @@ from proxy.errors import ApiError
 from proxy.failed_keys import address_of
 from proxy.features import Peek, Prompt
 from proxy.flight import Admitted, Flight, TimeWatch, connection_of
+from proxy.forms import Form, form_of, is_form
 from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, usage_in
@@ -58,13 +59,28 @@ class Gone(Exception):
 
 
 class Endpoint:
-    """One of OpenAI's POST routes."""
+    """One of OpenAI's POST routes.
 
-    def __init__(self, name: str, path: str, *, chat: bool = False, streams: bool = True) -> None:
+    ``answers`` is false where nothing is generated (embeddings); ``text`` where what is generated
+    is no text, or nobody knows what it is: then nothing is estimated, and nothing chosen either.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        chat: bool = False,
+        streams: bool = True,
+        answers: bool = True,
+        text: bool = True,
+    ) -> None:
         self.name = name
         self.path = path
         self.chat = chat
         self.streams = streams
+        self.answers = answers
+        self.text = text
 
 
 class Steps:
@@ -162,8 +178,14 @@ class Steps:
         flight.session = wishes.session
 
         body = await self._body(headers, receive)
-        skeleton, kept = features.elided(body)
-        request = features.peek(skeleton)
+        kept: list[tuple[int, int]] = []
+        sort = headers.get(b"content-type", b"")
+        if not endpoint.text and is_form(sort):
+            form = flight.form = await self._form(body, sort)
+            request, skeleton = Peek(model=form.model, stream=form.stream), b""
+        else:
+            skeleton, kept = features.elided(body)
+            request = features.peek(skeleton)
         if not request.model:
             raise features.missing("model")
         if len(request.model) > LONGEST_NAME:  # it would go into the books, whatever it is
@@ -172,11 +194,18 @@ class Steps:
         flight.stream = bool(request.stream) and endpoint.streams
         if endpoint.chat:
             features.require_chat(request)
-        told = await self.features_of(flight, request, skeleton, caller)
+        if endpoint.text:
+            if not endpoint.answers:
+                request.max_tokens = request.max_completion_tokens = 1
+            told = await self.features_of(flight, request, skeleton, caller)
+        else:
+            flight.opaque = True
+            told = Features(prompt_tokens=0, team=caller.team)
+            wishes = msgspec.structs.replace(wishes, policy="pinned")
 
         routed = self._decide(flight, told, caller, wishes)
         key = None
-        if cache.cacheable(request, body, endpoint.name, self.settings.cache):
+        if endpoint.text and cache.cacheable(request, body, endpoint.name, self.settings.cache):
             flight.cache = "miss"
             key = cache.key_of(body, endpoint.name, caller, routed.limits.min_quality)
         admitted = await self.gate.admit(flight, caller, key, read=not wishes.no_cache)
@@ -234,6 +263,12 @@ class Steps:
         if encoding is not None and encoding.strip().lower() != b"identity":
             body = await self._decoded(body, encoding.strip().lower())
         return body
+
+    async def _form(self, body: bytes, content_type: bytes) -> Form:
+        """What a form says of itself; a large one is read in a thread."""
+        if len(body) < features.ELIDE_BYTES:
+            return form_of(body, content_type)
+        return await self.large.submit(lambda: form_of(body, content_type))
 
     async def _decoded(self, body: bytes, encoding: bytes) -> bytes:
         if encoding not in (b"gzip", b"x-gzip", b"deflate"):
@@ -293,6 +328,7 @@ class Steps:
             wishes,
             now_s=time.monotonic(),
             unix_s=flight.start_wall_s,
+            estimated=not flight.opaque,
         )
         flight.decision = routed.decision
         flight.policy = routed.decision.policy
@@ -368,7 +404,10 @@ class Steps:
             attempt += 1
             more = attempt < rules.attempts and attempt < len(order)
             model = upstream_model(engine, flight.asked)
-            sent = body if model == flight.asked else rewrite.with_model(body, model, kept)
+            sent = body
+            if model != flight.asked:
+                form = flight.form
+                sent = form.renamed(body, model) if form else rewrite.with_model(body, model, kept)
             self._took(flight, engine, routed, attempt)
             flight.sent_s = time.monotonic()
             flight.deadline_s = flight.sent_s + limits.first_byte_s
@@ -462,7 +501,8 @@ class Steps:
         if response.status < 400:
             flight.usage = usage_in(body)
             sort = response.headers.get("content-type", "")
-            if flight.usage is None and not (body.lstrip()[:1] in JSON or sort.startswith(MEDIA)):
+            known = body.lstrip()[:1] in JSON or sort.startswith(MEDIA) or flight.opaque
+            if flight.usage is None and not known:
                 engine.failed(now_s, self.settings.retries)
                 raise errors.upstream_failed(
                     f"The backend {engine.name} answered with something that is not JSON."
