@@ -13,6 +13,7 @@ import random
 import time
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any, Protocol
 
 import aiohttp
@@ -45,7 +46,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
 SHORT_BODY = 4_096  # bytes: a thousand tokens at most, counted in about 0.1 ms
-LARGE_TEXT = 65_536  # characters beyond which counting has a thread of its own
 
 
 class Accounts(Protocol):
@@ -285,23 +285,26 @@ class Steps:
     ) -> Features:
         """What estimators look at; the prompt is counted in a thread, or guessed from bytes.
 
-        A short one is counted at once: waking a thread would take longer than counting.
+        A short one is counted while its kind is found out here, and waited for: that takes less
+        than a timer. A long one is read in the thread too, and not waited for beyond PATIENCE_S.
         """
         prompt: Prompt | None
         counted = self.counter.exact
         if len(body) <= SHORT_BODY:
-            tokens, prompt, task, text = self._read(request)
+            prompt = features.prompt_of(request)
+            counting = self.small.submit(partial(self.counter.count, prompt.text))
+            task, text = self._described(prompt)
+            tokens = await counting + prompt.overhead_tokens
         else:
-            worker = self.large if len(body) > LARGE_TEXT else self.small
-            counting = worker.submit(lambda: self._read(request))
+            reading = self.large.submit(lambda: self._read(request))
             try:
                 tokens, prompt, task, text = await asyncio.wait_for(
-                    asyncio.shield(counting), PATIENCE_S
+                    asyncio.shield(reading), PATIENCE_S
                 )
             except TimeoutError:
                 tokens, counted, task, text = guess(len(body)), False, None, ""
                 prompt = None
-                counting.add_done_callback(lambda done: _count_later(flight, done))
+                reading.add_done_callback(lambda done: _count_later(flight, done))
         flight.features = features.features_from(
             request,
             prompt,
@@ -316,8 +319,10 @@ class Steps:
     def _read(self, request: Peek) -> tuple[int, Prompt, str | None, str]:
         prompt = features.prompt_of(request)
         tokens = self.counter.count(prompt.text) + prompt.overhead_tokens
-        task, text = self.describe(prompt) if self.describe is not None else (None, prompt.last)
-        return tokens, prompt, task, text
+        return tokens, prompt, *self._described(prompt)
+
+    def _described(self, prompt: Prompt) -> tuple[str | None, str]:
+        return self.describe(prompt) if self.describe is not None else (None, prompt.last)
 
     def _decide(self, flight: Flight, told: Features, caller: Caller, wishes: Wishes) -> Routed:
         flight.policy = wishes.policy or caller.policy or self.router.default_policy
