@@ -59,7 +59,7 @@ def stacked_days(
 ) -> Markup:
     """Columns, one a day. ``layers``: (class, name, values) from the bottom; ``marker``: a level
     drawn across, such as a budget's day."""
-    width, height, left, bottom, top = 420.0, 210.0, 54.0, 24.0, 12.0
+    width, height, left, bottom, top = 420.0, 214.0, 70.0, 28.0, 14.0
     totals = [sum(column) for column in zip(*(values for _, _, values in layers), strict=True)]
     most = nice_top(max([*totals, marker or 0.0, 0.0]))
     scale = (height - bottom - top) / most
@@ -101,22 +101,22 @@ def stacked_days(
 def diverging(
     bars: Sequence[tuple[str, float]], write: Callable[[float], str], title: str
 ) -> Markup:
-    """Bars to the left (less) and right (more) of a line, one a cause."""
-    row, left, width = 30.0, 78.0, 360.0
+    """Bars to the left (less) and right (more) of a line, one a cause; figures in a column."""
+    row, left, right, width = 26.0, 92.0, 106.0, 440.0
     height = row * len(bars) + 4
-    most = max([abs(v) for _, v in bars] + [1e-9])
-    middle = left + (width - left) / 2
-    room = (width - left) / 2 - 74
-    body = [f'<line class="zero" x1="{middle}" x2="{middle}" y1="0" y2="{height:.0f}"/>']
+    room = width - left - right
+    most = max([v for _, v in bars] + [0.0])
+    least = min([v for _, v in bars] + [0.0])
+    scale = room / ((most - least) or 1.0)
+    zero = left - least * scale
+    body = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height:.0f}"/>']
     for place, (name, value) in enumerate(bars):
-        y, length = place * row + 6, abs(value) / most * room
-        body.append(_text(left - 8, y + 14, name, "end", "label"))
-        if value >= 0:
-            body.append(_rect(middle, y, length, 18, "more", f"{name}: {write(value)}"))
-            body.append(_text(middle + length + 6, y + 14, write(value), "start", "value"))
-        else:
-            body.append(_rect(middle - length, y, length, 18, "less", f"{name}: {write(value)}"))
-            body.append(_text(middle - length - 6, y + 14, write(value), "end", "value"))
+        y, length = place * row + 4, abs(value) * scale
+        body.append(_text(left - 10, y + 14, name, "end", "label"))
+        kind = "more" if value >= 0 else "less"
+        x = zero if value >= 0 else zero - length
+        body.append(_rect(x, y, length, 18, kind, f"{name}: {write(value)}"))
+        body.append(_text(width - 2, y + 14, write(value), "end", "value"))
     text = "; ".join(f"{name} {write(value)}" for name, value in bars)
     return _svg(width, height, title, text, "".join(body), "why")
 

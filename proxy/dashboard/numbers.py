@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from zoneinfo import ZoneInfo
 
 from babel import Locale
-from babel.dates import format_date, format_datetime
+from babel.dates import format_date, format_datetime, format_interval
 from babel.numbers import format_decimal
+
+from proxy.dashboard.periods import parse
 
 LANGUAGES = ("en", "de", "fr")
 UNKNOWN = "–"
@@ -72,9 +75,27 @@ class Numbers:
                 return f"{sign}{self.significant(ug / per)}{_NARROW}{unit}"
         return UNKNOWN
 
+    def same_mass(self, ug: Sequence[float], signed: bool = False) -> Callable[[float], str]:
+        """Writes masses that stand under each other: one unit, as many decimals for all."""
+        most = max((abs(each) for each in ug), default=0.0)
+        units = (("t", 1e12), ("kg", 1e9), ("g", 1e6), ("mg", 1e3))
+        unit, per = next((u for u in units if most >= u[1]), units[-1])
+        digits = max(0, 3 - math.floor(math.log10(most / per))) if most > 0 else 0
+
+        def write(value: float) -> str:
+            text = self.plain(value / per, min(digits, 3))
+            sign = "+" if signed and value > 0 else ""
+            return f"{sign}{text}{_NARROW}{unit}"
+
+        return write
+
     def kg(self, ug: float | None, digits: int = 3) -> str:
         """Micro-grams as kilograms for columns: fixed decimals, more for what is small."""
         return UNKNOWN if ug is None else self._column(ug / 1e9, digits)
+
+    def exact_kg(self, ug: float | None) -> str:
+        """Micro-grams as kilograms to the milligram, for columns that are added up."""
+        return UNKNOWN if ug is None else self.plain(ug / 1e9, 6)
 
     def kwh(self, uj: float | None, digits: int = 3) -> str:
         """Micro-joules as kilowatt-hours for columns: fixed decimals, more for what is small."""
@@ -104,6 +125,9 @@ class Numbers:
         """A share of 1 as per cent."""
         if share is None or not math.isfinite(share):
             return UNKNOWN
+        least = 0.5 * 10.0 ** (-2 - digits)
+        if 0 < share < least:  # something, and never written as nothing
+            return f"<\u200a{self.plain(10.0**-digits, digits)}{_NARROW}%"
         sign = "+" if signed and share > 0 else ""
         return f"{sign}{self.plain(share * 100, digits)}{_NARROW}%"
 
@@ -125,6 +149,18 @@ class Numbers:
         if isinstance(day, str):
             day = date.fromisoformat(day)
         return str(format_date(day, "medium", locale=self._locale))
+
+    def period(self, name: str) -> str:
+        """A period of a link in words: "October 2026", "1–22 Sept 2026"."""
+        period = parse(name)
+        first, last = period.first, period.last
+        if len(name) == 4:
+            return name
+        if len(name) == 7:
+            return str(format_date(first, "LLLL y", locale=self._locale))
+        if first == last:
+            return self.day(first)
+        return str(format_interval(first, last, "yMMMd", locale=self._locale))
 
     def month(self, day: date) -> str:
         return str(format_date(day, "LLL y", locale=self._locale))

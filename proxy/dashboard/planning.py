@@ -15,8 +15,11 @@ import msgspec
 from estimators.types import Backend, Band, Estimator, Features, Load, ModelFacts
 from meters.carbon import R_ICE_PUE, operational_g, r_ice_g
 from meters.intensity import IntensityBook
+from proxy.dashboard.account import Line
 
 ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers")
+COMPARED_GPUS = ("L40S", "H200-SXM", "H100-SXM")
+COMPARED_ZONES = ("FR", "PL", "DE")
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4", "nvfp4")
 
 
@@ -60,9 +63,22 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def parse(query: Mapping[str, str], gpus: Sequence[str]) -> Plan:
-    """The form's fields; what is missing or makes no sense takes its default, within bounds."""
+def usual(line: Line) -> Plan:
+    """A plan with the team's own mean lengths and number of requests, where it has some."""
     plan = Plan()
+    if not line.requests:
+        return plan
+    return msgspec.structs.replace(
+        plan,
+        prompt_tokens=max(1, round(line.prompt_tokens / line.requests)) or plan.prompt_tokens,
+        output_tokens=max(1, round(line.output_tokens / line.requests)) or plan.output_tokens,
+        requests=line.requests,
+    )
+
+
+def parse(query: Mapping[str, str], gpus: Sequence[str], plan: Plan | None = None) -> Plan:
+    """The form's fields; what is missing or makes no sense takes ``plan``'s, within bounds."""
+    plan = plan or Plan()
     values: dict[str, Any] = {}
     for name, (least, most) in _BOUNDS.items():
         try:
@@ -108,9 +124,19 @@ def compare(
             f"batch of {min(plan.concurrency * 4, 512):g}",
             msgspec.structs.replace(plan, concurrency=min(plan.concurrency * 4, 512.0)),
         ),
-        ("in zone FR", msgspec.structs.replace(plan, zone="FR")),
-        ("in zone PL", msgspec.structs.replace(plan, zone="PL")),
     ]
+    other = next(e for e in ENGINES if e != plan.engine)
+    variants.append((f"on {other}", msgspec.structs.replace(plan, engine=other)))
+    variants += [
+        (f"on {gpu}", msgspec.structs.replace(plan, gpu=gpu))
+        for gpu in COMPARED_GPUS
+        if gpu in gpus and gpu != plan.gpu
+    ][:2]
+    variants += [
+        (f"in zone {zone}", msgspec.structs.replace(plan, zone=zone))
+        for zone in COMPARED_ZONES
+        if zone != plan.zone
+    ][:2]
     return [_planned(what, each, estimator, gpus, book, now_s) for what, each in variants]
 
 

@@ -45,6 +45,7 @@ from proxy.dashboard.accounting import (
     scope_rows,
 )
 from proxy.dashboard.decomposition import Bars, Group, decompose
+from proxy.dashboard.holdout import HoldOut, hold_out
 from proxy.dashboard.periods import Period, local_day
 from proxy.dashboard.queries import ASKED, DAY_S, TRAILING_DAYS, Raw, Trailing, read
 from proxy.dashboard.sites import Sites
@@ -82,6 +83,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: Reconciliation
     savings: tuple[Saving, ...]
     savings_without_figure: int  # requests without a counterfactual estimate
+    holdout: HoldOut | None = None  # None: no experiment ran
     bars: Bars | None  # None: no period before
     previous: Line | None
     previous_period: str
@@ -327,6 +329,7 @@ class Snapshots:
             reconciliation=account.reconciliation,
             savings=savings,
             savings_without_figure=lost,
+            holdout=hold_out(account),
             bars=_bars(before, account) if has_before else None,
             previous=old if has_before else None,
             previous_period=period.compared(now_s).name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,18 @@ from zoneinfo import ZoneInfo
 import msgspec
 from markupsafe import Markup
 
-from meters.carbon import HOST_PER_GPU_J, operational_g
 from meters.intensity import IntensityBook, Tier
+from meters.overheads import CORE_POWER_W
 from meters.receipts import Receipt
-from meters.types import Evidence
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import IDLE_LINE, Line
+from proxy.dashboard.account import IDLE_LINE, Line, by_dim, group_by_dims
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.advice import advise
 from proxy.dashboard.links import View
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.periods import Period, parse
 from proxy.dashboard.queries import PAGE_ROWS, RequestFilter, request_rows
+from proxy.dashboard.receipt import shown
 from proxy.dashboard.sites import Sites
 from proxy.dashboard.snapshot import Snapshot, claimed
 from proxy.dashboard.viewers import Viewer
@@ -49,7 +50,9 @@ TIER_WORDS = {
     "annual_zone": "annual mean of the zone",
     "annual_country": "annual mean of the country",
     "world": "annual mean of the world",
+    "fixed": "set by hand",
 }
+_STARTED_S = time.monotonic()
 CLEANEST = 8  # zones shown beside the team's own; the others on demand
 FILTERS = (
     "model",
@@ -107,6 +110,7 @@ def overview(
         "evidence_words": EVIDENCE_WORDS,
         "advice": _advice(dashboard, view, s),
         "drivers": _drivers(s, who),
+        "driven": _driven(dashboard, view, s),
         "before": {} if s.previous is None else {"total": s.previous},
         "claimed": claimed(s.savings),
         "budget_chart": _budget_chart(s, n),
@@ -128,7 +132,8 @@ def _why_chart(s: Snapshot, n: Numbers) -> Markup | None:
     if s.bars is None:
         return None
     bars = [(name, float(ug)) for name, ug in s.bars.named()]
-    return charts.diverging(bars, lambda ug: n.mass(ug, signed=True), "Why the total changed")
+    write = n.same_mass([ug for _, ug in bars], signed=True)
+    return charts.diverging(bars, write, "Why the total changed")
 
 
 def _evidence_bar(s: Snapshot, n: Numbers) -> Markup | None:
@@ -173,6 +178,19 @@ def _drivers(s: Snapshot, who: Viewer) -> list[tuple[str, str, tuple[Line, ...]]
         shown.append(("Keys", "key", s.lines["key"][:4]))
     shown.append(("Tags", "tag", s.lines["tag"][:4]))
     return shown
+
+
+def _driven(dashboard: Dashboard, view: View, s: Snapshot) -> Mapping[str, Mapping[str, Line]]:
+    """The period before by the groupings of the drivers, each line by its key."""
+    if s.previous is None:
+        return {"model": {}, "key": {}, "tag": {}}
+    before = parse(s.previous_period, s.time_zone)
+    account = dashboard.snapshots.account(view.team, before, s.simulated)
+    per_dim = by_dim(account)
+    return {
+        name: {line.key: line for line in group_by_dims(account, per_dim, name)}
+        for name in ("model", "key", "tag")
+    }
 
 
 def why(
@@ -263,14 +281,8 @@ def savings(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
     """What was avoided, apart from the footprint."""
-    held_out = sum(
-        line.requests
-        for line in s.lines["policy"]
-        if "holdout" in line.key or "control" in line.key
-    )
     return {
         "claimed": claimed(s.savings),
-        "held_out": held_out,
         "advice": _advice(dashboard, view, s),
     }
 
@@ -318,37 +330,11 @@ def _before(text: str | None) -> tuple[float, str] | None:
 
 def receipt(found: Receipt, book: IntensityBook, sites: Sites) -> Values:
     """One request: everything that was known and measured of it."""
-    record = found.record
-    site = sites.site(record.node or "")
-    zone = record.zone or site.zone
-    pue = record.pue or site.pue or sites.default_pue
-    moment_s = record.sent_s or record.start_s
-    answer = book.at(zone, moment_s)
-    energy_j = found.energy_j
-    hosted = record.evidence is Evidence.MODELLED or (
-        sites.hosted is not None and record.backend in sites.hosted
-    )
-    host_j = None if energy_j is None or hosted else energy_j * HOST_PER_GPU_J
-    device_g = None if energy_j is None else operational_g(energy_j, pue, answer.g_per_kwh)
-    host_g = None if host_j is None else operational_g(host_j, pue, answer.g_per_kwh)
-    seconds = record.end_s - (record.sent_s or record.start_s)
     return {
-        "r": record,
+        "r": found.record,
         "receipt": found,
-        "intensity": answer,
+        "shown": shown(found, book, sites),
         "tier_words": TIER_WORDS,
-        "pue": pue,
-        "pue_source": "recorded with the request"
-        if record.pue
-        else site.pue_source or sites.default_pue_source,
-        "host_j": host_j,
-        "device_g": device_g,
-        "host_g": host_g,
-        "hosted": hosted,
-        "embodied": None
-        if site.gpus is None or hosted
-        else site.embodied.mid * site.gpus * seconds / 3600.0,
-        "idle_power_j": sum(share.idle_j for share in found.shares),
     }
 
 
@@ -356,7 +342,7 @@ def plan(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
     """What if: another model, precision, engine, length, region or hardware."""
-    asked = planning.parse(query, sorted(dashboard.gpus))
+    asked = planning.parse(query, sorted(dashboard.gpus), planning.usual(s.total))
     results = (
         planning.compare(
             asked, dashboard.estimator, dashboard.gpus, dashboard.snapshots.book, dashboard.clock()
@@ -372,7 +358,7 @@ def plan(
         "zones": sorted({r.zone for r in dashboard.snapshots.book.table.regions.values()}),
         "engines": planning.ENGINES,
         "precisions": planning.PRECISIONS,
-        "requests_month": s.total.requests,
+        "own_lengths": bool(s.total.requests),
     }
 
 
@@ -405,6 +391,25 @@ def _report(
     return report(s) | {"frozen": None, "differs": False, "now": None}
 
 
+class OwnUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What this process used since its start, modelled."""
+
+    cpu_s: float
+    since_s: float
+    energy_j: float
+    core_w: float = CORE_POWER_W
+
+
+def own_energy(now_s: float) -> OwnUse:
+    """Joulegate's own energy, in this process."""
+    cpu_s = time.process_time()
+    return OwnUse(
+        cpu_s=cpu_s,
+        since_s=now_s - (time.monotonic() - _STARTED_S),
+        energy_j=cpu_s * CORE_POWER_W,
+    )
+
+
 def method(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
@@ -414,6 +419,7 @@ def method(
     return {
         "method_words": METHOD,
         "tier_words": TIER_WORDS,
+        "own": own_energy(dashboard.clock()),
         "health": list(dashboard.health()),
         "restatements": [r for r in book.restatements if r.zone in mine][-50:],
         "sites": dashboard.snapshots.sites,

@@ -53,9 +53,9 @@ def test_a_lead_finds_a_month_sees_why_it_rose_and_opens_a_receipt(page: Page, s
     expect(page.get_by_role("heading", level=1)).to_contain_text("Why")
     page.get_by_role("link", name="llama-3.3-70b").first.click()
     expect(page.get_by_text("model = llama-3.3-70b")).to_be_visible()
-    page.locator("tbody a").first.click()
+    page.locator("[aria-label=Requests] tbody a").first.click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Receipt req-")
-    for words in ("metered", "g/kWh", "PUE", "Counterfactual", "sample-1", "nvml"):
+    for words in ("metered", "g/kWh", "PUE", "counterfactual", "sample-1", "nvml"):
         expect(page.locator("main")).to_contain_text(words)
 
 
