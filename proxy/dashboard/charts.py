@@ -15,11 +15,19 @@ from markupsafe import Markup, escape
 _numbers = count(1)
 
 
-def _svg(width: float, height: float, title: str, text: str, body: str, name: str) -> Markup:
+def _svg(
+    width: float,
+    height: float,
+    title: str,
+    text: str,
+    body: str,
+    name: str,
+    fit: str = "xMidYMid meet",
+) -> Markup:
     number = next(_numbers) % 1_000_000
     return Markup(
         f'<svg class="chart {name}" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-labelledby="t{number} d{number}" preserveAspectRatio="xMidYMid meet">'
+        f'aria-labelledby="t{number} d{number}" preserveAspectRatio="{fit}">'
         f'<title id="t{number}">{escape(title)}</title><desc id="d{number}">{escape(text)}</desc>'
         f"{body}</svg>"
     )
@@ -102,7 +110,7 @@ def diverging(
     bars: Sequence[tuple[str, float]], write: Callable[[float], str], title: str
 ) -> Markup:
     """Bars to the left (less) and right (more) of a line, one a cause; figures in a column."""
-    row, left, right, width = 26.0, 92.0, 106.0, 440.0
+    row, left, right, width = 26.0, 98.0, 106.0, 440.0
     height = row * len(bars) + 4
     room = width - left - right
     most = max([v for _, v in bars] + [0.0])
@@ -129,7 +137,7 @@ def evidence_bar(parts: Sequence[tuple[str, float]], title: str, text: str) -> M
         w = value / total * 600
         body.append(_rect(x, 0, max(w - 1, 0.5), 18, f"e-{name}", name))
         x += w
-    return _svg(600, 18, title, text, "".join(body), "evidence")
+    return _svg(600, 18, title, text, "".join(body), "evidence", fit="none")
 
 
 def meter(value: float, least: float, most: float, limit: float, title: str, text: str) -> Markup:

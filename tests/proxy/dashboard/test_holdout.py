@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from meters.intensity import IntensityBook
+from meters.intensity.table import AnnualTable
+from meters.ledger import Ledger
+from proxy.dashboard.holdout import HoldOut
+from proxy.dashboard.periods import parse
+from proxy.dashboard.snapshot import Snapshots
+from tests.proxy.dashboard.test_account import record
+
+WEEK = parse("2026-06-01..2026-06-07", "UTC")
+
+
+def experiment(folder: Path, treated_j: float, held_out_j: float, days: int = 7) -> HoldOut | None:
+    """A ledger with 40 requests a day, of which one in ten is held out."""
+    dice = random.Random(5)
+    ledger = Ledger(str(folder / "ledger.db"))
+    ledger.write(
+        [
+            record(
+                day * 100 + n,
+                24 * day + n % 24,
+                arm="hold_out" if n % 10 == 0 else "treated",
+                energy_j=(held_out_j if n % 10 == 0 else treated_j) * dice.uniform(0.8, 1.2),
+            )
+            for day in range(days)
+            for n in range(40)
+        ]
+        + [record(9_999, 1)]  # in no arm: no part of the experiment
+    )
+    snapshots = Snapshots(ledger, IntensityBook(AnnualTable()))
+    found = snapshots.of("t", WEEK).holdout
+    ledger.close()
+    return found
+
+
+def test_a_saving_that_is_there_is_measured_with_its_share(tmp_path: Path) -> None:
+    found = experiment(tmp_path, 70.0, 100.0)
+    assert found is not None
+    assert (found.requests, found.treated) == (28, 252)
+    assert found.share == pytest.approx(0.1)
+    assert found.saved == pytest.approx(0.3, abs=0.05)
+    assert found.validates
+
+
+def test_none_that_is_not_there_is_not(tmp_path: Path) -> None:
+    found = experiment(tmp_path, 100.0, 100.0)
+    assert found is not None
+    assert found.saved_low is not None
+    assert found.saved_high is not None
+    assert found.saved_low < 0.0 < found.saved_high
+    assert not found.validates
+
+
+def test_two_days_are_too_few_to_say(tmp_path: Path) -> None:
+    found = experiment(tmp_path, 70.0, 100.0, days=2)
+    assert found is not None
+    assert found.saved is None
+    assert not found.validates
+
+
+def test_without_an_experiment_there_is_nothing_to_say(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write([record(1, 1)])
+    assert Snapshots(ledger, IntensityBook(AnnualTable())).of("t", WEEK).holdout is None
+    ledger.close()
