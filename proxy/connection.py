@@ -27,6 +27,7 @@ class Connection(HttpToolsProtocol):
 
     _in_head = False  # a message has begun, its head is not complete
     _in_body = False
+    _resuming = False  # what is parsed now is the head that _decline made up
     _head_bytes = 0
     _slow: asyncio.TimerHandle | None = None  # runs while a message is incomplete
 
@@ -37,10 +38,8 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._end(errors.not_http())
             return
-        except httptools.HttpParserUpgrade:
-            # No other protocol is spoken here, and the parser takes nothing more.
-            if self.cycle is not None:
-                self.cycle.keep_alive = False
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline(data[upgrade.args[0] :])
             return
         if self._in_head:
             self._head_bytes += len(data)
@@ -56,11 +55,26 @@ class Connection(HttpToolsProtocol):
         self._stop_clock()
         super().connection_lost(exc)
 
+    def _decline(self, rest: bytes) -> None:
+        """Go on in HTTP/1.1 with a request that offers another protocol, as clients in Java do
+        with HTTP/2 on every request. The parser leaves out its body; another one reads that."""
+        body = (b"content-length", b"transfer-encoding")
+        lines = [b"%s: %s\r\n" % line for line in self.headers if line[0] in body]
+        self.parser = httptools.HttpRequestParser(self)
+        self._resuming = True
+        self.data_received(b"POST / HTTP/1.1\r\n" + b"".join(lines) + b"\r\n" + rest)
+
     # -- the parser's callbacks ------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._resuming:
+            return
         self._in_head, self._head_bytes = True, 0
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        if not self._resuming:
+            super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # What comes after the body are trailers: they could pass for headers that were checked.
@@ -68,11 +82,16 @@ class Connection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            self._resuming = False
+            return
         self._in_head, self._in_body = False, True
         self._stop_clock()
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # its body is still to come, see _decline
         self._in_body = False
         self._stop_clock()
         super().on_message_complete()

@@ -131,11 +131,27 @@ def test_garbage_after_a_request_is_not_answered_in_its_place(
     assert got == b""  # not the 400 that the garbage deserves
 
 
-def test_an_offer_to_speak_another_protocol_is_answered_once_in_http(running: Joulegate) -> None:
-    for protocol in (b"h2c", b"websocket"):
-        offer = b"connection: upgrade\r\nupgrade: " + protocol + b"\r\n\r\n"
-        live = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
-        assert statuses(sent(running.port, live + offer + EVIL, end=False)) == [200]
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+@pytest.mark.parametrize("body", [LENGTH + b"\r\n" + BODY, CHUNKED + b"\r\n" + CHUNKS])
+@pytest.mark.parametrize("cut", [0, 3, 40])
+def test_an_offer_to_speak_another_protocol_is_answered_in_http(
+    running: Joulegate, upstream: Upstream, protocol: bytes, body: bytes, cut: int
+) -> None:
+    offer = b"connection: Upgrade, HTTP2-Settings\r\nupgrade: " + protocol + b"\r\n"
+    offer += b"http2-settings: AAMAAABkAAQAAP__\r\n"
+    whole = POST + offer + body
+    place = len(whole) - cut
+    last = POST + LENGTH + b"connection: close\r\n\r\n" + BODY
+    got = sent(running.port, whole[:place], whole[place:], last, end=False)
+    assert statuses(got) == [200, 200]
+    assert [json.loads(r.body) for r in upstream.wait_for(2)] == [json.loads(BODY)] * 2
+
+
+def test_an_offer_without_a_body_leaves_the_connection_as_it_was(running: Joulegate) -> None:
+    offer = b"connection: upgrade\r\nupgrade: h2c\r\n\r\n"
+    live = b"GET /health/live HTTP/1.1\r\nhost: x\r\n"
+    last = live + b"connection: close\r\n\r\n"
+    assert statuses(sent(running.port, live + offer, last, end=False)) == [200, 200]
 
 
 # -- what can be held ----------------------------------------------------------------------------
