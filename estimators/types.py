@@ -118,6 +118,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     supports_images: bool = False
     embodied_g_per_gpu_hour: float | None = None
     simulated: bool = False
+    answer_budget: str | None = None  # its answers are kept short so; None: as they come
 
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True, gc=False):

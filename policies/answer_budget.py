@@ -38,6 +38,7 @@ def variant(backend: Backend, budget: AnswerBudget) -> Backend:
     return msgspec.structs.replace(
         backend,
         name=f"{backend.name}+{budget.name}",
+        answer_budget=budget.name,
         quality=None if backend.quality is None else backend.quality * scale,
         quality_by_task={task: q * scale for task, q in backend.quality_by_task.items()},
     )

@@ -39,7 +39,10 @@ class Canarying:
 
     def choose(self, request: Request, candidates: Sequence[Candidate], limits: Limits) -> Decision:
         """The policy's decision without the canary, or the canary if it is its turn and it fits."""
-        if place(request, f"canary {self.backend}") < self.share:
+        share = self.share if request.canary_share is None else request.canary_share
+        if share >= 1.0:  # it has passed: a backend like any other
+            return self.policy.choose(request, candidates, limits)
+        if place(request, f"canary {self.backend}") < share:
             decision = self.policy.choose(request, candidates, limits)
             if self.backend in decision.order:
                 return switched(
@@ -57,7 +60,7 @@ class Canarying:
             return self.policy.choose(request, candidates, limits)
         if len(others) == len(candidates):
             return decision
-        waits = Rejection(self.backend, "canary", f"new: it gets {self.share:.0%} of requests")
+        waits = Rejection(self.backend, "canary", f"new: it gets {share:.0%} of requests")
         both = sorted([*decision.rejections, waits], key=lambda r: r.backend)
         return msgspec.structs.replace(decision, rejections=tuple(both), arm="control")
 
@@ -86,6 +89,15 @@ class Arm(msgspec.Struct, frozen=True):
             self.judged + (quality is not None),
             self.quality + judged,
             self.quality2 + judged * judged,
+        )
+
+    def with_score(self, quality: float) -> Arm:
+        """This arm with one more judged answer, of a request that is in it already."""
+        return msgspec.structs.replace(
+            self,
+            judged=self.judged + 1,
+            quality=self.quality + quality,
+            quality2=self.quality2 + quality * quality,
         )
 
 
@@ -138,6 +150,18 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
         if self.step + 1 < len(self.steps):
             return msgspec.structs.replace(following, step=self.step + 1)
         return msgspec.structs.replace(following, state="promoted", why="passed every step")
+
+    def judged(self, against: str = "") -> Canary:
+        """Where the roll-out stands with the sums it has, however they were added up; ``against``
+        is why it was rolled back before."""
+        if why := against or self._against():
+            return msgspec.structs.replace(self, state="rolled_back", why=why)
+        step = self.canary.requests // self.requests_per_step
+        if step >= len(self.steps):
+            return msgspec.structs.replace(
+                self, step=len(self.steps) - 1, state="promoted", why="passed every step"
+            )
+        return msgspec.structs.replace(self, step=step)
 
     def _against(self) -> str:
         """Why it must be rolled back now; empty when nothing speaks against it."""

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from policies.least_energy import LeastEnergy
-from policies.limits import UPPER
+from policies.limits import UPPER, tighten
 from policies.ranking import INF, figures
 from policies.types import (
     Candidate,
@@ -39,6 +39,25 @@ REFUSALS = (
     "i'm not able to",
     "i am not able to",
 )
+
+
+class Checks(msgspec.Struct, frozen=True, kw_only=True):
+    """What is looked at in a first answer. The schema that the client asked for always is."""
+
+    least_characters: int = 1
+    least_mean_logprob: float | None = None  # natural logarithm, 0 or less; None: not looked at
+    judge: str | None = None  # backend that is asked whether the answer will do
+    pass_rate: float = 0.5  # expected before any answer was seen
+    streams_wait: bool = False
+
+
+# So many answers weigh as much as the guess in the config.
+GUESS_WEIGHT = 20.0
+
+
+def seen_pass_rate(guess: float, passed: int, checked: int) -> float:
+    """The share of first answers that pass: the guess, outweighed by what was seen."""
+    return (guess * GUESS_WEIGHT + passed) / (GUESS_WEIGHT + checked)
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -71,8 +90,16 @@ class Cascade:
     """
 
     def __init__(
-        self, policy: Policy, pass_rate: float, check_j: float = 0.0, streams_wait: bool = False
+        self,
+        policy: Policy,
+        pass_rate: float,
+        check_j: float = 0.0,
+        streams_wait: bool = False,
+        within: Limits | None = None,
+        asked_only: bool = False,
     ) -> None:
+        """``within`` holds for the first answer too: the policy's limits other than on quality;
+        ``asked_only``: the first answer too is by a variant of the model asked for."""
         if not 0.0 <= pass_rate <= 1.0:
             raise ValueError("the share of first answers that pass must lie between 0 and 1")
         self.name = policy.name
@@ -81,6 +108,8 @@ class Cascade:
         self.pass_rate = pass_rate
         self.check_j = check_j
         self.streams_wait = streams_wait
+        self.within = within or Limits()
+        self.thriftiest = LeastEnergy(asked_only=asked_only)
 
     def choose(self, request: Request, candidates: Sequence[Candidate], limits: Limits) -> Decision:
         """The policy's decision, or the same with a thriftier backend tried before it."""
@@ -88,14 +117,15 @@ class Cascade:
         if request.stream and not self.streams_wait:
             return direct
         try:
-            thrifty = LeastEnergy().choose(request, candidates, limits)
+            thrifty = self.thriftiest.choose(request, candidates, tighten(limits, self.within))
         except NoBackendWithinLimits:
             return direct
         if thrifty.chosen == direct.chosen:
             return direct
         by_name = {c.backend.name: c for c in candidates}
         first, second = by_name[thrifty.chosen], by_name[direct.chosen]
-        steps = plan(first, second, self.pass_rate, self.check_j)
+        rate = self.pass_rate if request.pass_rate is None else request.pass_rate
+        steps = plan(first, second, rate, self.check_j)
         if not steps.worthwhile or not _both_fit(first, second, limits):
             return direct
         reason = (

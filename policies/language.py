@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from policies.answer_budget import AnswerBudget
 from policies.canary import Canarying
-from policies.cascade import Cascade
+from policies.cascade import Cascade, Checks
 from policies.conditions import Condition, condition
 from policies.configured import Configured, Ruled
 from policies.experiment import HeldOut, Split
@@ -101,6 +101,31 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     conditions: tuple[Condition, ...] = ()
     answer_budgets: tuple[AnswerBudget, ...] = ()
     session: str = WEIGH
+    promised: float | None = None  # quality on average
+    cascade: Checks | None = None
+    canary: RollOut | None = None
+    hold_out: float | None = None
+    compare_with: str | None = None
+
+
+class RollOut(msgspec.Struct, frozen=True):
+    """A canary as it was written."""
+
+    backend: str
+    share: float = 0.02  # to begin with
+    attempt: int = 1  # another number forgets what was seen before
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """What a policy wants to be told beside the request: everything that it or one that it hands
+    over to looks at."""
+
+    beyond: bool = False  # see Book.looks_beyond
+    budget_left: bool = False
+    promised: float | None = None
+    cascade: Checks | None = None
+    canary: RollOut | None = None
+    answer_budgets: tuple[AnswerBudget, ...] = ()
 
 
 class Book(msgspec.Struct, frozen=True):
@@ -120,6 +145,33 @@ class Book(msgspec.Struct, frozen=True):
         return any(
             part.among != ("asked",) or part.limits.relative_to is not None for part in parts
         ) or any(self.looks_beyond(other) for other in spec.uses)
+
+    def needs(self, name: str) -> Needs:
+        """What a policy wants to be told; nothing for a built-in one."""
+        parts = list(self._parts(name, set()))
+
+        def first(field: str) -> Any:
+            return next((v for part in parts if (v := getattr(part, field)) is not None), None)
+
+        return Needs(
+            beyond=self.looks_beyond(name),
+            budget_left=any(c.budget_left is not None for p in parts for c in p.conditions),
+            promised=first("promised"),
+            cascade=first("cascade"),
+            canary=first("canary"),
+            answer_budgets=tuple({b.name: b for p in parts for b in p.answer_budgets}.values()),
+        )
+
+    def _parts(self, name: str, seen: set[str]) -> Iterator[Spec]:
+        """A policy's own text, its rules', and those of all it hands over to."""
+        spec = self.specs.get(name)
+        if spec is None or name in seen:
+            return
+        seen.add(name)
+        yield spec
+        yield from (rule for rule in spec.rules if rule.name == name)
+        for other in spec.uses:
+            yield from self._parts(other, seen)
 
     def keeping(self, older: Book | None) -> Book:
         """This book with the texts of older versions, so that old decisions can be read."""
@@ -215,14 +267,17 @@ class _Reader:
         rules, specs, conditions = self._rules(name, version, keys, path)
         policy = Ruled(name, rules, plain, version) if rules else plain
         if "canary" in keys:
-            policy = _canary(policy, keys["canary"], (*path, "canary"))
+            new = _roll_out(keys["canary"], (*path, "canary"))
+            policy = Canarying(policy, new.backend, new.share)
         if "hold_out" in keys:
-            policy = HeldOut(policy, share(keys["hold_out"], (*path, "hold_out"), most=0.5))
+            policy = HeldOut(policy, _held_out(keys["hold_out"], (*path, "hold_out")))
         spec = msgspec.structs.replace(
             spec,
             uses=tuple(n for n, _ in uses),
             rules=specs,
             conditions=conditions,
+            canary=_roll_out(keys["canary"], (*path, "canary")) if "canary" in keys else None,
+            hold_out=policy.share if isinstance(policy, HeldOut) else None,
             answer_budgets=_budgets(keys.get("answer_budgets", []), (*path, "answer_budgets")),
         )
         return policy, spec, canonical
@@ -263,8 +318,19 @@ class _Reader:
             version,
             compare_with=_maybe(text, keys, "compare_with", path),
         )
+        checks = None
         if "cascade" in keys:
-            policy = _cascade(policy, keys["cascade"], (*path, "cascade"))
+            checks, check_j = _cascade(keys["cascade"], (*path, "cascade"))
+            policy = Cascade(
+                policy,
+                checks.pass_rate,
+                check_j,
+                checks.streams_wait,
+                within=msgspec.structs.replace(
+                    limits, min_quality=None, min_relative_quality=None, relative_to=None
+                ),
+                asked_only=among == ("asked",),
+            )
         if "exploration" in keys:
             policy = _exploring(policy, keys["exploration"], (*path, "exploration"))
         objective = keys.get("objective", "energy")
@@ -279,6 +345,9 @@ class _Reader:
             limits=limits,
             otherwise=otherwise,
             session=keys.get("session", WEIGH),
+            promised=strategy.promised if isinstance(strategy, Guarantee) else None,
+            cascade=checks,
+            compare_with=_maybe(text, keys, "compare_with", path),
         )
 
     def _rules(
@@ -379,16 +448,26 @@ def _strategy(keys: Mapping[str, Any], among: tuple[str, ...], path: Path) -> Ra
     return strategy(**common)
 
 
-def _cascade(policy: Policy, value: object, path: Path) -> Policy:
-    keys = mapping(value, ("pass_rate", "check_j", "streams_wait"), path)
+def _cascade(value: object, path: Path) -> tuple[Checks, float]:
+    """What a cascade checks, and what checking an answer takes, in joules."""
+    known = ("pass_rate", "check_j", "streams_wait", "least_characters", "least_logprob", "judge")
+    keys = mapping(value, known, path)
     if "pass_rate" not in keys:
         raise PolicyError(path, "needs a pass_rate: the share of first answers expected to pass")
-    return Cascade(
-        policy,
-        share(keys["pass_rate"], (*path, "pass_rate")),
-        number(keys.get("check_j", 0.0), (*path, "check_j"), above=None),
-        flag(keys.get("streams_wait", False), (*path, "streams_wait")),
+    least = keys.get("least_logprob")
+    if least is not None:
+        least = number(least, (*path, "least_logprob"), above=None)
+        if least > 0.0:
+            message = f"is the logarithm of a probability, so 0 or less, not {least:g}"
+            raise PolicyError((*path, "least_logprob"), message)
+    checks = Checks(
+        least_characters=whole(keys.get("least_characters", 1), (*path, "least_characters")),
+        least_mean_logprob=least,
+        judge=_maybe(text, keys, "judge", path),
+        pass_rate=share(keys["pass_rate"], (*path, "pass_rate")),
+        streams_wait=flag(keys.get("streams_wait", False), (*path, "streams_wait")),
     )
+    return checks, number(keys.get("check_j", 0.0), (*path, "check_j"), above=None)
 
 
 def _exploring(policy: Policy, value: object, path: Path) -> Policy:
@@ -400,12 +479,22 @@ def _exploring(policy: Policy, value: object, path: Path) -> Policy:
     )
 
 
-def _canary(policy: Policy, value: object, path: Path) -> Policy:
-    keys = mapping(value, ("backend", "share"), path)
+def _roll_out(value: object, path: Path) -> RollOut:
+    keys = mapping(value, ("backend", "share", "attempt"), path)
     if "backend" not in keys:
         raise PolicyError(path, "does not say which backend is new; give 'backend'")
-    backend = text(keys["backend"], (*path, "backend"))
-    return Canarying(policy, backend, share(keys.get("share", 0.02), (*path, "share")))
+    return RollOut(
+        backend=text(keys["backend"], (*path, "backend")),
+        share=share(keys.get("share", 0.02), (*path, "share")),
+        attempt=whole(keys.get("attempt", 1), (*path, "attempt")),
+    )
+
+
+def _held_out(value: object, path: Path) -> float:
+    """The share of a hold-out; ``true`` is 1 %."""
+    if isinstance(value, bool):
+        return 0.01 if value else 0.0
+    return share(value, path, most=0.5)
 
 
 def _budgets(value: object, path: Path) -> tuple[AnswerBudget, ...]:

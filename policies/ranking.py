@@ -250,6 +250,8 @@ def counterfactual(request: Request, candidates: Sequence[Candidate]) -> str | N
     found: tuple[float, str] | None = None
     for candidate in candidates:
         backend = candidate.backend
+        if backend.answer_budget is not None:
+            continue  # nobody asked for a shorter answer
         if asked is None or serves(backend, asked):
             if backend.name == asked:
                 return asked

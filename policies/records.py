@@ -46,6 +46,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     supports_schema: bool = True
     supports_images: bool = False
     hardware: tuple[float, float, float] | None = None  # FLOP/s (1e12), W, active parameters (1e9)
+    answer_budget: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -151,6 +152,7 @@ def _seen(candidate: Candidate, in_session: bool) -> Seen:
         backend.supports_schema,
         backend.supports_images,
         hardware,
+        backend.answer_budget,
     )
 
 
@@ -175,6 +177,7 @@ def _candidate(seen: Seen) -> Candidate:
         supports_tools=seen.supports_tools,
         supports_schema=seen.supports_schema,
         supports_images=seen.supports_images,
+        answer_budget=seen.answer_budget,
     )
     estimate = Estimate(
         backend=seen.name,

@@ -54,6 +54,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     previous_backend: str | None = None  # where the last request of this kind went
     reference_quality: float | None = None  # of the asked-for model, when it is no candidate
     quality_debt: float = 0.0  # quality promised on average and not yet given; see guarantee.py
+    canary_share: float | None = None  # what its roll-out gives the canary now; see canary.py
+    pass_rate: float | None = None  # share of first answers that passed so far; see cascade.py
     draw: float = 0.5  # uniform in [0, 1): all randomness a policy may use, so decisions replay
 
 

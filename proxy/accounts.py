@@ -92,6 +92,7 @@ class Accounts:
         replica: str,
         others: Callable[[str, float, float], Iterable[Activity]] | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
+        on_flight: Callable[[Flight, UsageRecord], None] | None = None,
     ) -> None:
         self.journal = journal
         self.estimator = estimator
@@ -102,6 +103,7 @@ class Accounts:
         self.replica = replica
         self.others = others
         self.on_record = on_record
+        self.on_flight = on_flight
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
@@ -125,6 +127,8 @@ class Accounts:
             self.observer.request(flight, record)
             if self.on_record is not None:
                 self.on_record(record)
+            if self.on_flight is not None:
+                self.on_flight(flight, record)
         except Exception:
             log.exception("%s could not be put on the books", flight.request_id)
 
@@ -138,7 +142,7 @@ class Accounts:
         settled = _Settled(
             activity=activity,
             backend=flight.engine.name,
-            features=flight.features,
+            features=_as_served(flight),
             load=load,
             ttft_s=record.ttft_s,
             latency_s=record.latency_s if record.outcome == "ok" else None,
@@ -316,6 +320,19 @@ def undivided(window: Window) -> Attribution:
     )
 
 
+def _as_served(flight: Flight) -> Features | None:
+    """The request's features with the part of its prompt that really was cached, where the engine
+    says so; none where it went elsewhere than the turn before."""
+    told, usage = flight.features, flight.usage
+    if told is None or not told.cached_prompt_tokens:
+        return told
+    cached = usage.cached_tokens if usage else None
+    if cached is None:
+        stayed = flight.turn and flight.engine and flight.turn.backend == flight.engine.name
+        cached = told.cached_prompt_tokens if stayed else 0
+    return msgspec.structs.replace(told, cached_prompt_tokens=min(cached, told.prompt_tokens))
+
+
 def record_of(flight: Flight, replica: str) -> UsageRecord:
     """The usage record of a finished request. Carries no prompt, answer or key."""
     usage, told, estimate = flight.usage, flight.features, flight.estimate
@@ -391,7 +408,7 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         simulated=facts.simulated if facts else False,
         arm=decision.arm if decision else None,
         replica=replica,
-        session=None,
+        session=flight.conversation if flight.turn or flight.session else None,
         decision=decision_in(flight),
     )
 

@@ -34,7 +34,11 @@ from proxy import auth, backends, books, errors, feedback, policy_book, request_
 from proxy.accounts import Accounts
 from proxy.admin import Admin
 from proxy.admission import Gate
+from proxy.aftermath import Aftermath
 from proxy.auth import Caller
+from proxy.canaries import Canaries
+from proxy.canaries import FileBoard as FileCanaries
+from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.carbon_metrics import CarbonMetrics
 from proxy.dashboard.configured import budgets_of, sites_of, snapshots_of
 from proxy.dashboard.pages import Dashboard, router
@@ -75,6 +79,8 @@ def replica_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
 
+PROMISES = "promises.json"  # in the state folder
+
 # Settings that are read once, at start.
 NEEDS_RESTART = ("server", "redis", "ledger", "state_dir", "meters", "organisations")
 
@@ -113,6 +119,14 @@ def siblings_of(
         board = FileBoard(Path(settings.state_dir) / "activities")
         return Siblings(replica, board, accounts.published, reads=worker == 0)
     return None
+
+
+def canaries_of(settings: Settings, replica: str, worker: int) -> Canaries:
+    """The roll-outs of new backends, known to all replicas that share a store."""
+    if settings.redis.url is not None:
+        client = connect(settings.redis.url, settings.redis.timeout_s)
+        return Canaries(replica, RedisCanaries(client))
+    return Canaries(f"worker-{worker}", FileCanaries(Path(settings.state_dir) / "canaries"))
 
 
 def describe(prompt: Prompt) -> tuple[str | None, str]:
@@ -157,6 +171,12 @@ class Proxy:
             settings.default_policy,
             settings.carbon.default_counterfactual,
         )
+        self.router.intensity_g_per_kwh = self.grid.common_g_per_kwh
+        self.canaries = canaries_of(settings, self.replica, worker)
+        self.canaries.take(self.router.roll_outs())
+        self.router.canaries = self.canaries
+        self.load_promises()
+        self.aftermath = Aftermath(self.router, self.canaries)
         self.watch = TimeWatch()
         self.client = Upstream(settings.time)
         state = Path(settings.state_dir)
@@ -177,6 +197,7 @@ class Proxy:
             observer=self.carbon,
             replica=self.replica,
             on_record=self.note,
+            on_flight=self.aftermath.finished,
         )
         self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
         self.steps = Steps(
@@ -257,6 +278,7 @@ class Proxy:
         self.watch.start(lambda _: self.look_at_the_grid())
         self.grid.refresher.start()
         self.accounts.start()
+        await self.canaries.start()
         self.health.start()
         if self.siblings is not None:
             self.siblings.start()
@@ -278,6 +300,7 @@ class Proxy:
             self.siblings.stop if self.siblings is not None else None,
             leftovers.stop,
             self.accounts.stop,
+            self.canaries.stop,
             partial(asyncio.to_thread, self.save) if self.worker == 0 else None,
             self.watch.stop,
             partial(asyncio.to_thread, self.grid.refresher.stop),
@@ -300,6 +323,17 @@ class Proxy:
         """Keep what was learnt for the next start."""
         self.estimator.save()
         self.learning.save()
+        try:
+            self.router.promises.save(Path(self.settings.state_dir) / PROMISES)
+        except OSError as error:
+            log.warning("what promises of quality owe cannot be kept: %s", error)
+
+    def load_promises(self) -> None:
+        """Go on with what promises owed at the last stop."""
+        try:
+            self.router.promises.load(Path(self.settings.state_dir) / PROMISES)
+        except (OSError, ValueError) as error:
+            log.warning("%s is not used (%s); promises begin anew", PROMISES, error)
 
     def show(self, ledger: Ledger) -> None:
         """Put the dashboard over the ledger."""
@@ -348,6 +382,7 @@ class Proxy:
             settings.default_policy,
             settings.carbon.default_counterfactual,
         )
+        self.canaries.take(self.router.roll_outs())
         self.carbon.sites = sites_of(settings, self.facts())
         if self.snapshots is not None:
             self.snapshots.take(self.carbon.sites, budgets_of(settings))
@@ -454,6 +489,7 @@ class Proxy:
                     score=score,
                 )
             )
+        self.aftermath.scored(record, score)
         return {"object": "joulegate.feedback", "request_id": request_id, "score": score}
 
 

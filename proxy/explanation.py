@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from estimators.types import Band, Estimate, Features, Lengths
+from policies.explanation import explained
+from policies.explanation import refused as refused_in_words
 from policies.types import Candidate, Decision, NoBackendWithinLimits, Rejection
 from proxy.routing import Routed
 
@@ -43,14 +45,21 @@ def candidate(value: Candidate, rejection: Rejection | None) -> dict[str, Any]:
 
 def routed(value: Routed) -> dict[str, Any]:
     """The whole decision, candidates with what each would cost and why it was not chosen."""
-    return _of(value.request.features, value.decision, value.candidates, value.decision.rejections)
+    decision = value.decision
+    return _of(
+        value.request.features,
+        decision,
+        value.candidates,
+        decision.rejections,
+        explained(decision),
+    )
 
 
 def refused(
     told: Features, candidates: tuple[Candidate, ...], error: NoBackendWithinLimits
 ) -> dict[str, Any]:
     """The same for a request that no backend may serve: nothing chosen, every reason listed."""
-    return _of(told, None, candidates, error.rejections)
+    return _of(told, None, candidates, error.rejections, refused_in_words(error))
 
 
 def _of(
@@ -58,6 +67,7 @@ def _of(
     decision: Decision | None,
     candidates: tuple[Candidate, ...],
     rejections: tuple[Rejection, ...],
+    sentences: list[str],
 ) -> dict[str, Any]:
     why_not = {r.backend: r for r in rejections}
     return {
@@ -66,7 +76,13 @@ def _of(
         "policy": decision.policy if decision else None,
         "policy_version": decision.version if decision else None,
         "reason": decision.reason if decision else "No backend fits the limits.",
+        "explained": sentences,
         "order": list(decision.order) if decision else [],
+        "counterfactual": decision.counterfactual if decision else None,
+        "arm": decision.arm if decision else None,
+        "escalate_to": decision.escalate_to if decision else None,
+        "kept": decision.kept if decision else None,
+        "moving_energy_j": decision.moving_energy_j if decision else None,
         "task": told.task,
         "prompt_tokens": told.prompt_tokens,
         "prompt_tokens_counted": told.prompt_tokens_counted,

@@ -171,6 +171,10 @@ class Prompt(msgspec.Struct):
     messages: int
     images: int
     overhead_tokens: int  # what the chat template adds, images included
+    # Of a conversation: what tells its messages from all others' in this process, and likewise the
+    # messages before its last answer, which are those of the request before.
+    whole: int | None = None
+    before: int | None = None
 
     def __repr__(self) -> str:
         return f"Prompt({len(self.text)} characters)"
@@ -205,7 +209,7 @@ def prompt_of(request: Peek) -> Prompt:
 
 def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
     texts: list[str] = []
-    last, images = "", 0
+    last, images, answered = "", 0, 0
     for message in messages:
         content = message.content
         if isinstance(content, str):
@@ -214,6 +218,8 @@ def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
             parts = list(_text_parts(content))
             images += sum(part is None for part in parts)
             said = "\n".join(part for part in parts if part)
+        if message.role == "assistant":
+            answered = len(texts)
         texts.append(said)
         if message.role == "user" and said:
             last = said
@@ -222,6 +228,8 @@ def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
             for call in message.tool_calls or ()
             if call.function
         )
+    whole = hash(tuple(texts))
+    before = hash(tuple(texts[:answered])) if answered else None
     if tools:
         texts.append(tools.decode("utf-8", "replace"))
     overhead = TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_ANSWER + TOKENS_PER_IMAGE * images
@@ -231,6 +239,8 @@ def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
         messages=len(messages),
         images=images,
         overhead_tokens=overhead,
+        whole=whole,
+        before=before,
     )
 
 
@@ -258,8 +268,11 @@ def features_from(
     task: str | None,
     text: str,
     team: str,
+    cached_tokens: int = 0,
 ) -> Features:
-    """What estimators look at; ``prompt`` is None where it has not been read in time."""
+    """What estimators look at; ``prompt`` is None where it has not been read in time.
+
+    ``cached_tokens`` are those of the conversation's turn before, on the backend that has it."""
     return Features(
         prompt_tokens=tokens,
         prompt_tokens_counted=counted,
@@ -272,4 +285,5 @@ def features_from(
         has_schema=b"json_schema" in bytes(request.response_format),
         has_images=bool(prompt and prompt.images),
         n=max(1, request.n or 1),
+        cached_prompt_tokens=min(cached_tokens, tokens),
     )

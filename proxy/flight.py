@@ -18,6 +18,7 @@ from proxy.auth import Caller
 from proxy.backends import Engine
 from proxy.background import ended
 from proxy.budgets import Charge
+from proxy.conversations import Turn, called
 from proxy.errors import ApiError
 from proxy.forms import Form
 from proxy.routing import Routed
@@ -69,6 +70,7 @@ class Flight:
         "opaque",
         "outcome",
         "policy",
+        "prefix",
         "probes",
         "progress",
         "request_id",
@@ -82,6 +84,7 @@ class Flight:
         "stream",
         "tags",
         "task",
+        "turn",
         "usage",
         "wait_s",
     )
@@ -96,6 +99,8 @@ class Flight:
         self.policy = ""
         self.tags: tuple[str, ...] = ()
         self.session: str | None = None
+        self.turn: Turn | None = None  # the conversation's turn before
+        self.prefix: int | None = None  # what tells its messages from all others
         self.features: Features | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.decision: Decision | None = None
@@ -131,6 +136,13 @@ class Flight:
         self.deadline_s: float | None = None
         self.task: asyncio.Task[object] | None = None
         self.admitted: Admitted | None = None  # its place in the store, until it is settled
+
+    @property
+    def conversation(self) -> str:
+        """What its conversation is called in records; a new one is called as its first request."""
+        if self.session is not None and self.caller is not None:
+            return called(self.caller.team, self.session)
+        return self.request_id if self.turn is None else self.turn.session
 
     def wall(self, monotonic_s: float) -> float:
         """Unix time of a monotonic time of this process."""

@@ -73,9 +73,14 @@ class HealthChecks:
 
 
 def note_load(pool: Pool, window: Window, now_s: float) -> None:
-    """Take an engine's own word on how busy it is from a window that just closed."""
-    if window.running is None:
+    """Take an engine's own word on how busy it is, and whether it sleeps, from a window that just
+    closed."""
+    if window.running is None and window.asleep is None:
         return
     for engine in pool.engines:
-        if engine.node == window.node:
+        if engine.node != window.node:
+            continue
+        if window.asleep is not None:
+            engine.asleep = window.asleep
+        if window.running is not None:
             engine.reports(window.running, window.waiting or 0.0, now_s)

@@ -8,6 +8,7 @@ import msgspec
 
 from meters.receipts import Receipt
 from meters.types import Evidence, UsageRecord
+from policies.explanation import explained
 from policies.records import decision_from_json
 
 SIMULATED_NOTE = (
@@ -42,7 +43,9 @@ def decision_of(recorded: str | None) -> dict[str, Any] | None:
     if recorded is None:
         return None
     decision = decision_from_json(recorded).decision
-    return None if decision is None else msgspec.to_builtins(decision)
+    if decision is None:
+        return None
+    return {**msgspec.to_builtins(decision), "explained": explained(decision)}
 
 
 def as_json(receipt: Receipt) -> dict[str, Any]:

@@ -144,12 +144,21 @@ class Routes:
             raise features.missing("model")
         headers = dict(request.scope["headers"])
         flight = Flight("route")
+        wishes = wishes_in(headers)
+        flight.caller, flight.session = caller, wishes.session
         told = await self.steps.features_of(flight, peeked, skeleton, caller)
         now_s = time.monotonic()
-        wishes = wishes_in(headers)
         try:
             routed = self.routing.decide(
-                told, caller, peeked.model, wishes, now_s=now_s, unix_s=time.time()
+                told,
+                caller,
+                peeked.model,
+                wishes,
+                now_s=now_s,
+                unix_s=time.time(),
+                turn=flight.turn,
+                session=flight.conversation,
+                stream=bool(peeked.stream),
             )
         except NoBackendWithinLimits as error:
             engines = self.routing.candidates_for(peeked.model, now_s)

@@ -10,18 +10,24 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from estimators.types import Estimate, Estimator, Features, unknown
-from policies.language import Book
+from policies.language import Book, Needs, RollOut
 from policies.limits import is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
 from proxy.backends import Engine, Pool
+from proxy.canaries import Canaries
+from proxy.conversations import Conversations, Turn
 from proxy.errors import (
     ApiError,
     invalid_header,
     model_not_found,
     no_backend_within_limits,
 )
+from proxy.passing import Passing
+from proxy.promises import Promises
 from proxy.wishes import Wishes
+
+NO_NEEDS = Needs()
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -33,6 +39,7 @@ class Routed(msgspec.Struct, frozen=True):
     request: Request
     limits: Limits
     policy: Policy
+    needs: Needs
 
     def estimate(self, name: str) -> Estimate:
         """The estimate of one candidate. Raises KeyError for what was none."""
@@ -58,7 +65,11 @@ class Router:
         self.pool = pool
         self.estimator = estimator
         self.take(book, default_policy, default_counterfactual)
-        self.sessions: dict[tuple[str, str], str] = {}  # (team, session) -> backend
+        self.conversations = Conversations()
+        self.promises = Promises()
+        self.canaries: Canaries | None = None
+        self.passing = Passing()
+        self.budgets_left: dict[tuple[str, str | None], float] = {}  # (team, key) -> 0..1
         # (team, task, policy) -> backend of the last request of that kind, against flapping
         self.previous: dict[tuple[str, str | None, str], str] = {}
         self.intensity_g_per_kwh: float | None = None  # of the common zone, now
@@ -71,6 +82,13 @@ class Router:
         self.policies = book.policies
         self.default_policy = default_policy
         self.default_counterfactual = default_counterfactual
+        # Policies that want to be told more than most; built-in ones do not.
+        needs = {name: book.needs(name) for name in book.specs}
+        self.needs = {name: need for name, need in needs.items() if need != NO_NEEDS}
+
+    def roll_outs(self) -> dict[str, RollOut]:
+        """The canaries, by policy."""
+        return {name: n.canary for name, n in self.needs.items() if n.canary is not None}
 
     def policy_for(self, caller: Caller, asked: str, wishes: Wishes) -> Policy:
         """The policy of a request: the header's, the model name's, the team's, the default."""
@@ -115,16 +133,23 @@ class Router:
         unix_s: float,
         draw: float | None = None,
         estimated: bool = True,
+        turn: Turn | None = None,
+        session: str | None = None,
+        stream: bool = False,
+        budget_left: float | None = None,
     ) -> Routed:
         """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
 
         ``now_s`` is monotonic, for cooldowns; ``unix_s`` gives the hour of the team's day;
-        ``draw`` is all the randomness there is. ``estimated`` is false for what estimators know
-        nothing of, such as sound: then every figure is unknown.
+        ``draw`` is all the randomness there is. ``turn`` is the conversation's turn before, and
+        ``session`` what it is called. ``budget_left`` is known better than from the last request.
+        ``estimated`` is false for what estimators know nothing of, such as sound: then every
+        figure is unknown.
         """
         policy = self.policy_for(caller, asked, wishes)
         engines = self.candidates_for(asked, now_s)
-        if self.book.looks_beyond(policy.name):
+        need = self.needs.get(policy.name, NO_NEEDS)
+        if need.beyond:
             known = {engine.name for engine in engines}
             engines = engines + [
                 e for e in self.pool.everything if e.name not in known and e.available(now_s)
@@ -132,18 +157,34 @@ class Router:
         flow = (caller.team, features.task, policy.name)
         candidates = self.candidates(features, engines, now_s, estimated)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
-        session = wishes.session
+        if budget_left is None and self.budgets_left:
+            budget_left = self.budgets_left.get((caller.team, caller.key_id))
         request = Request(
             features=features,
             asked=self._meant(asked, engines),
             team=caller.team,
             tags=wishes.tags,
             session=session,
-            session_backend=self.sessions.get((caller.team, session)) if session else None,
+            session_backend=None if turn is None else turn.backend,
+            stream=stream,
+            budget_left=budget_left,
             hour=self._hour(caller.timezone, unix_s),
             previous_backend=self.previous.get(flow),
             intensity_g_per_kwh=self.intensity_g_per_kwh,
             draw=self._random.random() if draw is None else draw,
+            quality_debt=(
+                0.0 if need.promised is None else self.promises.debt(caller.team, policy.name)
+            ),
+            canary_share=(
+                None
+                if need.canary is None or self.canaries is None
+                else self.canaries.share(policy.name)
+            ),
+            pass_rate=(
+                None
+                if need.cascade is None
+                else self.passing.rate(policy.name, need.cascade.pass_rate)
+            ),
         )
         decision = policy.choose(request, candidates, limits)
         if self.default_counterfactual is not None and is_open(asked):
@@ -158,6 +199,7 @@ class Router:
             request=request,
             limits=limits,
             policy=policy,
+            needs=need,
         )
 
     def _declared(self, candidates: Sequence[Candidate]) -> str | None:
@@ -179,16 +221,6 @@ class Router:
             return tuple(map(Candidate, facts, [unknown(each.name) for each in facts], loads))
         estimates = self.estimator.estimate(features, facts, loads)
         return tuple(map(Candidate, facts, estimates, loads))
-
-    def went(self, team: str, session: str | None, backend: str) -> None:
-        """Remember where a session's prefix cache is."""
-        if session is None:
-            return
-        if len(self.sessions) > 100_000:
-            for key in list(self.sessions)[:10_000]:
-                del self.sessions[key]
-        self.sessions.pop((team, session), None)
-        self.sessions[(team, session)] = backend
 
     def _hour(self, zone: str, unix_s: float) -> int:
         since_1970 = int(unix_s // 900)  # zones differ by quarters of an hour

@@ -220,7 +220,12 @@ class Steps:
             thriftier = admitted.admission.fallback_policy
             if thriftier is not None:
                 wishes = msgspec.structs.replace(wishes, policy=thriftier)
-                routed = self._decide(flight, told, caller, wishes)
+            if admitted.admission.spent:
+                left = admitted.admission.budget_left
+                if thriftier is not None or routed.needs.budget_left:
+                    routed = self._decide(flight, told, caller, wishes, left)
+                if left is not None:
+                    self.router.budgets_left[caller.team, caller.key_id] = left
         keep = None if wishes.no_store else admitted
 
         flight.task = asyncio.current_task()
@@ -305,6 +310,13 @@ class Steps:
                 tokens, counted, task, text = guess(len(body)), False, None, ""
                 prompt = None
                 reading.add_done_callback(lambda done: _count_later(flight, done))
+        cached = 0
+        if prompt is not None:
+            flight.prefix = prompt.whole
+            if prompt.before is not None or flight.session is not None:
+                known = self.router.conversations
+                flight.turn = known.before(caller.team, flight.session, prompt.before)
+                cached = 0 if flight.turn is None else flight.turn.tokens
         flight.features = features.features_from(
             request,
             prompt,
@@ -313,6 +325,7 @@ class Steps:
             task=task,
             text=text,
             team=caller.team,
+            cached_tokens=cached,
         )
         return flight.features
 
@@ -324,7 +337,14 @@ class Steps:
     def _described(self, prompt: Prompt) -> tuple[str | None, str]:
         return self.describe(prompt) if self.describe is not None else (None, prompt.last)
 
-    def _decide(self, flight: Flight, told: Features, caller: Caller, wishes: Wishes) -> Routed:
+    def _decide(
+        self,
+        flight: Flight,
+        told: Features,
+        caller: Caller,
+        wishes: Wishes,
+        budget_left: float | None = None,
+    ) -> Routed:
         flight.policy = wishes.policy or caller.policy or self.router.default_policy
         routed = self.router.decide(
             told,
@@ -334,6 +354,10 @@ class Steps:
             now_s=time.monotonic(),
             unix_s=flight.start_wall_s,
             estimated=not flight.opaque,
+            turn=flight.turn,
+            session=flight.conversation,
+            stream=flight.stream,
+            budget_left=budget_left,
         )
         flight.decision = routed.decision
         flight.policy = routed.decision.policy
@@ -456,11 +480,23 @@ class Steps:
                 _left(flight)
                 response.close()
                 continue
-            if flight.session is not None and flight.caller is not None:
-                self.router.went(flight.caller.team, flight.session, engine.name)
+            if flight.prefix is not None or flight.session is not None:
+                self._went(flight, engine)
             return response
         flight.engine = None if flight.attempts == 0 else flight.engine
         raise failure or errors.no_backend_available("No backend could be tried. Try again.", 1.0)
+
+    def _went(self, flight: Flight, engine: Engine) -> None:
+        """Remember which engine has this turn's prefix now."""
+        if flight.caller is not None and flight.features is not None:
+            self.router.conversations.went(
+                flight.caller.team,
+                flight.session,
+                flight.prefix,
+                flight.conversation,
+                engine.name,
+                flight.features.prompt_tokens,
+            )
 
     def _took(self, flight: Flight, engine: Engine, routed: Routed, attempt: int) -> None:
         flight.engine = engine

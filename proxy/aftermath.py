@@ -1,0 +1,48 @@
+"""What policies learn from a finished request: promises given, canaries tried, prefixes kept.
+
+Called once for each request, after it was answered; does nothing for a policy that asks for
+nothing.
+"""
+
+from __future__ import annotations
+
+from meters.types import UsageRecord
+from proxy.canaries import Canaries
+from proxy.flight import Flight
+from proxy.routing import NO_NEEDS, Router
+
+
+class Aftermath:
+    """Tells the router's memories what came of a decision. Used from the event loop only."""
+
+    def __init__(self, router: Router, canaries: Canaries) -> None:
+        self.router = router
+        self.canaries = canaries
+
+    def finished(self, flight: Flight, record: UsageRecord) -> None:
+        """One request has ended."""
+        routed, told = flight.routed, flight.features
+        if routed is None or told is None or record.sent_s is None or record.backend is None:
+            return
+        expected, cached = told.cached_prompt_tokens, record.cached_prompt_tokens
+        decision = routed.decision
+        if expected and cached is not None and record.backend == routed.request.session_backend:
+            self.router.conversations.saw(record.backend, expected, cached)
+        need = routed.needs
+        if need is NO_NEEDS or record.outcome == "cancelled":
+            return
+        policy = routed.policy.name
+        if need.promised is not None and record.outcome == "ok" and record.quality is not None:
+            self.router.promises.gave(record.team, policy, need.promised, record.quality)
+        if need.canary is not None:
+            # Where it failed and another answered, the client saw nothing of it; it failed still.
+            ok = record.outcome == "ok" and record.backend == decision.chosen
+            self.canaries.finished(policy, decision.arm, ok, record.latency_s)
+
+    def scored(self, record: UsageRecord, score: float) -> None:
+        """An answer has been judged, 0 to 1."""
+        need = self.router.needs.get(record.policy, NO_NEEDS)
+        if need.promised is not None and record.quality is not None:
+            self.router.promises.corrected(record.team, record.policy, record.quality, score)
+        if need.canary is not None:
+            self.canaries.scored(record.policy, record.arm, score)

@@ -1,0 +1,243 @@
+"""What the running proxy tells its policies: sessions, budgets, promises, sleep, conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from meters import simulated_engine
+from meters.simulated_physics import EngineConfig
+from policies.guarantee import FIRST_DEBT
+from policies.records import replay_decision
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import KEY, Config, Joulegate
+from tests.proxy.two_backends import ASK, LARGE, SMALL, both, decided, kept, large, small
+
+__all__ = ["large", "small"]  # fixtures
+Start = Callable[[Config], Joulegate]
+
+LONG = "Tell me all about the joule, and then about the kilowatt hour. " * 40
+FIRST = {"model": "m", "messages": [{"role": "user", "content": LONG}]}
+SECOND = {
+    "model": "m",
+    "messages": [
+        *FIRST["messages"],
+        {"role": "assistant", "content": "Grüß Gott"},
+        {"role": "user", "content": "And the calorie?"},
+    ],
+}
+HOLD = {"hold": {"session": "hold"}}
+
+
+def test_a_conversation_stays_where_its_prefix_is_without_being_named(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    running = joulegate(both(small, large, policies=HOLD, default_policy="hold"))
+    first = running.post({**FIRST, "model": "m@large"})
+    assert first.header("x-joulegate-backend") == "m@large"
+    second = running.post(SECOND)
+    assert second.header("x-joulegate-backend") == "m@large"
+    decision = decided(running, second)
+    assert decision.kept == "session"
+    assert decision.moving_energy_j is not None
+    assert decision.moving_energy_j > 0.0
+    request = kept(running, second).request
+    assert request.session_backend == "m@large"
+    assert request.features.cached_prompt_tokens > 400  # all of the turn before
+    session = running.record(second.header("x-request-id")).session
+    assert session == first.header("x-request-id")
+    # Another conversation is free, and one that was told another answer is the same one.
+    assert running.post(FIRST).header("x-joulegate-backend") == "m@small"
+    other = {"role": "user", "content": "Something else"}
+    assert running.post({**SECOND, "messages": [other, *SECOND["messages"][1:]]}).header(
+        "x-joulegate-backend"
+    ) == ("m@small")
+
+
+def test_a_named_session_stays_and_its_name_is_not_kept(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    running = joulegate(both(small, large, policies=HOLD, default_policy="hold"))
+    named = {"x-session-id": "anna-7"}
+    running.post({**ASK, "model": "m@large"}, headers=named)
+    again = running.post(ASK, headers=named)
+    assert again.header("x-joulegate-backend") == "m@large"
+    assert running.post(ASK).header("x-joulegate-backend") == "m@small"
+    record = running.record(again.header("x-request-id"))
+    assert record.session is not None
+    assert "anna" not in record.session
+    assert "anna" not in (record.decision or "")
+    assert kept(running, again).request.features.cached_prompt_tokens == 0  # it does not go on
+
+
+def test_a_turn_that_weighs_says_what_moving_would_cost(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    running = joulegate(both(small, large, default_policy="least_energy"))
+    running.post({**FIRST, "model": "m@large"})
+    told = running.post(SECOND, path="/v1/route").json()
+    assert told["moving_energy_j"] > 0.0
+    assert any("cached prefix" in sentence for sentence in told["explained"])
+
+
+def test_streams_are_known_as_streams(joulegate: Start, small: Upstream, large: Upstream) -> None:
+    running = joulegate(both(small, large))
+    assert kept(running, running.post({**ASK, "stream": True})).request.stream
+    assert not kept(running, running.post(ASK)).request.stream
+
+
+def test_a_promise_on_average_is_paid_off_and_then_energy_decides(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {"bulk": {"average_quality": 0.7}}
+    running = joulegate(both(small, large, policies=policies, default_policy="bulk"))
+    replies = [running.post(ASK) for _ in range(80)]
+    served = [reply.header("x-joulegate-backend") for reply in replies]
+    assert served[0] == "m@large"  # it starts in debt
+    assert "m@small" in served[40:]
+    debts = [kept(running, reply).request.quality_debt for reply in replies]
+    assert debts[0] == FIRST_DEBT
+    assert debts[1] == pytest.approx(FIRST_DEBT + 0.7 - 0.9, abs=0.05)
+    given = [running.record(reply.header("x-request-id")).quality or 0.0 for reply in replies]
+    assert sum(given) / len(given) >= 0.7
+    # A score that is worse than was expected raises what is owed, by the difference.
+    assert running.proxy is not None
+    promises = running.proxy.router.promises
+    last = replies[-1].header("x-request-id")
+    before = promises.debt("default", "bulk")
+    assert running.post({"request_id": last, "score": 0.0}, path="/v1/feedback").status == 200
+    assert promises.debt("default", "bulk") == pytest.approx(before + given[-1])
+
+
+def test_rules_on_a_budget_see_what_is_left_of_it(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {
+        "careful": {
+            "objective": "quality",
+            "rules": [{"when": {"budget_left": "< 50 %"}, "objective": "energy"}],
+        }
+    }
+    teams = {
+        "physics": {"keys": [KEY], "policy": "careful", "budgets": [{"per": "day", "requests": 4}]}
+    }
+    running = joulegate(both(small, large, policies=policies, teams=teams))
+    running.headers["authorization"] = f"Bearer {KEY}"
+    replies = [running.post(ASK) for _ in range(4)]
+    assert [reply.status for reply in replies] == [200] * 4
+    served = [reply.header("x-joulegate-backend") for reply in replies]
+    assert served == ["m@large", "m@large", "m@small", "m@small"]
+    left = [kept(running, reply).request.budget_left for reply in replies]
+    assert left == [0.75, 0.5, 0.25, 0.0]
+
+
+def test_every_condition_sees_the_request_as_it_is(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    running = joulegate(both(small, large, carbon={"zone": "DE"}, default_policy="least_energy"))
+    asked = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Write a Python function that sorts a list."}],
+    }
+    before = time.gmtime().tm_hour
+    request = kept(
+        running, running.post(asked, headers={"x-joulegate-tags": "night,batch"})
+    ).request
+    assert request.hour in (before, time.gmtime().tm_hour)
+    assert (request.team, request.tags, request.asked) == ("default", ("night", "batch"), "m")
+    assert request.features.task == "code"
+    assert 10 < request.features.prompt_tokens < 40
+    assert running.proxy is not None
+    assert request.intensity_g_per_kwh == running.proxy.grid.common_g_per_kwh
+    assert request.intensity_g_per_kwh is not None
+
+
+@pytest.mark.parametrize(
+    ("when", "matching"),
+    [
+        ({"tag": "night"}, {"headers": {"x-joulegate-tags": "night"}}),
+        ({"team": "default"}, {}),
+        ({"task": "code"}, {"text": "Write a Python function that sorts a list."}),
+        ({"prompt_tokens": "> 500"}, {"text": LONG}),
+        ({"hour": "0-24"}, {}),
+        ({"intensity": "> 300"}, {}),
+        ({"model": "m"}, {}),
+    ],
+)
+def test_a_rule_applies_in_the_running_proxy(
+    when: dict[str, str],
+    matching: dict[str, Any],
+    joulegate: Start,
+    small: Upstream,
+    large: Upstream,
+) -> None:
+    policies = {"ruled": {"rules": [{"when": when, "objective": "quality"}]}}
+    carbon = {"intensity_g_per_kwh": 321.0}
+    running = joulegate(
+        both(small, large, policies=policies, default_policy="ruled", carbon=carbon)
+    )
+    text = matching.get("text", "Good morning to you")
+    asked = {"model": "m", "messages": [{"role": "user", "content": text}]}
+    reply = running.post(asked, headers=matching.get("headers", {}))
+    assert reply.header("x-joulegate-backend") == "m@large"
+    if matching:  # without what it asks for the rule does not apply
+        assert running.post(ASK).header("x-joulegate-backend") == "m@small"
+
+
+def test_an_engine_that_sleeps_is_left_asleep(joulegate: Start) -> None:
+    engines = [simulated_engine.start(EngineConfig(model="m", seed=seed)) for seed in (1, 2)]
+    try:
+        backends = [
+            {
+                **facts,
+                "url": f"{engine.url}/v1",
+                "simulated": True,
+                "meter": {"kind": "simulated", "url": engine.url},
+            }
+            for engine, facts in zip(engines, (SMALL, LARGE), strict=True)
+        ]
+        running = joulegate({"backends": backends, "cache": {"enabled": False}})
+        asked = {**ASK, "max_tokens": 3}
+        assert running.post(asked).header("x-joulegate-backend") == "m@small"
+        engines[0].server.asleep = True
+        assert running.proxy is not None
+        small_engine = running.proxy.pool.by_name["m@small"]
+        deadline_s = time.monotonic() + 15.0
+        while not small_engine.asleep:
+            assert time.monotonic() < deadline_s, "its sleep was not noticed"
+            time.sleep(0.02)  # between two looks at another thread's state
+        reply = running.post(asked)
+        assert reply.header("x-joulegate-backend") == "m@large"
+        assert running.record(reply.header("x-request-id")).attempts == 1
+        slept = {seen.name: seen.asleep for seen in kept(running, reply).candidates}
+        assert slept == {"m@small": True, "m@large": False}
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def test_what_was_decided_replays_to_the_same_answer(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {
+        "all": {
+            "average_quality": 0.7,
+            "exploration": {"share": 0.3, "extra_energy": 1.0},
+            "hold_out": 0.2,
+            "hysteresis": 0.1,
+            "rules": [{"when": {"tag": "b"}, "average_quality": 0.85}],
+        }
+    }
+    running = joulegate(both(small, large, policies=policies, default_policy="all"))
+    assert running.proxy is not None
+    seen = set()
+    for number in range(60):
+        tags = {"x-joulegate-tags": "b"} if number % 3 == 0 else {}
+        record = kept(running, running.post(ASK, headers=tags))
+        assert replay_decision(record, running.proxy.router.policies) == record.decision
+        assert record.decision is not None
+        seen.add((record.decision.chosen, record.decision.arm))
+    assert len(seen) > 2  # not all the same
