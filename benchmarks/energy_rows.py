@@ -194,7 +194,7 @@ def _argonne(folder: Path, facts: dict[str, dict[str, str]]) -> Iterator[Row]:
         "meta-llama/Llama-2-7b-hf": "meta-llama/Llama-2-7b-hf",
         "meta-llama/Meta-Llama-3-8B": "meta-llama/Meta-Llama-3-8B",
     }
-    engines = {"vLLM": ("vllm", "0.5.4"), "TensorRT-LLM": ("tensorrt-llm", None)}
+    engines = {"vLLM": ("vllm", None), "TensorRT-LLM": ("tensorrt-llm", None)}
     for row in _read(folder / "argonne_power.csv"):
         if row["framework"] not in engines or row["model_id"] not in names:
             continue

@@ -29,6 +29,7 @@ class Held(NamedTuple):
     step_spread: float
     time_error: float
     physics_error: float  # energy, of the constants alone
+    first_error: float  # time to the first token; nan where nothing was published
 
 
 class Fold(NamedTuple):
@@ -121,6 +122,7 @@ def errors(rows: Sequence[Row], fitted: Fitted) -> list[Held]:
             said.step_spread[i],
             math.log(row.time_s) - said.time[i],
             math.log(row.energy_j) - said.physics_energy[i],
+            math.log(row.ttft_s) - said.first[i],
         )
         for i, row in enumerate(rows)
     ]

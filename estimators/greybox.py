@@ -34,11 +34,22 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "hop_factor": (np.log(2.0), 0.7),  # transfer time over the link's own
     "host_s": (np.log(1e-3), 0.5),  # the engine's own code, per step
     "sequence_s": (np.log(2e-5), 1.0),  # ... per sequence of a step
+    "head_s": (np.log(2e-7), 1.0),  # attention of one sequence in one layer, however short
+    "expert_s": (np.log(25e-6), 0.5),  # choosing and launching the experts of one layer
+    "skew": (np.log(0.6), 0.2),  # of a batch's tokens, those that choose experts of their own
+    "tile_s": (np.log(3e-7), 0.5),  # one expert more to work on in a layer, however few rows
+    "uneven": (np.log(0.5), 0.5),  # of the expected excess of the GPU with most experts to read
     "request_s": (np.log(1e-3), 1.0),  # ... per request
-    "busy_share": (np.log(0.28), 0.1),  # of the power limit, drawn by clocks and leakage at work
+    "begin_s": (np.log(3e-5), 0.7),  # a layer's launches for a prompt, outside any graph
+    "first_own": (np.log(1.2), 0.2),  # time to the first token, in own prefills
+    "first_crowd": (np.log(0.15), 0.7),  # ... in prefills of each that came with it
+    "first_steps": (np.log(2.0), 0.4),  # ... in steps of those that are running
+    "busy_share": (np.log(0.31), 0.06),  # of the power limit, drawn by clocks and leakage at work
     "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
     "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
-    "compute_share": (np.log(0.5), 0.4),  # ... when arithmetic is saturated, decoding
+    "cache_share": (np.log(0.45), 0.3),  # ... when reading the cache
+    "tile_share": (np.log(0.3), 0.3),  # ... when experts wait for one another's rows
+    "compute_share": (np.log(0.9), 0.3),  # ... when arithmetic is saturated, decoding
     "prefill_share": (np.log(0.6), 0.3),  # ... prefilling
 }
 # constant -> the kinds of case in which it may differ, by a factor around 1
@@ -46,29 +57,53 @@ KINDS: dict[str, tuple[str, ...]] = {
     "weight_rate": ("consumer", "moe_new", "moe_old", "fp8_moe", "narrow", "old"),
     "cache_rate": ("old", "consumer"),
     "decode_rate": ("old", "consumer", "moe_new", "moe_old", "low"),
-    "prefill_rate": ("old", "consumer", "moe_new", "moe_old", "low"),
-    "layer_s": ("old", "moe_new", "moe_old", "hybrid", "plain"),
+    "prefill_rate": ("old", "consumer", "moe_new", "moe_old", "low", "hybrid"),
+    "layer_s": ("old", "hybrid", "plain"),
+    "expert_s": ("old", "fp8_moe"),
+    "tile_s": ("old", "fp8_moe", "narrow"),
+    "head_s": ("old", "consumer"),
     "hop_s": ("old", "consumer", "moe_new"),
     "hop_factor": ("old", "consumer", "moe_new"),
+    "begin_s": ("old",),
     "host_s": ("old", "plain"),
     "sequence_s": ("old", "hybrid"),
     "request_s": ("old", "plain"),
     "busy_share": ("old", "consumer", "plain"),
     "wait_share": ("old", "plain"),
     "memory_share": ("old", "consumer", "moe_new", "fp8_moe", "low"),
+    "cache_share": ("old", "consumer"),
     "compute_share": ("old", "consumer", "low", "moe_new"),
     "prefill_share": ("old", "consumer"),
 }
 _KIND_SPREAD = 0.25
+# Kinds known to differ before any row was seen. A block-scaled fp8 product of a few rows passes
+# over an expert in some thirty turns of under a microsecond on a fifth of the GPU: about 6 µs.
+_KIND_MIDDLES = {"tile_s/fp8_moe": np.log(10.0)}
 _WIDE = {
+    "weight_rate/moe_new": 0.05,
+    "weight_rate/moe_old": 0.1,
+    "weight_rate/fp8_moe": 0.1,
+    "memory_share/fp8_moe": 0.1,
+    "memory_share/moe_new": 0.1,
+    # The same silicon draws the same for the same work, whatever engine asks for it.
+    "memory_share/old": 0.08,
+    "memory_share/low": 0.08,
+    "compute_share/moe_new": 0.08,
+    "cache_share/old": 0.08,
+    "compute_share/old": 0.08,
+    "prefill_share/old": 0.08,
     "host_s/old": 1.5,
     "sequence_s/old": 1.5,
     "layer_s/old": 1.5,
     "request_s/old": 1.5,
     "layer_s/plain": 2.0,
     "host_s/plain": 2.0,
-    "layer_s/moe_new": 1.0,
-    "layer_s/moe_old": 1.0,
+    "expert_s/old": 1.0,
+    "expert_s/fp8_moe": 0.7,
+    "head_s/old": 2.0,
+    "prefill_rate/hybrid": 0.8,
+    "tile_s/fp8_moe": 0.5,
+    "begin_s/old": 1.0,
     "sequence_s/hybrid": 0.5,
     "prefill_rate/consumer": 0.6,
     "prefill_rate/low": 0.6,
@@ -88,7 +123,11 @@ NAMES: tuple[str, ...] = (
 MIDDLES: Array = np.array(
     [
         *(middle for middle, _ in CONSTANTS.values()),
-        *[0.0] * sum(map(len, KINDS.values())),
+        *(
+            _KIND_MIDDLES.get(f"{name}/{kind}", 0.0)
+            for name, kinds in KINDS.items()
+            for kind in kinds
+        ),
         _SCALING[0],
     ]
 )
@@ -123,7 +162,13 @@ class Cases:
     layers: Array
     hidden: Array
     kv_bytes: Array
-    hybrid: Array  # 0 or 1, like the next three
+    window: Array  # tokens
+    window_kv_bytes: Array
+    state_bytes: Array  # of one sequence
+    always_bytes: Array  # of one weight that every token uses
+    expert_layers: Array
+    low: Array  # 0 or 1, like the next four: calculates in fewer bits than 16
+    hybrid: Array
     old: Array  # vLLM before its second engine; between 0 and 1 on the way there
     plain: Array  # transformers' own generate()
     consumer: Array  # a card for desktops
@@ -149,6 +194,7 @@ class Physics:
     held_s: Array  # layers' launches and host code
     prefill_s: Array
     cache_share: Array  # of the bytes of a step, the cache's
+    first_s: Array  # to the first token with nothing waiting
 
 
 def static_row(backend: Backend) -> tuple[float, ...] | None:
@@ -176,6 +222,13 @@ def static_row(backend: Backend) -> tuple[float, ...] | None:
         shape.layers,
         shape.hidden,
         shape.kv_bytes_per_token,
+        shape.window_tokens,
+        shape.window_kv_bytes_per_token,
+        shape.state_bytes,
+        # MXFP4 models keep everything but their experts in bf16 (gpt-oss model card).
+        2.0 if precision == "mxfp4" and shape.expert_share < 1.0 else WEIGHT_BYTES[precision],
+        shape.expert_layers,
+        float(compute_flops(gpu, precision) > gpu.fp16_tflops * 1e12),
         float(shape.hybrid),
         old,
         plain,
@@ -209,25 +262,38 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     gpus, batch, output, prompt = rows.gpus, rows.batch, rows.output, rows.prompt
     context = prompt + 0.5 * output
     bandwidth, flops = rows.bandwidth * gpus, rows.flops * gpus
-    touched = _touched(rows)
+    own = 1.0 + q["skew"] * (batch - 1.0)
+    covered = 1.0 - (1.0 - np.minimum(rows.expert_share, 1.0)) ** own
+    experts = rows.params - rows.always
+    moe = (rows.expert_share < 1.0).astype(np.float64)
     # what the data sheet alone would need
-    weights_s = touched * rows.weight_bytes / bandwidth
-    cache_s = batch * context * rows.kv_bytes / bandwidth
+    always_s = rows.always * rows.always_bytes / bandwidth
+    experts_s = experts * covered * rows.weight_bytes / bandwidth
+    weights_s = always_s + experts_s
+    kept = context * rows.kv_bytes + np.minimum(context, rows.window) * rows.window_kv_bytes
+    cache_s = batch * (kept + 2.0 * rows.state_bytes) / bandwidth
     products_s = 2.0 * rows.active * batch / flops
     many = gpus > 1.0
     hop_bytes_s = 2.0 * rows.hidden * 2.0 * (gpus - 1.0) / gpus / rows.link  # of one token
     attention = 2.0 * prompt * prompt * rows.hidden * rows.layers
     prompt_s = (2.0 * rows.active * prompt + attention) / flops
 
-    memory_s = weights_s / q["weight_rate"] + cache_s / q["cache_rate"]
+    # Experts live whole on one GPU each: a step waits for the one that has most of them to read.
+    each = np.maximum(rows.experts_per_token / rows.expert_share / gpus, 1.0)
+    tiles_s = moe * rows.expert_layers * each * covered * q["tile_s"]
+    excess = np.sqrt(2.0 * np.log(gpus) * (1.0 - covered) / np.maximum(each * covered, 0.1))
+    slowest = 1.0 + moe * q["uneven"] * excess
+    memory_s = (always_s + experts_s * slowest) / q["weight_rate"] + cache_s / q["cache_rate"]
     compute_s = products_s / q["decode_rate"]
     hops_s = q["hop_s"] * np.log2(np.maximum(gpus, 2.0)) + q["hop_factor"] * batch * hop_bytes_s
     exchange_s = np.where(many, 2.0 * rows.layers * hops_s, 0.0)
-    launch_s = rows.layers * q["layer_s"]
+    launch_s = rows.layers * q["layer_s"] + rows.expert_layers * q["expert_s"]
     sequences_s = q["sequence_s"] * batch
-    step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + sequences_s + q["host_s"]
+    heads_s = q["head_s"] * batch * rows.layers
+    step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + tiles_s
+    step_s = step_s + sequences_s + heads_s + q["host_s"]
     sent_s = np.where(many, 2.0 * rows.layers * q["hop_factor"] * prompt * hop_bytes_s, 0.0)
-    prefill_s = prompt_s / q["prefill_rate"] + sent_s
+    prefill_s = prompt_s / q["prefill_rate"] + sent_s + rows.layers * q["begin_s"]
     time_s = output * step_s / batch + prefill_s + q["request_s"]
 
     # In the first engine the host's work per sequence kept the GPU waiting; now it overlaps.
@@ -237,7 +303,9 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     drawn = (
         q["busy_share"] * (steps * (step_s - waited_s) + prefill_s)
         + q["wait_share"] * (steps * waited_s + q["request_s"])
-        + q["memory_share"] * bytes_per_j * (weights_s + cache_s) * steps
+        + q["memory_share"] * bytes_per_j * weights_s * steps
+        + q["cache_share"] * bytes_per_j * cache_s * steps
+        + q["tile_share"] * tiles_s * steps
         + q["compute_share"] * products_s * steps
         + q["prefill_share"] * prompt_s / q["prefill_rate"]
     )
@@ -250,9 +318,11 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
         memory_s=memory_s,
         compute_s=compute_s,
         exchange_s=exchange_s,
-        held_s=launch_s + sequences_s + q["host_s"],
+        held_s=launch_s + sequences_s + heads_s + q["host_s"],
         prefill_s=prefill_s,
         cache_share=cache_s / (cache_s + weights_s),
+        first_s=prefill_s * (q["first_own"] + q["first_crowd"] * (batch - 1.0))
+        + q["first_steps"] * step_s,
     )
 
 
@@ -299,7 +369,7 @@ def features(rows: Cases, found: Physics) -> Array:
         "exchange": found.exchange_s / found.step_s,
         "prefill": found.prefill_s / np.exp(found.log_time),
         "log_context": np.log(rows.prompt + 0.5 * rows.output),
-        "log_kv": np.log(rows.kv_bytes / rows.layers / 4096.0),
+        "log_kv": np.log((rows.kv_bytes + rows.window_kv_bytes) / rows.layers / 4096.0),
         "old": rows.old,
         "plain": rows.plain,
         "consumer": rows.consumer,
@@ -318,7 +388,7 @@ def _constants(values: Array, rows: Cases) -> tuple[dict[str, Array], float]:
         "moe_old": moe * rows.old,
         "fp8_moe": moe * (rows.weight_bytes == 1.0),
         "narrow": (rows.weight_bytes < 1.0).astype(np.float64),
-        "low": (rows.weight_bytes < 2.0).astype(np.float64),
+        "low": rows.low,
         "old": rows.old,
         "plain": rows.plain,
         "hybrid": rows.hybrid,
@@ -330,8 +400,3 @@ def _constants(values: Array, rows: Cases) -> tuple[dict[str, Array], float]:
             continue
         sums[base] = sums.get(base, 0.0) + (value * flags[kind] if kind else value)
     return {name: np.exp(total) for name, total in sums.items()}, float(values[-1])
-
-
-def _touched(rows: Cases) -> Array:
-    missed = (1.0 - np.minimum(rows.expert_share, 1.0)) ** rows.batch
-    return rows.always + (rows.params - rows.always) * (1.0 - missed)

@@ -92,27 +92,43 @@ class _Published(NamedTuple):
     experts: int = 0
     experts_per_token: int = 0
     attention_layers: int = 0  # of a hybrid; 0: every layer attends
+    window_tokens: int = 0
+    window_kv_bytes_per_token: float = 0.0
+    state_bytes: float = 0.0
+    expert_layers: int = 0  # 0: all of a mixture's
 
 
-# From the config.json that each maker publishes on Hugging Face. Sliding-window layers are left
-# out of the cache bytes (Gemma 3: one layer in six sees everything; gpt-oss: every second).
+# From the config.json that each maker publishes on Hugging Face. Sliding-window layers stand
+# apart in the cache bytes (Gemma 3: one layer in six sees everything; gpt-oss: every second).
+# A Mamba layer's state: heads * head size * state size, in 4 bytes as the model card asks.
 _PUBLISHED = (
-    _Published(4.3, 4.3, 34, 2560, 23_211),  # google/gemma-3-4b-it
-    _Published(12.2, 12.2, 48, 3840, 65_536),  # google/gemma-3-12b-it
-    _Published(27.4, 27.4, 62, 5376, 84_650),  # google/gemma-3-27b-it
-    _Published(20.9, 3.6, 24, 2880, 24_576, 32, 4),  # openai/gpt-oss-20b
-    _Published(116.8, 5.1, 36, 2880, 36_864, 128, 4),  # openai/gpt-oss-120b
+    # google/gemma-3-4b-it, -12b-it, -27b-it
+    _Published(4.3, 4.3, 34, 2560, 20_480, window_tokens=1024, window_kv_bytes_per_token=118_784),
+    _Published(12.2, 12.2, 48, 3840, 65_536, window_tokens=1024, window_kv_bytes_per_token=327_680),
+    _Published(27.4, 27.4, 62, 5376, 81_920, window_tokens=1024, window_kv_bytes_per_token=425_984),
+    # openai/gpt-oss-20b, -120b
+    _Published(
+        20.9, 3.6, 24, 2880, 24_576, 32, 4, window_tokens=128, window_kv_bytes_per_token=24_576
+    ),
+    _Published(
+        116.8, 5.1, 36, 2880, 36_864, 128, 4, window_tokens=128, window_kv_bytes_per_token=36_864
+    ),
     _Published(30.5, 3.3, 48, 2048, None, 128, 8),  # Qwen/Qwen3-30B-A3B
     _Published(235.0, 22.0, 94, 4096, None, 128, 8),  # Qwen/Qwen3-235B-A22B
     _Published(480.0, 35.0, 62, 6144, None, 160, 8),  # Qwen/Qwen3-Coder-480B-A35B
-    _Published(671.0, 37.0, 61, 7168, 70_272, 256, 8),  # deepseek-ai/DeepSeek-V3
-    _Published(15.7, 2.4, 27, 2048, 31_104, 64, 6),  # deepseek-ai/DeepSeek-V2-Lite
-    _Published(400.0, 17.0, 48, 5120, None, 128, 1),  # meta-llama/Llama-4-Maverick
+    _Published(671.0, 37.0, 61, 7168, 70_272, 256, 8, expert_layers=58),  # deepseek-ai/DeepSeek-V3
+    _Published(
+        15.7, 2.4, 27, 2048, 31_104, 64, 6, expert_layers=26
+    ),  # deepseek-ai/DeepSeek-V2-Lite
+    _Published(
+        400.0, 17.0, 48, 5120, None, 128, 1, expert_layers=24
+    ),  # meta-llama/Llama-4-Maverick
     _Published(109.0, 17.0, 48, 5120, None, 16, 1),  # meta-llama/Llama-4-Scout
     _Published(46.7, 12.9, 32, 4096, None, 8, 2),  # mistralai/Mixtral-8x7B
     _Published(140.6, 39.1, 56, 6144, None, 8, 2),  # mistralai/Mixtral-8x22B
-    _Published(12.3, 12.3, 62, 5120, 24_576, 0, 0, 6),  # nvidia/Nemotron-Nano-12B-v2
-    _Published(8.9, 8.9, 56, 4480, 16_384, 0, 0, 4),  # nvidia/Nemotron-Nano-9B-v2
+    # nvidia/Nemotron-Nano-12B-v2, -9B-v2: 28 and 27 Mamba layers
+    _Published(12.3, 12.3, 62, 5120, 24_576, 0, 0, 6, state_bytes=28 * 128 * 80 * 128 * 4),
+    _Published(8.9, 8.9, 56, 4480, 16_384, 0, 0, 4, state_bytes=27 * 128 * 80 * 128 * 4),
 )
 
 
@@ -129,6 +145,15 @@ class Shape(msgspec.Struct, frozen=True):
     given: float  # 0..1: how much of the shape was given rather than guessed
     experts_per_token: float = 0.0  # 0 where dense
     hybrid: bool = False  # most layers keep a state instead of a cache (Mamba)
+    window_tokens: float = 0.0  # some layers keep only so many tokens
+    window_kv_bytes_per_token: float = 0.0  # ... and so much of each; not in kv_bytes_per_token
+    state_bytes: float = 0.0  # of one sequence, whatever its length
+    expert_layers: float = 0.0  # layers that choose among experts
+
+    def cache_bytes(self, context: float) -> float:
+        """What a step reads of one sequence's cache and state; the state is written again too."""
+        kept = context * self.kv_bytes_per_token + 2.0 * self.state_bytes
+        return kept + min(context, self.window_tokens) * self.window_kv_bytes_per_token
 
     def touched(self, tokens: float) -> float:
         """Parameters read by a step over ``tokens`` tokens that choose experts independently."""
@@ -183,6 +208,14 @@ def shape_of(model: ModelFacts) -> Shape:
         given=sum(value is not None for value in given) / len(given),
         experts_per_token=per_token,
         hybrid=hybrid,
+        window_tokens=float(model.window_tokens or 0),
+        window_kv_bytes_per_token=float(model.window_kv_bytes_per_token or 0.0),
+        state_bytes=float(model.state_bytes or 0.0),
+        expert_layers=(
+            float(published.expert_layers) if published and published.expert_layers else layers
+        )
+        if sparse
+        else 0.0,
     )
 
 
@@ -197,11 +230,18 @@ def _filled(model: ModelFacts) -> tuple[ModelFacts, _Published | None]:
             and (model.layers or (known.experts and known.layers))
             in (known.layers, known.attention_layers or known.layers)
         ):
+            # Bytes given as those of all layers hold the windows' already.
+            given, whole = model.kv_bytes_per_token, known.kv_bytes_per_token
+            apart = given is None or whole is None or given < 1.1 * whole
             return (
                 msgspec.structs.replace(
                     model,
                     hidden_size=model.hidden_size or known.hidden,
                     kv_bytes_per_token=model.kv_bytes_per_token or known.kv_bytes_per_token,
+                    window_tokens=model.window_tokens or (known.window_tokens if apart else None),
+                    window_kv_bytes_per_token=model.window_kv_bytes_per_token
+                    or (known.window_kv_bytes_per_token if apart else None),
+                    state_bytes=model.state_bytes or known.state_bytes or None,
                     experts=model.experts or known.experts or None,
                     experts_per_token=model.experts_per_token or known.experts_per_token or None,
                 ),
@@ -234,6 +274,7 @@ def facts_from_config(
     experts = experts or text.get("num_experts")
     per_token = text.get("num_experts_per_tok") or text.get("experts_per_token")
     kv = _config_kv_bytes(text, layers, kv_heads, head_dim)
+    window = _config_window_bytes(text, kv_heads, head_dim)
     total, active = count_params(text)
     return ModelFacts(
         params_b=params_b or total / 1e9,
@@ -243,6 +284,9 @@ def facts_from_config(
         kv_heads=kv_heads,
         head_dim=head_dim,
         kv_bytes_per_token=kv,
+        window_tokens=int(text["sliding_window"]) if window is not None else None,
+        window_kv_bytes_per_token=window,
+        state_bytes=_config_state_bytes(text),
         experts=int(experts) if experts else None,
         experts_per_token=int(per_token) if experts and per_token else None,
     )
@@ -342,6 +386,31 @@ def _config_kv_bytes(
         attending = sum(kind in ("full_attention", "attention") for kind in kinds)
         return float(2 * attending * kv_heads * head_dim * _KV_VALUE_BYTES)
     return None
+
+
+def _config_window_bytes(text: Mapping[str, Any], kv_heads: int, head_dim: int) -> float | None:
+    """Bytes of cache a token keeps in the layers with a sliding window; None: no such layers."""
+    kinds = text.get("layer_types")
+    if not isinstance(kinds, list) or not text.get("sliding_window"):
+        return None
+    sliding = sum(kind == "sliding_attention" for kind in kinds)
+    return float(2 * sliding * kv_heads * head_dim * _KV_VALUE_BYTES) if sliding else None
+
+
+def _config_state_bytes(text: Mapping[str, Any]) -> float | None:
+    """Bytes of state that the Mamba layers keep of a sequence, in 4 bytes a value."""
+    heads, size = text.get("mamba_num_heads"), text.get("mamba_head_dim")
+    state = text.get("ssm_state_size") or text.get("mamba_d_state")
+    pattern = text.get("hybrid_override_pattern")
+    kinds = text.get("layers_block_type") or text.get("layer_types")
+    layers = 0
+    if isinstance(pattern, str):
+        layers = pattern.count("M")
+    elif isinstance(kinds, list):
+        layers = sum(str(kind).startswith("mamba") for kind in kinds)
+    if not (heads and size and state and layers):
+        return None
+    return float(layers * heads * size * state * 4)
 
 
 def _first(config: Mapping[str, Any], *names: str) -> Any:

@@ -84,8 +84,8 @@ def figures(
     grid = rising(np.exp(log_step).reshape(shape) * outputs[None, :])
     decode_s = between(grid, prompts, outputs, prompt, output)
     given = _every(subject, np.array([batch]), prompts, np.array([output]))
-    _, log_step, found = prior.middles(given)
-    _, first_s, _ = prior.ttft_s(given, found, np.exp(log_step))
+    _, _, found = prior.middles(given)
+    first_s = found.first_s
     i, u = _place(prompts, prompt)
     first_s = np.maximum.accumulate(first_s)
     ttft_s = float(first_s[i] * (1.0 - u) + first_s[min(i + 1, len(prompts) - 1)] * u)
@@ -95,7 +95,8 @@ def figures(
     slow, shigh = exact.step_low[0] - exact.step[0], exact.step_high[0] - exact.step[0]
     added = marginal_share(batch, exact, subject.idle_w)
     energy = around(energy_j, low, high)
-    ttft = Band(ttft_s * prior.ttft_factors[2], ttft_s, ttft_s * prior.ttft_factors[3])
+    soon, late = prior.ttft_factors
+    ttft = Band(ttft_s * soon, ttft_s, ttft_s * late)
     decode = around(decode_s * (output - 1.0) / output, slow, shigh)
     return Figures(
         energy_j=energy,

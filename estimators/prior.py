@@ -191,7 +191,7 @@ class Prior:
         tiers: Mapping[str, Tier],
         known_gpus: Sequence[str],
         known_models: Sequence[tuple[float, float, float, float]],
-        ttft: tuple[float, float, float, float],
+        ttft: tuple[float, float],
         about: Mapping[str, Any],
     ) -> None:
         self.constants = constants
@@ -199,6 +199,7 @@ class Prior:
         self.tiers = dict(tiers)
         self.known_gpus = frozenset(known_gpus)
         self.known_models = tuple(known_models)
+        # An 80 % band around Physics.first_s, as factors.
         self.ttft_factors = ttft
         self.about = dict(about)
         self.version = str(about.get("version", "prior"))
@@ -245,16 +246,6 @@ class Prior:
         at = features(given, found)
         energy = found.log_energy + self.energy.correction(at)
         return energy, np.log(loaded_step_s(given, found)) + self.step.correction(at), found
-
-    def ttft_s(self, given: Cases, found: Physics, step_s: Array) -> tuple[Array, Array, Array]:
-        """Time to the first token on an engine with that batch and nothing waiting.
-
-        A prompt is calculated while the others go on decoding: its own time stretched by a
-        factor, and a step. Factor and band were fitted on published times.
-        """
-        own, others, low, high = self.ttft_factors
-        middle = own * found.prefill_s + others * step_s
-        return middle * low, middle, middle * high
 
     def dump(self) -> dict[str, Any]:
         """As plain values for JSON."""

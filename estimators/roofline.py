@@ -85,7 +85,7 @@ class Roofline(msgspec.Struct, frozen=True):
             exchange_s = 2.0 * shape.layers * (ALL_REDUCE_S + moved / self.link)
         return StepCost(
             weights_s=shape.touched(batch) * self.weight_bytes / read,
-            cache_s=batch * context * shape.kv_bytes_per_token / read,
+            cache_s=batch * shape.cache_bytes(context) / read,
             compute_s=2.0 * shape.active * batch / (self.flops * gpus * COMPUTE_EFFICIENCY),
             exchange_s=exchange_s,
             overhead_s=STEP_OVERHEAD_S + shape.layers * LAYER_OVERHEAD_S,
@@ -134,12 +134,11 @@ class Roofline(msgspec.Struct, frozen=True):
         """The coefficients of a straight line through this roofline at a usual load."""
         one = self.step(1.0, _NOMINAL_CONTEXT)
         many = self.step(_NOMINAL_BATCH, _NOMINAL_CONTEXT)
-        token_s = max(
-            0.0,
-            (many.step_s - one.step_s - (many.cache_s - one.cache_s)) / (_NOMINAL_BATCH - 1.0),
-        )
-        context_s = one.cache_s / _NOMINAL_CONTEXT
-        step_s = max(0.0, one.step_s - token_s - one.cache_s)
+        # A sequence's state (Mamba) is read whatever its length: it belongs to the token.
+        grown_s = one.cache_s - self.step(1.0, 0.0).cache_s
+        context_s = grown_s / _NOMINAL_CONTEXT
+        token_s = max(0.0, (many.step_s - one.step_s) / (_NOMINAL_BATCH - 1.0) - grown_s)
+        step_s = max(0.0, one.step_s - token_s - grown_s)
         prefill_s = self.prefill_s(_NOMINAL_CONTEXT) / _NOMINAL_CONTEXT
         idle = self.num_gpus * self.idle_w
         span = self.power_w(1.0, 0.0) - idle

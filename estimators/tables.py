@@ -8,11 +8,12 @@ for the handful of figures that a request needs, an array library's calls take l
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from estimators.greybox import Array, cases
+from estimators.greybox import NAMES, Array, cases
 from estimators.points import Subject, marginal_share, neighbours, rising
 from estimators.prior import Prior
 from meters.types import StepPhysics
@@ -191,9 +192,9 @@ def build(prior: Prior, subject: Subject) -> Table:
         shares.append(marginal_share(float(load), around_answer, subject.idle_w))
     energy = rising(np.exp(log_energy).reshape(_SHAPE))
     decode = rising((step_s * output).reshape(_SHAPE))
-    own, others, low, high = prior.ttft_factors
-    # A prompt waits for the step that is running, not for those that newcomers stall later.
-    first = (own * found.prefill_s + others * found.step_s).reshape(_SHAPE)
+    low, high = prior.ttft_factors
+    own = math.exp(prior.constants[NAMES.index("first_own")])
+    first = found.first_s.reshape(_SHAPE)
     first = np.maximum.accumulate(first[:, :, 4:5].repeat(len(OUTPUTS), axis=2), axis=1)
     values = np.stack([energy, energy * np.array(shares)[:, None, None], decode, first], axis=-1)
     return Table(values, bands, (low, high), subject.idle_w, own)

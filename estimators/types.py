@@ -57,6 +57,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     kv_heads: int | None = None
     head_dim: int | None = None
     kv_bytes_per_token: float | None = None  # overrides what the four above give (MLA)
+    # Layers that only keep the last so many tokens (sliding windows), and what those keep.
+    window_tokens: int | None = None
+    window_kv_bytes_per_token: float | None = None  # not in kv_bytes_per_token
+    state_bytes: float | None = None  # a sequence's state in layers without a cache (Mamba)
     experts: int | None = None  # routed experts of a layer; None: unknown, or dense
     experts_per_token: int | None = None  # of them, how many one token uses
 

@@ -76,3 +76,41 @@ def test_precisions_have_many_names_and_typos_are_told() -> None:
     assert precision_named("AWQ") == "int4"
     with pytest.raises(UnknownPrecision, match="bf16"):
         precision_named("bf61")
+
+
+def test_a_sliding_window_keeps_no_more_than_its_tokens() -> None:
+    # Gemma 3 12B: 8 of 48 layers see everything, 40 see 1024 tokens; 8192 bytes a layer and token.
+    shape = shape_of(ModelFacts(params_b=12.2, layers=48, kv_heads=8, head_dim=256))
+    assert shape.cache_bytes(500) == 500 * 48 * 8192
+    assert shape.cache_bytes(10_000) == 10_000 * 8 * 8192 + 1024 * 40 * 8192
+
+
+def test_windows_are_read_from_a_config() -> None:
+    config = LLAMA_8B | {
+        "layer_types": ["sliding_attention"] * 24 + ["full_attention"] * 8,
+        "sliding_window": 128,
+    }
+    shape = shape_of(facts_from_config(config))
+    assert shape.cache_bytes(1000) == (1000 * 8 + 128 * 24) * 4096
+
+
+def test_bytes_given_for_all_layers_are_not_counted_again_as_windows() -> None:
+    facts = ModelFacts(params_b=12.2, layers=48, kv_bytes_per_token=48 * 8192.0)
+    assert shape_of(facts).cache_bytes(500) == 500 * 48 * 8192
+
+
+def test_a_mamba_state_is_read_and_written_whatever_the_length() -> None:
+    config = LLAMA_8B | {
+        "hybrid_override_pattern": "M-M-M*-M",
+        "mamba_num_heads": 128,
+        "mamba_head_dim": 80,
+        "ssm_state_size": 128,
+    }
+    shape = shape_of(facts_from_config(config))
+    assert shape.cache_bytes(0) == 2 * 4 * 128 * 80 * 128 * 4
+
+
+def test_only_the_layers_that_have_experts_are_counted_as_such() -> None:
+    maverick = ModelFacts(params_b=400, active_params_b=17, layers=48, kv_heads=8, head_dim=128)
+    assert shape_of(maverick).expert_layers == 24
+    assert shape_of(ModelFacts(params_b=8.03, layers=32)).expert_layers == 0
