@@ -52,6 +52,7 @@ from proxy.health import HealthChecks, note_load
 from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
+from proxy.otlp import Otlp
 from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
 from proxy.receipts import of_record
@@ -82,7 +83,7 @@ def replica_name() -> str:
 PROMISES = "promises.json"  # in the state folder
 
 # Settings that are read once, at start.
-NEEDS_RESTART = ("server", "redis", "ledger", "state_dir", "meters", "organisations")
+NEEDS_RESTART = ("server", "redis", "ledger", "state_dir", "meters", "organisations", "otlp")
 
 
 def changed(name: str, old: Settings, new: Settings) -> bool:
@@ -156,6 +157,19 @@ class Proxy:
             self.telemetry.request,
             self.telemetry.divided,
         )
+        otlp = settings.otlp
+        self.otlp = (
+            Otlp(
+                otlp.url,
+                self.carbon,
+                self.facts_of,
+                otlp.headers,
+                otlp.hold_s,
+                replica=self.replica,
+            )
+            if otlp.url
+            else None
+        )
         self.learning = Learning(self.pool, Path(settings.state_dir) / "steps.json")
         self.estimator = Predictors(
             model=settings.quality_model,
@@ -194,7 +208,7 @@ class Proxy:
             live=self.watch.flights,
             divide=self.learning.divide,
             learner=self.learning,
-            observer=self.carbon,
+            observer=self.otlp or self.carbon,
             replica=self.replica,
             on_record=self.note,
             on_flight=self.aftermath.finished,
@@ -279,6 +293,8 @@ class Proxy:
         self.grid.refresher.start()
         self.accounts.start()
         await self.canaries.start()
+        if self.otlp is not None:
+            self.otlp.start()
         self.health.start()
         if self.siblings is not None:
             self.siblings.start()
@@ -301,6 +317,7 @@ class Proxy:
             leftovers.stop,
             self.accounts.stop,
             self.canaries.stop,
+            partial(asyncio.to_thread, self.otlp.stop) if self.otlp is not None else None,
             partial(asyncio.to_thread, self.save) if self.worker == 0 else None,
             self.watch.stop,
             partial(asyncio.to_thread, self.grid.refresher.stop),
@@ -360,6 +377,11 @@ class Proxy:
         sign_in = SignIn(self.keys, self.secret)
         self.api.include_router(sign_in.router(dashboard))
         self.api.include_router(router(dashboard, sign_in.viewer))
+
+    def facts_of(self, name: str) -> Backend | None:
+        """What is known of one backend; None when it is not configured any more."""
+        engine = self.pool.by_name.get(name)
+        return engine.facts if engine else None
 
     def facts(self) -> list[Backend]:
         """What is known of every backend now."""

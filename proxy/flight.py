@@ -84,6 +84,7 @@ class Flight:
         "stream",
         "tags",
         "task",
+        "traceparent",
         "turn",
         "usage",
         "wait_s",
@@ -101,6 +102,7 @@ class Flight:
         self.session: str | None = None
         self.turn: Turn | None = None  # the conversation's turn before
         self.prefix: int | None = None  # what tells its messages from all others
+        self.traceparent: bytes | None = None  # the client's own trace
         self.features: Features | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.decision: Decision | None = None

@@ -300,6 +300,18 @@ class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens: Annotated[dict[str, str], help_("Node name to its agent's token.")] = {}
 
 
+class Otlp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Spans of requests and nodes' energy for an OpenTelemetry collector (OTLP over HTTP)."""
+
+    url: Annotated[
+        str | None, help_("Collector, such as `http://127.0.0.1:4318`; none: nothing is sent.")
+    ] = None
+    headers: Annotated[dict[str, str], help_("Headers to send it, such as a token's.")] = {}
+    hold_s: Annotated[
+        NotNegative, help_("How long a span waits for the windows that meter it.")
+    ] = 10.0
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is written to standard error."""
 
@@ -331,6 +343,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     carbon: Annotated[Carbon, help_("Grid and data centre.")] = Carbon()
     meters: Annotated[MetersSettings, help_("Agents on other nodes.")] = MetersSettings()
     log: Annotated[Log, help_("Logging.")] = Log()
+    otlp: Annotated[Otlp, help_("Traces.")] = Otlp()
     quality_model: Annotated[
         str | None, help_("File of `joulegate learn-quality` that predicts quality and length.")
     ] = None

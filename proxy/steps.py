@@ -166,6 +166,7 @@ class Steps:
         self, flight: Flight, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send
     ) -> None:
         headers = dict(scope["headers"])
+        flight.traceparent = headers.get(b"traceparent")
         caller = flight.caller = self.keys.caller(
             scope["headers"], flight.start_wall_s, address_of(scope)
         )
