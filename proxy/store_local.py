@@ -18,6 +18,7 @@ from proxy.store import (
     settled,
 )
 
+ENTRY_BYTES = 400  # what the key and the table take beside an answer
 _SEED_S = 1.0  # how long the first request of a period waits for what was used before
 
 
@@ -94,10 +95,10 @@ class LocalStore:
             self._counter(charge).settled += settled(charge, settlement.took)
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
-        if answer is not None and len(answer) <= self._cache_bytes:
+        if answer is not None and len(answer) + ENTRY_BYTES <= self._cache_bytes:
             self._drop(cache_key)
             self._cache[cache_key] = (answer, self._clock() + ttl_s)
-            self._cached_bytes += len(answer)
+            self._cached_bytes += len(answer) + ENTRY_BYTES
             while self._cached_bytes > self._cache_bytes:
                 self._drop(next(iter(self._cache)))
         claim = self._claims.pop(cache_key, None)
@@ -177,8 +178,9 @@ class LocalStore:
         return answer
 
     def _drop(self, key: str) -> None:
-        answer, _ = self._cache.pop(key, (b"", 0.0))
-        self._cached_bytes -= len(answer)
+        found = self._cache.pop(key, None)
+        if found is not None:
+            self._cached_bytes -= len(found[0]) + ENTRY_BYTES
 
     def _sweep(self, now_s: float) -> None:
         """Forget periods that are over and leases that ran out, once a minute."""

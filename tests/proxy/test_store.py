@@ -13,7 +13,7 @@ import pytest
 from proxy.budgets import Amounts, Metric, Per, Period, Rule, charges, refusal
 from proxy.store import LEASE_S, Admission, AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
-from proxy.store_local import LocalStore
+from proxy.store_local import ENTRY_BYTES, LocalStore
 from proxy.store_redis import RedisStore
 from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
@@ -336,7 +336,7 @@ async def test_without_the_ledger_a_counter_begins_at_nothing(
 
 
 async def test_memory_for_answers_is_bounded_and_the_least_used_goes_first() -> None:
-    store = LocalStore(cache_bytes=100)
+    store = LocalStore(cache_bytes=3 * (30 + ENTRY_BYTES))
     for key in "abc":
         await store.put("t", key, b"x" * 30, 60.0)
     await store.admit(AdmitRequest(request_id="1", holder="t", cache_key="a"))
@@ -346,7 +346,7 @@ async def test_memory_for_answers_is_bounded_and_the_least_used_goes_first() -> 
         for key in "abcd"
     }
     assert [key for key, answer in found.items() if answer] == ["a", "c", "d"]
-    await store.put("t", "big", b"x" * 101, 60.0)
+    await store.put("t", "big", b"x" * 2000, 60.0)
     assert (await store.admit(AdmitRequest(request_id="2", holder="t", cache_key="a"))).cached
 
 
