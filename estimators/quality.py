@@ -2,8 +2,10 @@
 
 The start is the best of: a learnt model (learn-quality) that knows the backend, the figures in
 the config, published scores. Feedback moves it in two steps, for the backend as a whole and for
-the backend on this kind of task, each shrunk by what the step above it is worth. Memory fades, and
-fades at once when a backend changes (another engine, precision or model behind the same name).
+the backend on this kind of task, each shrunk by what the step above it is worth. Pairwise
+judgements (pairwise.py) move the backend on their kind of task, by what they are worth. Memory
+fades, and fades at once when a backend changes (another engine, precision or model behind the same
+name).
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ _MODEL_WEIGHT = 100.0  # at most, of a learnt model: its scores were on other tr
 _GUESS = Prior(0.5, 2.0, "nothing known but feedback")
 _BACKEND_WEIGHT = 10.0  # answers until feedback on other tasks counts half
 _OTHER_TASKS = 10.0  # answers that all other tasks together are worth at most
+_JUDGED_WEIGHT = 200.0  # scores that pairwise judgements are worth at most: judges err alike
 
 
 class _Memory:
@@ -59,6 +62,7 @@ class QualityEstimator:
         self._reader = reader or PromptReader()
         self._overall: dict[str, _Memory] = {}
         self._by_task: dict[tuple[str, str], _Memory] = {}
+        self._judged: dict[tuple[str, str], _Memory] = {}  # excess by backend and task
         self._kind: dict[str, str] = {}  # what each backend was when it was last seen
         self._priors: dict[tuple[str, str, str], Prior | None] = {}
         self._seen: dict[str, Backend] = {}
@@ -91,14 +95,30 @@ class QualityEstimator:
         own.add(score - prior.mean)
         self._bands.clear()
 
+    def judge(
+        self, backend: Backend, task: str, expected: float, mean: float, weight: float
+    ) -> None:
+        """Take over what pairwise judgements say: ``mean`` where ``expected`` was predicted, both
+        0..1, worth ``weight`` scores. Replaces what earlier judgements said of this task."""
+        self._notice(backend)
+        number = min(weight, _JUDGED_WEIGHT)
+        self._judged[backend.name, task] = _Memory((mean - expected) * number, number)
+        self._bands.clear()
+
+    def unjudged(self, features: Features, backend: Backend) -> float | None:
+        """The predicted quality without pairwise judgements; None where nothing is known."""
+        band = self._band(features, self._reader.task(features), backend, judged=False)
+        return None if band is None else band.mid
+
     def changed(self, backend: str) -> None:
         """Another model or engine answers behind this name: keep a fifth of what was learnt."""
         self._bands.clear()
         if backend in self._overall:
             self._overall[backend].fade(_AFTER_CHANGE)
-        for (name, _), memory in self._by_task.items():
-            if name == backend:
-                memory.fade(_AFTER_CHANGE)
+        for memories in (self._by_task, self._judged):
+            for (name, _), memory in memories.items():
+                if name == backend:
+                    memory.fade(_AFTER_CHANGE)
 
     def source(self, features: Features, backend: Backend) -> str:
         """In a few words, where the figure comes from."""
@@ -106,7 +126,8 @@ class QualityEstimator:
         prior = self._prior(features, task, backend)
         memory = self._by_task.get((backend.name, task)) or self._overall.get(backend.name)
         told = f"{memory.number:.0f} scores" if memory and memory.number >= 1 else ""
-        parts = [part for part in ("" if prior is None else prior.source, told) if part]
+        judged = "judged pairs" if (backend.name, task) in self._judged else ""
+        parts = [part for part in ("" if prior is None else prior.source, told, judged) if part]
         return " and ".join(parts) or "unknown"
 
     def save(self, path: str | Path) -> None:
@@ -116,6 +137,7 @@ class QualityEstimator:
             "kind": self._kind,
             "overall": [[name, m.excess, m.number] for name, m in self._overall.items()],
             "by_task": [[*key, m.excess, m.number] for key, m in self._by_task.items()],
+            "judged": [[*key, m.excess, m.number] for key, m in self._judged.items()],
         }
         Path(path).write_text(json.dumps(state), encoding="utf-8")
 
@@ -127,14 +149,19 @@ class QualityEstimator:
         self._kind = dict(state["kind"])
         self._overall = {name: _Memory(e, n) for name, e, n in state["overall"]}
         self._by_task = {(name, task): _Memory(e, n) for name, task, e, n in state["by_task"]}
+        judged = state.get("judged", ())
+        self._judged = {(name, task): _Memory(e, n) for name, task, e, n in judged}
         self._bands.clear()
 
-    def _band(self, features: Features, task: str, backend: Backend) -> Band | None:
+    def _band(
+        self, features: Features, task: str, backend: Backend, judged: bool = True
+    ) -> Band | None:
         self._notice(backend)
         prior = self._prior(features, task, backend)
         overall = self._overall.get(backend.name)
+        pairs = self._judged.get((backend.name, task)) if judged else None
         if prior is None:
-            if overall is None or overall.number < 0.5:
+            if (overall is None or overall.number < 0.5) and pairs is None:
                 return None
             prior = _GUESS
         mean, weight = prior.mean, prior.weight
@@ -146,6 +173,9 @@ class QualityEstimator:
             others = min(max(overall.number - number, 0.0), _OTHER_TASKS)
             mean += general + (excess - number * general) / (number + weight + others)
             weight += number + others
+        if pairs is not None:
+            mean += pairs.excess / (weight + pairs.number)
+            weight += pairs.number
         mid = min(max(mean, 0.0), 1.0)
         spread = max(mid * (1.0 - mid), 0.02)
         reach = _Z80 * sqrt(spread / (weight + 1.0))
@@ -174,9 +204,14 @@ class QualityEstimator:
             return
         self._seen[backend.name] = backend
         self._bands.clear()
-        kind = f"{backend.group} {backend.precision} {backend.engine} {backend.provider_model}"
+        kind = kind_of(backend)
         before = self._kind.get(backend.name)
         if before != kind:
             self._kind[backend.name] = kind
             if before is not None:
                 self.changed(backend.name)
+
+
+def kind_of(backend: Backend) -> str:
+    """What answers behind a backend's name: when it changes, what was learnt fades."""
+    return f"{backend.group} {backend.precision} {backend.engine} {backend.provider_model}"

@@ -49,6 +49,7 @@ from proxy.flight import TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
+from proxy.judging import Judging
 from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
@@ -225,6 +226,15 @@ class Proxy:
             gate=Gate(settings.organisations, self.store),
             describe=describe,
         )
+        self.judging = self.steps.judging = Judging(
+            settings=settings,
+            router=self.router,
+            estimator=self.estimator,
+            client=self.client,
+            live=self.watch.flights,
+            finished=self.accounts.finished,
+            counted=self.telemetry.judged,
+        )
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
         self.accounts.others = self.siblings
         self.measuring = Measuring(settings, self.pool, self.take_window)
@@ -252,6 +262,7 @@ class Proxy:
             refresh=self.refresh_metrics,
             ready=self.degraded,
             feedback=self.feedback,
+            judging=self.judging.shown,
             intake=self.intake,
         )
         self.api.include_router(self.routes.router)
@@ -296,6 +307,7 @@ class Proxy:
         if self.otlp is not None:
             self.otlp.start()
         self.health.start()
+        self.judging.start()
         if self.siblings is not None:
             self.siblings.start()
         if self.worker == 0:
@@ -313,6 +325,7 @@ class Proxy:
         for end in (
             partial(asyncio.to_thread, self.measuring.stop),
             self.health.stop,
+            self.judging.stop,
             self.siblings.stop if self.siblings is not None else None,
             leftovers.stop,
             self.accounts.stop,
@@ -408,7 +421,7 @@ class Proxy:
         self.carbon.sites = sites_of(settings, self.facts())
         if self.snapshots is not None:
             self.snapshots.take(self.carbon.sites, budgets_of(settings))
-        self.steps.settings = settings
+        self.steps.settings = self.judging.settings = settings
         self.client.limits = settings.time
         self.health.rules = settings.retries
         self.intake.known_nodes = {engine.node for engine in engines}

@@ -32,6 +32,8 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     budgets: tuple[Budget, ...] = ()  # of its team, in the team's time zone
     key_budgets: tuple[Budget, ...] = ()  # of the key itself
     expires_s: float | None = None  # Unix time
+    judged_share: float = 0.0  # of its chats, that are answered twice and judged
+    judged_by: tuple[str, ...] = ()  # where its prompts may be sent to for that
 
 
 ANYONE = Caller(team="default", role="admin")
@@ -194,6 +196,8 @@ def caller_of(
         budgets=tuple(team.budgets),
         key_budgets=key_budgets,
         expires_s=expires_s,
+        judged_share=team.judging.share,
+        judged_by=tuple(team.judging.backends),
     )
 
 

@@ -37,6 +37,19 @@ class Admitted(msgspec.Struct, frozen=True):
     cache_key: str | None
 
 
+class Sample(msgspec.Struct, gc=False):
+    """A chat that is to be judged: its body, and the answer as it comes. Forgotten once judged."""
+
+    body: bytes
+    parts: list[bytes]
+    room: int  # bytes of answer that are still taken
+
+    def hear(self, part: bytes) -> None:
+        self.room -= len(part)
+        if self.room >= 0:
+            self.parts.append(part)
+
+
 class Flight:
     """Everything known of one request while it is served; becomes its usage record."""
 
@@ -75,6 +88,7 @@ class Flight:
         "progress",
         "request_id",
         "routed",
+        "sample",
         "sending",
         "sent_s",
         "session",
@@ -134,6 +148,7 @@ class Flight:
         self.gone = False  # the client went away
         self.cycle: RequestResponseCycle | None = None  # the server's own, which knows first
         self.kept = False  # the answer went into the cache
+        self.sample: Sample | None = None  # what judging hears of it
         self.late: str | None = None  # which time limit was broken
         self.deadline_s: float | None = None
         self.task: asyncio.Task[object] | None = None

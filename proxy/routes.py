@@ -55,6 +55,7 @@ class Routes:
         refresh: Callable[[], None],
         ready: Callable[[], dict[str, str]],
         feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
+        judging: Callable[[], dict[str, Any]],
         intake: WindowIntake,
     ) -> None:
         self.keys = keys
@@ -65,6 +66,7 @@ class Routes:
         self.refresh = refresh
         self.ready = ready
         self.feedback = feedback
+        self.judging = judging
         self.intake = intake
         self.started_s = int(time.time())
         self.router = APIRouter()
@@ -74,6 +76,7 @@ class Routes:
         add("/v1/route", self.route, methods=["POST"])
         add("/v1/usage/{request_id}", self.usage, methods=["GET"])
         add("/v1/feedback", self.give_feedback, methods=["POST"])
+        add("/v1/judging", self.judged, methods=["GET"])
         add("/meters/windows", self.windows, methods=["POST"])
         add("/meters/clock", self.clock, methods=["GET"])
         add("/health/live", self.live, methods=["GET"])
@@ -185,6 +188,12 @@ class Routes:
         except msgspec.MsgspecError as error:
             raise errors.invalid_body(f"The body should be a JSON object: {error}.") from None
         return answer(self.feedback(caller, given))
+
+    async def judged(self, request: Request) -> Response:
+        """What judging has found out about the backends, for administrators."""
+        if self.caller(request).role != "admin":
+            raise errors.forbidden("Only an administrator sees how backends were judged.")
+        return answer(await asyncio.to_thread(self.judging))
 
     # -- agents ----------------------------------------------------------------------------------
 

@@ -24,6 +24,9 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+OVERHEAD = "judging"  # the team that energy spent on judging is booked on
+
+
 def help_(text: str) -> Meta:
     return Meta(description=text)
 
@@ -275,6 +278,15 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budgets: Annotated[list[Budget], help_("How much this key may use in a period.")] = []
 
 
+class TeamJudging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether a team's requests may be answered twice, to learn which backend answers better."""
+
+    share: Annotated[Share, help_("Share of its chats that are judged; 0 for none.")] = 0.0
+    backends: Annotated[
+        list[str], help_("Backends or groups its prompts may be sent to for that, the judge too.")
+    ] = []
+
+
 class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who may call, and within which limits."""
 
@@ -285,6 +297,7 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     share_cache: Annotated[bool, help_("Whether it shares cached answers.")] = False
     organisation: Annotated[str | None, help_("Organisation it belongs to.")] = None
     timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
+    judging: Annotated[TeamJudging, help_("Second answers, judged.")] = TeamJudging()
 
 
 class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -292,6 +305,18 @@ class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     budgets: Annotated[list[Budget], help_("How much its teams may use together.")] = []
     timezone: Annotated[str, help_("IANA time zone of these budgets.")] = "UTC"
+
+
+class Judging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Second answers to a share of requests, compared by a judge; see docs/judging.md."""
+
+    judge: Annotated[str | None, help_("Backend that judges; none means no judging at all.")] = None
+    max_energy_j_per_day: Annotated[
+        Positive, help_("Most energy of second answers and judge together, each UTC day.")
+    ] = 100_000.0
+    waiting: Annotated[
+        int, Meta(ge=1, le=10_000), help_("Requests that wait to be judged; more are dropped.")
+    ] = 32
 
 
 class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -344,6 +369,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     meters: Annotated[MetersSettings, help_("Agents on other nodes.")] = MetersSettings()
     log: Annotated[Log, help_("Logging.")] = Log()
     otlp: Annotated[Otlp, help_("Traces.")] = Otlp()
+    judging: Annotated[Judging, help_("Second answers, judged.")] = Judging()
     quality_model: Annotated[
         str | None, help_("File of `joulegate learn-quality` that predicts quality and length.")
     ] = None
@@ -412,6 +438,7 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
             yield Problem(line, config_file.key_text(path), message)
     for name, team in settings.teams.items():
         yield from _contradictions_of_team(name, team, document)
+        yield from _contradictions_of_judging(name, team, settings, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
         for name in (group, *others):
@@ -437,6 +464,37 @@ def _contradictions_of_team(name: str, team: Team, document: Document) -> Iterat
                 where = (*path, "keys", index)
                 message = f"'expires' is not an ISO 8601 time: {key.expires!r}."
                 yield Problem(document.line(where), config_file.key_text(where), message)
+
+
+def _contradictions_of_judging(
+    name: str, team: Team, settings: Settings, document: Document
+) -> Iterator[Problem]:
+    known = {word for b in settings.backends for word in (b.full_name, b.model)}
+    judge = settings.judging.judge
+    path: tuple[str | int, ...] = ("teams", name, "judging")
+
+    def problem(message: str, where: tuple[str | int, ...] = path) -> Problem:
+        return Problem(document.line(where), config_file.key_text(where), message)
+
+    if name == OVERHEAD:
+        yield problem(
+            f"{OVERHEAD!r} is the line of the books that judging stands on. Take another name.",
+            path[:2],
+        )
+    for word in team.judging.backends:
+        if word not in known:
+            yield problem(f"there is no backend {word!r}.")
+    if team.judging.share == 0.0:
+        return
+    if judge is None:
+        yield problem("has a share, but judging.judge names no backend. Set it.")
+        return
+    found = [b for b in settings.backends if b.full_name == judge]
+    if not found:
+        where = ("judging", "judge")
+        yield problem(f"there is no backend of the name {judge!r}.", where)
+    elif not {judge, found[0].model} & set(team.judging.backends):
+        yield problem(f"its prompts go to the judge too: add {judge!r} to 'backends'.")
 
 
 def table(

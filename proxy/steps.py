@@ -29,7 +29,7 @@ from proxy.cache import Answer
 from proxy.errors import ApiError
 from proxy.failed_keys import address_of
 from proxy.features import Peek, Prompt
-from proxy.flight import Admitted, Flight, TimeWatch, connection_of
+from proxy.flight import Admitted, Flight, Sample, TimeWatch, connection_of
 from proxy.forms import Form, form_of, is_form
 from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
@@ -52,6 +52,14 @@ class Accounts(Protocol):
     """Who is told of finished requests."""
 
     def finished(self, flight: Flight) -> None: ...
+
+
+class Judging(Protocol):
+    """Who has some answers compared with others, behind the request path."""
+
+    def sample(self, caller: Caller, body: bytes) -> Sample | None: ...
+
+    def take(self, flight: Flight) -> None: ...
 
 
 class Gone(Exception):
@@ -108,6 +116,7 @@ class Steps:
         self.accounts = accounts
         self.gate = gate
         self.describe = describe
+        self.judging: Judging | None = None
         self.small = Worker("joulegate-tokens")
         self.large = Worker("joulegate-tokens-large")
         self.in_flight = 0
@@ -147,6 +156,8 @@ class Steps:
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
             self._book(flight)
+            if flight.sample is not None and self.judging is not None:
+                self.judging.take(flight)
             if flight.admitted is not None:
                 if self.gate.instant:
                     await self._settle(flight)
@@ -228,6 +239,8 @@ class Steps:
                 if left is not None:
                     self.router.budgets_left[caller.team, caller.key_id] = left
         keep = None if wishes.no_store else admitted
+        if caller.judged_share and self.judging is not None and endpoint.chat:
+            flight.sample = self.judging.sample(caller, body)
 
         flight.task = asyncio.current_task()
         self.watch.flights[flight.request_id] = flight
@@ -542,6 +555,8 @@ class Steps:
         flight.end_s = now_s
         if response.status < 400:
             flight.usage = usage_in(body)
+            if flight.sample is not None:
+                flight.sample.hear(body)
             sort = response.headers.get("content-type", "")
             known = body.lstrip()[:1] in JSON or sort.startswith(MEDIA) or flight.opaque
             if flight.usage is None and not known:
@@ -624,6 +639,8 @@ class Steps:
                         }
                     )
                 if out:
+                    if flight.sample is not None:
+                        flight.sample.hear(out)
                     if held is not None:
                         held.append(out)
                         room -= len(out)

@@ -86,6 +86,12 @@ class Telemetry:
         self.failed_keys = Tally(
             "joulegate_failed_keys", "Keys that were looked up and not good.", [], registry
         )
+        self.judged = Tally(
+            "joulegate_judged",
+            "Requests sampled for judging, by what became of them.",
+            ["outcome"],
+            registry,
+        )
 
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request."""
