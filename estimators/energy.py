@@ -67,25 +67,10 @@ class Standing(NamedTuple):
     slope: float  # per e-fold of batch
 
 
-# All that an answer rests on besides the backend: its load, the request, what was learnt so far.
-_Asked = tuple[float | None, float, int, int, int, str, int, Lengths, Band | None]
-_MOST_ANSWERS = 1024  # kept of one backend, a kilobyte each
-
-
 class _Known:
     """All that is worked out beforehand for one backend."""
 
-    __slots__ = (
-        "answers",
-        "api",
-        "correction",
-        "facts",
-        "learnt",
-        "price",
-        "source",
-        "table",
-        "unknown_load",
-    )
+    __slots__ = ("api", "correction", "facts", "learnt", "price", "source", "table", "unknown_load")
 
     def __init__(self, facts: Backend) -> None:
         self.facts = facts
@@ -95,8 +80,6 @@ class _Known:
         self.price: Price | None = None
         self.correction = Correction()
         self.source = "unknown"
-        # What was said of a request under a load: said again as it is when both come again.
-        self.answers: dict[_Asked, Estimate] = {}
         self.unknown_load = (1.0, 1.0)  # factors from the usual batch to the lowest and highest
 
 
@@ -233,9 +216,7 @@ class EnergyEstimator:
         known = self._known.get(backend.name)
         if known is None or (known.facts is not backend and not _alike(known.facts, backend)):
             known = self._work_out(backend)
-        if known.facts is not backend:
-            known.facts = backend
-            known.answers = {}
+        known.facts = backend
         if self._learnt is not None:
             learnt = self._learnt(backend.name)
             if learnt is not known.learnt and learnt != known.learnt:
@@ -263,7 +244,6 @@ class EnergyEstimator:
             # What requests said was said of the other kind of table.
             known.correction = Correction()
         known.learnt = learnt
-        known.answers = {}
         if learnt is None:
             self._take_prior(backend, known)
         else:
@@ -272,34 +252,6 @@ class EnergyEstimator:
             known.unknown_load = _load_factors(known.table)
 
     def _one(
-        self,
-        features: Features,
-        backend: Backend,
-        known: _Known,
-        load: Load,
-        lengths: Lengths,
-        quality: Band | None,
-    ) -> Estimate:
-        asked = (
-            load.running if load.known else None,
-            load.waiting,
-            features.prompt_tokens,
-            features.cached_prompt_tokens,
-            features.n,
-            known.source,
-            known.correction.outcomes,
-            lengths,
-            quality,
-        )
-        answer = known.answers.get(asked)
-        if answer is None:
-            answer = self._work_out_one(features, backend, known, load, lengths, quality)
-            if len(known.answers) >= _MOST_ANSWERS:
-                known.answers = {}
-            known.answers[asked] = answer
-        return answer
-
-    def _work_out_one(
         self,
         features: Features,
         backend: Backend,

@@ -260,38 +260,3 @@ def test_what_requests_taught_outlives_the_next_window_of_the_same_engine() -> N
     [after] = estimator.estimate(features, [llama()], [load])
     assert after.energy_j is not None
     assert after.energy_j.mid == pytest.approx(1.5 * before.energy_j.mid, rel=0.05)
-
-
-def test_the_same_request_is_answered_again_until_something_is_learnt_or_the_grid_changes() -> None:
-    estimator = EnergyEstimator(prior=PRIOR)
-    backend = llama(intensity_g_per_kwh=300.0)
-    features, load = Features(prompt_tokens=300), Load(running=3, known=True)
-    [first] = estimator.estimate(features, [backend], [load])
-    assert estimator.estimate(features, [backend], [load]) == [first]
-    [busier] = estimator.estimate(features, [backend], [Load(running=9, known=True)])
-    assert busier.energy_j != first.energy_j
-    [queued] = estimator.estimate(features, [backend], [Load(running=3, waiting=5, known=True)])
-    assert queued.ttft_s != first.ttft_s
-    [cached] = estimator.estimate(
-        Features(prompt_tokens=300, cached_prompt_tokens=200), [backend], [load]
-    )
-    assert cached.energy_j != first.energy_j
-    greener = llama(intensity_g_per_kwh=30.0)
-    [now] = estimator.estimate(features, [greener], [load])
-    assert first.carbon_g is not None
-    assert now.carbon_g is not None
-    assert now.carbon_g.mid == pytest.approx(0.1 * first.carbon_g.mid)
-    assert first.energy_j is not None
-    outcome = Outcome(
-        backend=backend.name,
-        features=features,
-        load=load,
-        energy_j=2.0 * first.energy_j.mid,
-        evidence=Evidence.METERED,
-        output_tokens=211,
-    )
-    for _ in range(30):
-        estimator.learn(outcome)
-    [taught] = estimator.estimate(features, [greener], [load])
-    assert taught.energy_j is not None
-    assert taught.energy_j.mid > 1.5 * first.energy_j.mid
