@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
+from math import isfinite
 from typing import Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -127,7 +128,7 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
             Charge(
                 rule,
                 f"{rule.scope}:{rule.metric}:{rule.per}:{at.name}",
-                whole(rule.metric, rule.limit),
+                _whole_limit(rule.metric, rule.limit),
                 whole(rule.metric, getattr(amounts, rule.metric)),
                 at,
             )
@@ -137,9 +138,12 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
 
 def whole(metric: Metric, amount: float | None) -> int:
     """``amount`` as the counter holds it; what is not known, or not finite, counts nothing."""
-    if amount is None or amount != amount or amount in (float("inf"), float("-inf")):
+    if amount is None or not isfinite(amount) or amount <= 0:
         return 0
-    return max(0, round(amount * _PER_UNIT[metric]))
+    return round(amount * _PER_UNIT[metric])
+
+
+_whole_limit = lru_cache(maxsize=4096)(whole)  # the same few for every request
 
 
 def period(per: Per, now_s: float, timezone: str = "UTC") -> Period:

@@ -109,9 +109,10 @@ def admission(
 ) -> Admission:
     """What counters that stand at ``used`` say; ``denied`` is the index of one without room."""
     spent = tuple(Spent(c, u) for c, u in zip(request.charges, used, strict=True))
+    fallback = None
     soft = [s for s in spent if s.charge.rule.fallback_policy is not None]
-    over = budgets.exceeded(soft)
-    fallback = over.charge.rule.fallback_policy if over and denied is None else None
+    if soft and denied is None and (over := budgets.exceeded(soft)) is not None:
+        fallback = over.charge.rule.fallback_policy
     return Admission(
         allowed=denied is None,
         cached=cached,
