@@ -76,6 +76,7 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     active_energy_j: float | None  # above idle
     energy_per_request_j: Span | None  # above idle, with the estimates' own uncertainty
     carbon_g: float | None  # of the whole fleet's energy, PUE included
+    active_carbon_g: float | None  # of the energy above idle, likewise
     money_usd: float | None
     quality: Span | None
     ttft_s: Quantiles | None
@@ -260,6 +261,7 @@ class _Run:
             active_energy_j=active,
             energy_per_request_j=self._per_request(active, answered),
             carbon_g=None if self.unknown_energy else self._carbon_g(whole),
+            active_carbon_g=None if self.unknown_energy else self._carbon_g(self._active()),
             money_usd=self.money_usd,
             quality=(
                 Span(*(total / self.quality_known for total in self.quality))

@@ -41,6 +41,7 @@ from proxy.canaries import FileBoard as FileCanaries
 from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.carbon_metrics import CarbonMetrics
 from proxy.dashboard.configured import budgets_of, sites_of, snapshots_of
+from proxy.dashboard.feasible import Studies
 from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.replays import TeamReplay
 from proxy.dashboard.snapshot import Snapshots
@@ -369,20 +370,22 @@ class Proxy:
         """Put the dashboard over the ledger."""
         sources = self.grid.refresher.health
         self.snapshots = snapshots_of(self.settings, self.facts(), self.grid.book, ledger)
+        replays = TeamReplay(
+            lambda: ledger,
+            self.facts,
+            lambda: self.router.policies,
+            lambda: self.settings.default_policy,
+            self.estimator,
+            lambda team: auth.limits_of(self.settings.teams.get(team, Team()).limits),
+        )
         dashboard = Dashboard(
             self.snapshots,
             teams=lambda: sorted({*ledger.teams(), *self.settings.teams}),
             health=sources,
             estimator=self.estimator,
             gpus=GPUS,
-            replay=TeamReplay(
-                lambda: ledger,
-                self.facts,
-                lambda: self.router.policies,
-                lambda: self.settings.default_policy,
-                self.estimator,
-                lambda team: auth.limits_of(self.settings.teams.get(team, Team()).limits),
-            ),
+            replay=replays,
+            studies=Studies(replays),
             form_secret=self.secret,
             signs_in=not self.keys.open,
         )

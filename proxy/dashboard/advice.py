@@ -5,6 +5,7 @@ Each is a range, not a promise: the low end is what is left when half of it work
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,16 +13,36 @@ import msgspec
 import numpy as np
 
 from proxy.dashboard.account import ACTIVE, IDLE, IDLE_LINE, Account, Line
+from proxy.dashboard.queries import ASKED
 
 SMALLEST_UG = 1_000_000  # less than a gram is not worth a line
 SCHEDULED_HOURS = 3  # a job whose energy lies in so few hours of the day runs to a schedule
 SCHEDULED_SHARE = 0.8
 
 
+class Option(msgspec.Struct, frozen=True, kw_only=True):
+    """One change and which share of the active carbon it would save, 80 % range."""
+
+    kind: str
+    title: str
+    why: str
+    effort: str
+    low: float
+    high: float
+
+
+class Study(msgspec.Struct, frozen=True, kw_only=True):
+    """What a replay of a team's traffic found feasible; ``replayed`` of ``requests``."""
+
+    replayed: int
+    requests: int
+    options: tuple[Option, ...]
+
+
 class Advice(msgspec.Struct, frozen=True, kw_only=True):
     """One thing to do, with what it would save in the period looked at."""
 
-    kind: str  # shift | model | idle | region
+    kind: str  # shift | model | idle | region | cache | route | precision | output | prompt
     title: str
     why: str
     effort: str
@@ -34,12 +55,15 @@ def advise(
     models: Sequence[Line],
     local_hour: Callable[[int], int],
     intensity: Callable[[str, int], tuple[float, bool]],
+    study: Study | None = None,
 ) -> tuple[Advice, ...]:
     """The three largest. ``local_hour`` gives the hour of the team's day of a UTC hour;
-    ``intensity`` g/kWh of a zone and hour, and whether it knows the time of day."""
+    ``intensity`` g/kWh of a zone and hour, and whether it knows the time of day. ``study`` is what
+    a replay of the traffic found; without one, what models cost stands in for it."""
     found = [
         *_shift(account, local_hour, intensity),
-        *_model(models),
+        *(_model(models) if study is None else _replayed(account, study)),
+        *_cache(account),
         *_idle(account),
         *_region(account),
     ]
@@ -120,6 +144,50 @@ def _zone_means(
         if len(sums) == 24:
             found[name] = {hour: sum(v) / len(v) for hour, v in sums.items()}
     return found
+
+
+def _replayed(account: Account, study: Study) -> list[Advice]:
+    """A study's options in grams of the period's active carbon."""
+    active_ug = int(account.cells.operational_ug[account.cells.dim >= 0].sum())
+    return [
+        Advice(
+            kind=option.kind,
+            title=option.title,
+            why=option.why,
+            effort=option.effort,
+            low_ug=active_ug * option.low,
+            high_ug=active_ug * option.high,
+        )
+        for option in study.options
+    ]
+
+
+def _cache(account: Account) -> list[Advice]:
+    """Requests that could not use the cache, at the rate at which the others found an answer."""
+    asked = account.asked
+    if not len(asked):
+        return []
+    kinds = np.array([d.cache for d in account.dims])[asked[:, 1]]
+    count = asked[:, ASKED["requests"]]
+    hits, misses = int(count[kinds == "hit"].sum()), int(count[kinds == "miss"].sum())
+    off = np.array([d.cache == "off" and bool(d.backend) for d in account.dims])
+    c = account.cells
+    left_ug = int(c.operational_ug[(c.dim >= 0) & off[np.maximum(c.dim, 0)]].sum())
+    if not hits or not left_ug:
+        return []
+    rate = hits / (hits + misses)
+    spread = 1.2816 * math.sqrt(rate * (1 - rate) / (hits + misses))
+    return [
+        Advice(
+            kind="cache",
+            title="Let the other requests use the cache",
+            why=f"{rate:.0%} of the requests that may be answered from the cache were; the others "
+            "did not ask it. Half to all of that rate.",
+            effort="send temperature 0, or allow sampled answers",
+            low_ug=left_ug * max(0.0, rate - spread) * 0.5,
+            high_ug=left_ug * min(1.0, rate + spread),
+        )
+    ]
 
 
 def _model(models: Sequence[Line]) -> list[Advice]:

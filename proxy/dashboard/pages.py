@@ -24,6 +24,7 @@ from starlette.concurrency import run_in_threadpool
 from estimators.types import Estimator
 from meters.intensity.refresh import Health
 from proxy.dashboard import exports, views
+from proxy.dashboard.feasible import Studies
 from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.links import PAGES, ROOT, View
 from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
@@ -60,8 +61,8 @@ class Dashboard:
 
     ``teams`` lists all team names (for an admin's menu); ``health`` the intensity sources;
     ``replay`` what policies would have done with a team's traffic; ``estimator`` and ``gpus``
-    serve the planning page. Each of the last three may be None: the page then says what is
-    missing.
+    serve the planning page; ``studies`` find savings by replaying. Each of the last four may be
+    None: the page then says what is missing.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Dashboard:
         estimator: Estimator | None = None,
         gpus: Mapping[str, Any] | None = None,
         replay: Callable[[str, float, float], Sequence[PolicyOutcome]] | None = None,
+        studies: Studies | None = None,
         form_secret: bytes | None = None,
         signs_in: bool = False,
         clock: Callable[[], float] = time.time,
@@ -83,6 +85,7 @@ class Dashboard:
         self.estimator = estimator
         self.gpus = dict(gpus or {})
         self.replay = replay
+        self.studies = studies
         self.tokens = FormTokens(form_secret or secrets.token_bytes(32))
         self.clock = clock
         self.signs_in = signs_in  # whether there is a page to sign in, and so a way out

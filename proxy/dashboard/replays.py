@@ -55,34 +55,46 @@ class TeamReplay:
             kept = self._kept.get(key)
             if kept and time.monotonic() - kept[0] < KEPT_S:
                 return kept[1]
-            trace, count = self._trace(team, start_s, end_s)
+            trace, count = self.trace(team, start_s, end_s)
             known = self._policies()
-            names = [n for n in dict.fromkeys((PINNED, self._first(), *known)) if n in known]
             found = [
-                self._one(name, known[name], trace, count, team)
-                for name in (names[:MOST_POLICIES] if trace else ())
+                outcome(name, self.run(trace, team, name), len(trace), count, name != PINNED)
+                for name in (self.names()[:MOST_POLICIES] if trace else ())
+                if name in known
             ]
             if len(self._kept) >= 32:
                 self._kept.clear()
             self._kept[key] = time.monotonic(), found
             return found
 
-    def _one(
-        self, name: str, policy: Policy, trace: Sequence[Arrival], count: int, team: str
-    ) -> PolicyOutcome:
-        # A request that names a model gets that model under every policy; what a policy could
-        # choose shows when requests leave the choice open.
-        open_ = name != PINNED
+    def names(self) -> list[str]:
+        """The policies there are: what requests asked for first, then the team's usual one."""
+        known = self._policies()
+        return [n for n in dict.fromkeys((PINNED, self._first(), *known)) if n in known]
+
+    def backends(self) -> Sequence[Backend]:
+        """What could serve now."""
+        return self._backends()
+
+    def run(
+        self,
+        trace: Sequence[Arrival],
+        team: str,
+        policy: str,
+        backends: Sequence[Backend] | None = None,
+    ) -> Replayed:
+        """The trace through one policy. A request that names a model gets it under every policy;
+        what a policy could choose shows when requests leave the choice open, so they do here."""
         result, _ = replay(
-            [each._replace(asked="auto") for each in trace] if open_ else trace,
-            self._backends(),
-            policy,
+            trace if policy == PINNED else [each._replace(asked="auto") for each in trace],
+            self._backends() if backends is None else backends,
+            self._policies()[policy],
             self._estimator,
             limits=self._limits(team),
         )
-        return outcome(name, result, len(trace), count, open_)
+        return result
 
-    def _trace(self, team: str, start_s: float, end_s: float) -> tuple[list[Arrival], int]:
+    def trace(self, team: str, start_s: float, end_s: float) -> tuple[list[Arrival], int]:
         """The latest requests with both token counts, oldest first, and how many there were."""
         ledger = self._ledger()
         if ledger is None:
@@ -120,8 +132,8 @@ def outcome(name: str, result: Replayed, replayed: int, count: int, open_: bool)
     scale = count / replayed if replayed else 0.0
     per = result.energy_per_request_j
     middle_j = per.mid * served * scale if per else 0.0
-    whole_j = result.energy_j or 0.0
-    g_per_j = (result.carbon_g or 0.0) / whole_j if whole_j > 0 else 0.0
+    active_j = result.active_energy_j or 0.0
+    g_per_j = (result.active_carbon_g or 0.0) / active_j if active_j > 0 else 0.0
     return PolicyOutcome(
         policy=name,
         energy_j=middle_j,

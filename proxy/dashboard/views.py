@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
@@ -108,7 +108,7 @@ def overview(
         "why_chart": _why_chart(s, n),
         "evidence_bar": _evidence_bar(s, n),
         "evidence_words": EVIDENCE_WORDS,
-        "advice": _advice(dashboard, view, s),
+        **_advice(dashboard, view, s),
         "drivers": _drivers(s, who),
         "driven": _driven(dashboard, view, s),
         "before": {} if s.previous is None else {"total": s.previous},
@@ -154,21 +154,29 @@ def _budget_chart(s: Snapshot, n: Numbers) -> Markup | None:
     return charts.meter(s.total.operational_ug, low, high, s.budget_ug, "Budget", text)
 
 
-def _advice(dashboard: Dashboard, view: View, s: Snapshot) -> Sequence[Any]:
+def _advice(dashboard: Dashboard, view: View, s: Snapshot) -> Values:
     account = dashboard.snapshots.account(view.team, view.period, s.simulated)
     zone = ZoneInfo(s.time_zone)
     book = dashboard.snapshots.book
+    studies = dashboard.studies
+    study = (
+        studies.of(view.team, float(s.start_s), float(s.end_s))
+        if studies is not None and s.total.requests
+        else None
+    )
 
     def intensity(name: str, hour_s: int) -> tuple[float, bool]:
         answer = book.at(name or None, hour_s)
         return answer.g_per_kwh, answer.tier.is_hourly or answer.tier is Tier.CLIMATOLOGY
 
-    return advise(
+    found = advise(
         account,
         s.lines["model"],
         lambda hour_s: datetime.fromtimestamp(hour_s, zone).hour,
         intensity,
+        study,
     )
+    return {"advice": found, "study": study, "can_study": studies is not None}
 
 
 def _drivers(s: Snapshot, who: Viewer) -> list[tuple[str, str, tuple[Line, ...]]]:
@@ -283,7 +291,7 @@ def savings(
     """What was avoided, apart from the footprint."""
     return {
         "claimed": claimed(s.savings),
-        "advice": _advice(dashboard, view, s),
+        **_advice(dashboard, view, s),
     }
 
 
