@@ -23,7 +23,8 @@ T = TypeVar("T")
 
 _IDS_AT_ONCE = 1_000
 
-_AWAY = (RedisError, OSError, TimeoutError)
+# redis-py raises AttributeError where a connection is closed by one task while another opens it.
+_AWAY = (RedisError, OSError, TimeoutError, AttributeError)
 
 
 class _Batch(NamedTuple):
