@@ -52,12 +52,8 @@ def rows_of(data: OutcomeSet, rows: Index, labels: bool = True) -> Iterator[Scor
 
 def _guesses(model: QualityModel, data: OutcomeSet, judged: Index) -> Matrix:
     order = [model.backends.index(name) for name in data.models]
-    found = []
-    for i in judged:
-        said = model.predict(read(data.texts[i])).quality
-        assert said is not None
-        found.append(said[order, 1])
-    return np.array(found, dtype=float)
+    said = model.predict_all([read(data.texts[i]) for i in judged])
+    return np.array([each.quality[order, 1] for each in said if each.quality is not None], float)
 
 
 def ours(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
@@ -225,11 +221,8 @@ def lengths(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]:
     assert data.lengths is not None
     model = learn(rows_of(data._replace(scores=np.full_like(data.scores, np.nan)), learnt))
     order = [model.backends.index(name) for name in data.models]
-    said = []
-    for i in judged:
-        bands = model.predict(read(data.texts[i])).lengths
-        assert bands is not None
-        said.append(bands[order])
+    found = model.predict_all([read(data.texts[i]) for i in judged])
+    said = [each.lengths[order] for each in found if each.lengths is not None]
     low, mid, high, mean = np.moveaxis(np.array(said, dtype=float), 2, 0)
     came = data.lengths[judged]
     plain = np.nanmedian(data.lengths[learnt], axis=0)

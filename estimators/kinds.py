@@ -8,23 +8,27 @@ the logarithm of the answer's length) adds, for each backend:
     its mean  +  g_c(u) · what all backends have in common here (the prompt's difficulty)
               +  g_r(u) · what is particular to this backend here
 
-``u`` says how familiar the prompt is, and the gates g fall towards 0 where prompts of left-out
-kinds showed that nothing was gained: there every backend gets its overall mean, and choosing by
-it is choosing on the hull of single models. Fitting is in kinds_fit.py; this file is numpy only.
+``u`` is the chance that the prompt is of a kind that was learnt from (traffic.py), and the gates g
+fall towards 0 where prompts of left-out kinds showed that nothing was gained: there every backend
+gets its overall mean, and choosing by it is choosing on the hull of single models. Fitting is in
+kinds_fit.py; this file is numpy only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import exp, log1p
+from math import log1p
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from estimators.text import TextFeatures
+from estimators.traffic import LOWEST_RANK, Traffic, known_odds
 
 Array = NDArray[np.float32]
+# At which shares of a kind's left-out prompts the judge's scores are kept.
+RANKS = np.array([LOWEST_RANK, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0], np.float32)
 
 
 class System(NamedTuple):
@@ -37,7 +41,7 @@ class System(NamedTuple):
 
 
 class Gate(NamedTuple):
-    """How far to trust what is particular, by familiarity: piecewise linear between knots."""
+    """How far to trust something, by familiarity: piecewise linear between knots."""
 
     familiarity: Array  # ascending
     trust: Array  # 0..1
@@ -68,7 +72,9 @@ class Sight(NamedTuple):
 
     columns: Array  # all columns
     kinds: Array  # (K,) probabilities, each system's adding to 1
-    familiarity: float
+    kind: int  # the likeliest of the first system
+    rank: float  # 0..1, how familiar among the prompts of that kind
+    familiarity: float  # the chance that it is of a kind learnt from
 
 
 class Judge(NamedTuple):
@@ -76,12 +82,14 @@ class Judge(NamedTuple):
 
     mean: Array  # (S,)
     weights: Array  # (S,) already over the deviation
-    bias: float
+    levels: Array  # (K or 1, RANKS) scores of left-out prompts of each kind of the first system
+    crowding: float  # how far ranks of left-out kinds crowd towards 0; 1 would be not at all
+    usual: float  # share of new prompts that is expected before any came
 
-    def __call__(self, signs: Sequence[float]) -> float:
-        """The chance that the prompt is of a kind that was learnt from, at even odds before."""
-        score = float(self.weights @ (np.asarray(signs, np.float32) - self.mean)) + self.bias
-        return 1.0 / (1.0 + exp(min(max(-score, -30.0), 30.0)))
+    def rank(self, signs: Sequence[float], kind: int) -> float:
+        """Which share of the prompts of this kind that were learnt from looked no more familiar."""
+        score = float(self.weights @ (np.asarray(signs, np.float32) - self.mean))
+        return float(np.interp(score, self.levels[kind], RANKS))
 
 
 class Kinds(NamedTuple):
@@ -97,8 +105,8 @@ class Kinds(NamedTuple):
     systems: tuple[System, ...]
     judge: Judge
 
-    def see(self, text: TextFeatures) -> Sight:
-        """Where the prompt stands. Takes tens of microseconds."""
+    def see(self, text: TextFeatures, traffic: Traffic | None = None) -> Sight:
+        """Where the prompt stands, in this traffic. Takes tens of microseconds."""
         rows = self.row_of[text.buckets]
         idf = self.idf[rows]
         squares = idf * idf
@@ -118,7 +126,18 @@ class Kinds(NamedTuple):
             parts.append(odds / odds.sum())
         kinds = np.concatenate(parts) if parts else np.zeros(0, np.float32)
         signs = signs_of(tops, known, float(counts @ counts))
-        return Sight(columns, kinds, self.judge(signs))
+        kind = int(parts[0].argmax()) if parts else 0
+        rank = self.judge.rank(signs, kind)
+        chance = (
+            known_odds(rank, self.judge.usual, self.judge.crowding)
+            if traffic is None
+            else traffic.known(kind, rank)
+        )
+        return Sight(columns, kinds, kind, rank, chance)
+
+    def traffic(self) -> Traffic:
+        """A fresh account of how much of the traffic is new to this map."""
+        return Traffic(self.judge.usual, self.judge.crowding)
 
 
 def signs_of(tops: Sequence[tuple[float, float]], known: float, squares: float) -> list[float]:

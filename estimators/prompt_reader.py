@@ -12,10 +12,14 @@ _TEMPLATE_CHARS = 256
 
 
 class PromptReader:
-    """Shared by the quality and the length estimator of one proxy; keeps the last request only."""
+    """Shared by the quality and the length estimator of one proxy.
+
+    Keeps the last request only, and how much of late was of kinds the model never learnt from.
+    """
 
     def __init__(self, model: QualityModel | None = None) -> None:
         self.model = model
+        self._traffic = None if model is None else model.kinds.traffic()
         self._index = {} if model is None else {name: i for i, name in enumerate(model.backends)}
         self._last: tuple[str, TextFeatures, Prediction | None] | None = None
 
@@ -40,6 +44,10 @@ class PromptReader:
         last = self._last
         if last is None or last[0] is not text:
             seen = read(text)
-            said = None if self.model is None else self.model.predict(seen)
+            said = None
+            if self.model is not None and self._traffic is not None:
+                sight = self.model.kinds.see(seen, self._traffic)
+                self._traffic.learn(sight.kind, sight.rank)
+                said = self.model.say(seen, sight)
             self._last = last = (text, seen, said)
         return last[1], last[2]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from estimators.text import read
 
 Matrix = NDArray[np.float64]
 _LEVELS = (0.1, 0.5, 0.9)
+_STRANGE = 1.5  # how much wider bands of new kinds are, where none could be left out
 
 
 class Scored(NamedTuple):
@@ -88,7 +89,7 @@ def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
         by_target["quality"][0] if "quality" in by_target else None,
         by_target["length"][0] if "length" in by_target else None,
         bands,
-        facts | _strangeness([found for _, found in by_target.values()]),
+        facts,
     )
 
 
@@ -102,21 +103,13 @@ def _mean_of(
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
 
 
-def _strangeness(fits: Sequence[HeadFit]) -> dict[str, float]:
-    """Below which familiarity a prompt is stranger than 49 in 50 of those learnt from."""
-    for found in fits:
-        if found.familiar is not None and len(found.familiar.familiarity):
-            return {"strange_below": float(np.quantile(found.familiar.familiarity, 0.02))}
-    return {"strange_below": 0.0}
-
-
-def left_out(found: HeadFit, evidence: Evidence) -> tuple[Matrix, Matrix]:
-    """Deviations as they would have been served, and as they came (nan where not seen)."""
-    trust = np.interp(evidence.familiarity, found.gate.familiarity, found.gate.trust)
-    shared = np.interp(evidence.familiarity, found.common_gate.familiarity, found.common_gate.trust)
+def left_out(found: HeadFit, evidence: Evidence, familiarity: float) -> tuple[Matrix, Matrix]:
+    """Deviations as they would have been served in traffic that is all of known kinds (1) or all
+    new (0), and as they came (nan where not seen)."""
     particular = np.tensordot(found.weights, evidence.particular, axes=1)
     common = np.tensordot(found.common_weights, evidence.common, axes=1)
-    return trust[:, None] * particular + (shared * common)[:, None], evidence.truth
+    trust, shared = found.gate(familiarity), found.common_gate(familiarity)
+    return trust * particular + (shared * common)[:, None], evidence.truth
 
 
 def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
@@ -125,7 +118,7 @@ def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
     kinds = head.kinds.shape[0]
     if found.familiar is None:
         return _spread_alone(lengths, kinds)
-    guess, truth = left_out(found, found.familiar)
+    guess, truth = left_out(found, found.familiar, 1.0)
     error = truth - guess
     seen = ~np.isnan(error)
     size = np.where(seen, np.abs(error), 0.0)
@@ -142,8 +135,7 @@ def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
 
     left = error / (scale * factor[:, None])
     widen = _widening(found, left, scale, kind_scale, systems)
-    served = left / np.interp(found.familiar.familiarity, widen.familiarity, widen.trust)[:, None]
-    everyone = np.nanquantile(served, _LEVELS)
+    everyone = np.nanquantile(left, _LEVELS)
     quantiles = np.empty((backends, 3))
     means = np.empty(backends)
     rows = found.familiar.rows
@@ -151,7 +143,7 @@ def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
     size_of = np.where(seen, np.exp(np.nan_to_num(lengths[rows])) / np.where(seen, ratio, 1.0), 0.0)
     grand = (ratio * size_of).sum() / max(size_of.sum(), 1e-9)
     for m in range(backends):
-        mine = served[seen[:, m], m]
+        mine = left[seen[:, m], m]
         own = np.quantile(mine, _LEVELS) if len(mine) else everyone
         lean = len(mine) / (len(mine) + 50.0)
         quantiles[m] = np.maximum.accumulate(lean * own + (1 - lean) * everyone)
@@ -164,36 +156,14 @@ def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
 def _widening(
     found: HeadFit, left: Matrix, scale: Matrix, kind_scale: Matrix, systems: float
 ) -> Gate:
-    """By how much more errors scatter where prompts are less familiar, never less than 1 in the
-    middle; what left-out kinds showed counts where they are as likely as seen ones."""
-    assert found.familiar is not None
-    places = [found.familiar.familiarity]
-    sizes = [np.nanmean(np.abs(left), 1)]
+    """By how much more errors scatter on new kinds, as those left out showed; never less than 1."""
+    strange = _STRANGE
     if found.unfamiliar is not None:
-        guess, truth = left_out(found, found.unfamiliar)
+        guess, truth = left_out(found, found.unfamiliar, 0.0)
         factor = found.unfamiliar.kinds @ kind_scale / systems if len(kind_scale) else 1.0
-        error = np.abs(truth - guess) / scale
-        sizes.append(np.nanmean(error, 1) / factor)
-        places.append(found.unfamiliar.familiarity)
-    edges = np.quantile(places[0], (0.0, 0.1, 0.4, 1.0))
-    middle = np.array([edges[0], (edges[1] + edges[2]) / 2, (edges[2] + edges[3]) / 2])
-    overall = float(np.nanmean(sizes[0]))
-    factors = []
-    for low, high in ((-np.inf, edges[1]), (edges[1], edges[2]), (edges[2], np.inf)):
-        mine = [
-            size[(place > low) & (place <= high) & ~np.isnan(size)]
-            for place, size in zip(places, sizes, strict=True)
-        ]
-        inside = (mine[0].sum() + 20 * overall) / (len(mine[0]) + 20)
-        factors.append(inside / overall)
-    strange = factors[0]
-    if len(sizes) > 1:
-        outside = sizes[1][~np.isnan(sizes[1])]
-        strange = max(strange, float(outside.mean()) / overall if len(outside) else strange)
-    knots = np.array([middle[0] / 2, *middle])
-    knots = np.maximum.accumulate(knots + np.arange(4) * 1e-6)
-    values = np.array([max(strange, factors[0]), *factors])
-    return Gate(_f32(knots), _f32(np.minimum.accumulate(values)))
+        outside = np.nanmean(np.abs(truth - guess) / scale, 1) / factor
+        strange = float(np.nanmean(outside) / np.nanmean(np.abs(left)))
+    return Gate(_f32(np.array([0.0, 1.0])), _f32(np.array([max(strange, 1.0), 1.0])))
 
 
 def _spread_alone(lengths: Matrix, kinds: int) -> LengthBands:

@@ -8,6 +8,7 @@ kind, not of one answer's score, which is mostly 0 or 1.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from estimators.kinds import Gate, Head, Judge, Kinds, Sight, System, deviation, standard_error
 from estimators.text import BUCKETS, DENSE, TextFeatures
+from estimators.traffic import Traffic
 
 Array = NDArray[np.float32]
-FORMAT = 2
+FORMAT = 3
 _Z80 = 1.2816  # of a normal distribution, for an 80 % interval
+_STRANGE = 0.02  # stranger than 49 in 50 of its kind: the kind is not named
 _LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
 
 
@@ -43,7 +46,7 @@ class Prediction(NamedTuple):
     task: str
     quality: Array | None  # (M, 3) low, mid, high on 0..1
     lengths: Array | None  # (M, 4) q10, q50, q90, mean in tokens
-    familiarity: float  # 0..1
+    familiarity: float  # 0..1, the chance that the prompt is of a kind learnt from
 
 
 class QualityModel(NamedTuple):
@@ -56,9 +59,26 @@ class QualityModel(NamedTuple):
     bands: LengthBands | None
     facts: dict[str, Any]  # how it was made and how good it was on prompts left out
 
-    def predict(self, text: TextFeatures) -> Prediction:
-        """Quality and length on every backend. Tens of microseconds for ten backends."""
-        sight = self.kinds.see(text)
+    def predict(self, text: TextFeatures, traffic: Traffic | None = None) -> Prediction:
+        """Quality and length on every backend. Tens of microseconds for ten backends.
+
+        ``traffic`` says how much of what came lately was new; without it, the usual share is.
+        """
+        return self.say(text, self.kinds.see(text, traffic))
+
+    def predict_all(self, texts: Sequence[TextFeatures]) -> list[Prediction]:
+        """The same for a batch, taken as one stretch of traffic: how much of it is of kinds never
+        learnt from is told by all of it together, which one prompt cannot tell."""
+        sights = [self.kinds.see(text) for text in texts]
+        traffic = self.kinds.traffic()
+        traffic.look([(sight.kind, sight.rank) for sight in sights])
+        return [
+            self.say(text, sight._replace(familiarity=traffic.known(sight.kind, sight.rank)))
+            for text, sight in zip(texts, sights, strict=True)
+        ]
+
+    def say(self, text: TextFeatures, sight: Sight) -> Prediction:
+        """What the model says of a prompt that was seen."""
         return Prediction(
             self._task(sight, text),
             None if self.quality is None else quality_bands(self.quality, sight),
@@ -75,7 +95,7 @@ class QualityModel(NamedTuple):
         system = self.kinds.systems[0]
         odds = sight.kinds[: system.stop - system.start]
         best = int(odds.argmax())
-        sure = odds[best] > 0.5 and sight.familiarity > self.facts.get("strange_below", 0.0)
+        sure = odds[best] > 0.5 and sight.rank > _STRANGE
         return system.names[best] if sure else text.task
 
     def save(self, path: str | Path) -> None:
@@ -88,14 +108,16 @@ class QualityModel(NamedTuple):
         arrays["words"] = self.kinds.words[1:].astype(np.float16)
         for name in ("dense_mean", "dense_scale", "dense", "bias"):
             arrays[name] = getattr(self.kinds, name)
-        arrays["judge"] = np.stack([self.kinds.judge.mean, self.kinds.judge.weights])
+        judge = self.kinds.judge
+        arrays["judge"] = np.stack([judge.mean, judge.weights])
+        arrays["judge_levels"] = judge.levels
         meta: dict[str, Any] = {
             "format": FORMAT,
             "buckets": BUCKETS,
             "dense": list(DENSE),
             "backends": list(self.backends),
             "systems": [list(system) for system in self.kinds.systems],
-            "judge_bias": self.kinds.judge.bias,
+            "judge": [judge.crowding, judge.usual],
             "facts": self.facts,
             "heads": {},
         }
@@ -141,7 +163,9 @@ class QualityModel(NamedTuple):
                 System(start, stop, sharpness, tuple(names))
                 for start, stop, sharpness, names in meta["systems"]
             ),
-            judge=Judge(arrays["judge"][0], arrays["judge"][1], meta["judge_bias"]),
+            judge=Judge(
+                arrays["judge"][0], arrays["judge"][1], arrays["judge_levels"], *meta["judge"]
+            ),
         )
         heads = {
             title: Head(**_get(arrays, title, fields))

@@ -1,14 +1,17 @@
 """What a learnt model says of each prompt, for every backend it knows.
 
 Reads JSON Lines, {"id", "prompt" | "messages"}, and prints one line each: the kind of task, and
-for every backend the band of its expected score (0 to 1) and of its output tokens. Nothing is
-sent anywhere. "-" reads from standard input.
+for every backend the band of its expected score (0 to 1) and of its output tokens. Prompts of one
+file are taken as one stretch of traffic: all of them together tell how much of it is of kinds the
+model never learnt from, and there every backend gets its overall mean. Nothing is sent anywhere.
+"-" reads from standard input.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -20,6 +23,8 @@ from proxy.commands.learn_quality import text_in
 from proxy.jsonl import read_lines
 
 EXAMPLE = "joulegate predict-quality quality.npz --batch prompts.jsonl"
+
+_BLOCK = 20_000  # prompts that are judged together, and held in memory
 
 
 class PromptLine(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,10 +50,14 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model}: {error.strerror or error}. Make one with joulegate learn-quality."
         ) from None
     encoder = msgspec.json.Encoder()
-    for line in read_lines(args.batch, PromptLine):
-        text = text_in(line.prompt, line.messages, f"{args.batch}, id {line.id!r}")
-        said = answer(line.id, model, model.predict(read(text)))
-        sys.stdout.write(encoder.encode(said).decode() + "\n")
+    lines = read_lines(args.batch, PromptLine)
+    while block := list(islice(lines, _BLOCK)):
+        texts = [
+            text_in(line.prompt, line.messages, f"{args.batch}, id {line.id!r}") for line in block
+        ]
+        found = model.predict_all([read(text) for text in texts])
+        for line, said in zip(block, found, strict=True):
+            sys.stdout.write(encoder.encode(answer(line.id, model, said)).decode() + "\n")
     return 0
 
 

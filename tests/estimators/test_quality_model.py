@@ -66,8 +66,9 @@ def test_bands_are_wider_for_a_strange_prompt(model: QualityModel) -> None:
 
 def test_length_bands_hold_four_answers_in_five(model: QualityModel) -> None:
     inside, longer = [], []
-    for row in outcomes(300, seed=7):
-        said = model.predict(read(row.text)).lengths
+    rows = outcomes(300, seed=7)
+    for row, each in zip(rows, model.predict_all([read(row.text) for row in rows]), strict=True):
+        said = each.lengths
         assert said is not None
         assert row.output_tokens is not None
         q10, _, q90, mean = said[model.backends.index(row.backend)]

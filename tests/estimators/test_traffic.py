@@ -1,0 +1,79 @@
+"""The share of new kinds in traffic is told by many prompts together, kind by kind."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from estimators.quality_fit import learn
+from estimators.text import read
+from estimators.traffic import Traffic, known_odds
+from tests.estimators.outcomes import outcomes, prompt
+
+CROWDING = 0.4
+
+
+def ranks(number: int, new: bool, rng: random.Random) -> list[float]:
+    """As they come: even for known kinds, crowded towards 0 for new ones."""
+    return [rng.random() ** (1 / CROWDING if new else 1.0) for _ in range(number)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_batch_tells_which_share_of_it_is_new(share: float) -> None:
+    rng = random.Random(1)
+    batch = ranks(round(400 * share), True, rng) + ranks(round(400 * (1 - share)), False, rng)
+    traffic = Traffic(0.5, CROWDING)
+    traffic.look([(0, rank) for rank in batch])
+    assert traffic.share(0) == pytest.approx(share, abs=0.15)
+
+
+def test_one_kind_turning_strange_leaves_the_others_trusted() -> None:
+    rng = random.Random(2)
+    batch = [(0, rank) for rank in ranks(300, True, rng)]
+    batch += [(1, rank) for rank in ranks(300, False, rng)]
+    traffic = Traffic(0.3, CROWDING)
+    traffic.look(batch)
+    assert traffic.known(0, 0.5) < 0.4
+    assert traffic.known(1, 0.5) > 0.8
+
+
+def test_follows_traffic_that_changes_and_changes_back() -> None:
+    rng = random.Random(3)
+    traffic = Traffic(0.3, CROWDING)
+    shares = []
+    for new in (False, True, False):
+        for rank in ranks(1500, new, rng):
+            traffic.learn(0, rank)
+        shares.append(traffic.share(0))
+    assert shares[0] < 0.2
+    assert shares[1] > 0.8
+    assert shares[2] < 0.3
+
+
+@given(rank=st.floats(0, 1), share=st.floats(0, 1), other=st.floats(0, 1))
+def test_a_more_familiar_prompt_is_never_less_likely_known(
+    rank: float, share: float, other: float
+) -> None:
+    low, high = sorted((rank, other))
+    assert 0.0 <= known_odds(low, share, CROWDING) <= known_odds(high, share, CROWDING) <= 1.0
+
+
+def test_a_whole_new_kind_of_traffic_gets_every_backends_overall_mean() -> None:
+    model = learn(outcomes(450, tasks=("code", "cooking")))
+    rng = random.Random(4)
+    strange = [read(prompt("law", rng)) for _ in range(100)]
+    known = [read(prompt("code", rng)) for _ in range(100)]
+    assert model.quality is not None
+
+    def gaps(texts) -> np.ndarray:  # type: ignore[no-untyped-def,type-arg]
+        said = [each.quality[:, 1] for each in model.predict_all(texts)]
+        return np.ptp(np.array(said), axis=1)
+
+    overall = float(np.ptp(model.quality.mean))
+    # the choice between backends is the same for every prompt: that of the hull
+    assert gaps(strange) == pytest.approx(overall, abs=1e-6)
+    assert gaps(known).mean() > overall + 0.1
