@@ -114,7 +114,7 @@ class Cascade:
     def choose(self, request: Request, candidates: Sequence[Candidate], limits: Limits) -> Decision:
         """The policy's decision, or the same with a thriftier backend tried before it."""
         direct = self.policy.choose(request, candidates, limits)
-        if request.stream and not self.streams_wait:
+        if not request.checkable or (request.stream and not self.streams_wait):
             return direct
         try:
             thrifty = self.thriftiest.choose(request, candidates, tighten(limits, self.within))

@@ -48,6 +48,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session: str | None = None
     session_backend: str | None = None  # where this session's prefix cache is
     stream: bool = False  # the client wants the answer as it is made
+    checkable: bool = True  # an answer's text can be looked at before it goes to the client
     hour: int | None = None  # of the team's day, 0..23
     budget_left: float | None = None  # 0..1 of the tightest budget
     intensity_g_per_kwh: float | None = None  # of the team's own grid, now

@@ -148,8 +148,26 @@ class Accounts:
             latency_s=record.latency_s if record.outcome == "ok" else None,
             output_tokens=record.output_tokens if record.outcome == "ok" else None,
         )
+        self._keep(settled)
+        for attempt, earlier in zip(flight.earlier, flight.activities()[1:], strict=False):
+            self._keep(
+                _Settled(
+                    activity=earlier,
+                    backend=attempt.backend,
+                    features=flight.features if attempt.kind == "answer" else None,
+                    load=next(
+                        (c.load for c in flight.candidates if c.backend.name == attempt.backend),
+                        Load(),
+                    ),
+                    ttft_s=None,
+                    latency_s=attempt.end_s - attempt.sent_s,
+                    output_tokens=attempt.output_tokens,
+                )
+            )
+
+    def _keep(self, settled: _Settled) -> None:
         for kept in (self._settled, self._untaught):
-            kept.setdefault(activity.node, deque(maxlen=MOST_KEPT)).append(settled)
+            kept.setdefault(settled.activity.node, deque(maxlen=MOST_KEPT)).append(settled)
 
     # -- windows -------------------------------------------------------------------------------
 
@@ -200,7 +218,9 @@ class Accounts:
         # Milliseconds with hundreds of requests in flight: too long for the event loop.
         attribution = await asyncio.to_thread(self._work_out, window, activities)
         self._enter(attribution)  # once, whatever becomes of what it could teach
-        shares = {share.request_id: share.energy_j for share in attribution.shares}
+        shares: dict[str, float] = {}
+        for share in attribution.shares:  # two answers to one request may come from one node
+            shares[share.request_id] = shares.get(share.request_id, 0.0) + share.energy_j
         self._charge(window, shares, attribution.evidence)
 
     def _work_out(self, window: Window, activities: list[Activity]) -> Attribution:
@@ -238,11 +258,15 @@ class Accounts:
         found.reverse()
         known = {activity.request_id for activity in found}
         for flight in list(self.live.values()):
-            if flight.engine is not None and flight.engine.node == node:
+            if flight.request_id in known:
+                continue
+            if flight.earlier:
+                found += [a for a in flight.activities() if a.node == node]
+            elif flight.engine is not None and flight.engine.node == node:
                 activity = flight.activity()
-                if activity is not None and activity.request_id not in known:
+                if activity is not None:
                     found.append(activity)
-                    known.add(activity.request_id)
+            known.add(flight.request_id)
         if self.others is not None:
             found += [a for a in self.others(node, start_s, end_s) if a.request_id not in known]
         return found
@@ -250,7 +274,7 @@ class Accounts:
     def published(self) -> list[Activity]:
         """What other replicas must know: requests in flight, and those of the last seconds."""
         since_s = time.time() - PUBLISHED_S
-        found = [a for flight in list(self.live.values()) if (a := flight.activity()) is not None]
+        found = [a for flight in list(self.live.values()) for a in flight.activities()]
         for kept in self._settled.values():
             for settled in reversed(kept):
                 if (settled.activity.end_s or 0.0) < since_s:
@@ -371,7 +395,8 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         outcome=flight.outcome,
         stream=flight.stream,
         cache=flight.cache,
-        attempts=flight.attempts,
+        attempts=flight.attempts + flight.tried,
+        earlier=earlier_in(flight) if flight.earlier else None,
         task=told.task if told else None,
         prompt_tokens=prompt,
         prompt_tokens_counted=counted,
@@ -411,6 +436,28 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         session=flight.conversation if flight.turn or flight.session else None,
         decision=decision_in(flight),
     )
+
+
+def earlier_in(flight: Flight) -> str:
+    """The answers that the client did not get, as JSON: who gave them, what was wrong, and what
+    part they have in the estimate."""
+    told = [
+        {
+            "kind": attempt.kind,
+            "backend": attempt.backend,
+            "node": attempt.node,
+            "against": attempt.against,
+            "latency_s": attempt.end_s - attempt.sent_s,
+            "output_tokens": attempt.output_tokens,
+            "energy_j": (
+                attempt.estimate.energy_j.mid
+                if attempt.estimate and attempt.estimate.energy_j
+                else None
+            ),
+        }
+        for attempt in flight.earlier
+    ]
+    return msgspec.json.encode(told).decode()
 
 
 def decision_in(flight: Flight) -> str | None:

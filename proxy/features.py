@@ -39,6 +39,7 @@ class Peek(msgspec.Struct):
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
     response_format: msgspec.Raw = msgspec.Raw()
+    logprobs: msgspec.Raw = msgspec.Raw()
     user: msgspec.Raw = msgspec.Raw()
 
     @property

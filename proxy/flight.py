@@ -50,6 +50,21 @@ class Sample(msgspec.Struct, gc=False):
             self.parts.append(part)
 
 
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer that was asked for along the way and did not go to the client; monotonic times."""
+
+    kind: str  # answer | judge
+    backend: str
+    node: str
+    sent_s: float
+    end_s: float
+    first_token_s: float | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    estimate: Estimate | None
+    against: str = ""  # what its checks found
+
+
 class Flight:
     """Everything known of one request while it is served; becomes its usage record."""
 
@@ -66,6 +81,7 @@ class Flight:
         "cycle",
         "deadline_s",
         "decision",
+        "earlier",
         "end_s",
         "endpoint",
         "engine",
@@ -99,6 +115,7 @@ class Flight:
         "tags",
         "task",
         "traceparent",
+        "tried",
         "turn",
         "usage",
         "wait_s",
@@ -128,6 +145,8 @@ class Flight:
         self.stream = False
         self.cache = "off"
         self.attempts = 0
+        self.earlier: list[Attempt] = []  # answers that did not go to the client
+        self.tried = 0  # attempts that those took
         self.status = 0
         self.error: ApiError | None = None
         self.outcome = "ok"
@@ -184,6 +203,25 @@ class Flight:
             output_tokens=float(self.events if output is None else output),
             progress=tuple((self.wall(at), tokens) for at, tokens in self.progress),
         )
+
+    def activities(self) -> list[Activity]:
+        """What it did on every node so far."""
+        now = self.activity()
+        found = [] if now is None else [now]
+        for attempt in self.earlier:
+            first_s = attempt.first_token_s
+            found.append(
+                Activity(
+                    request_id=self.request_id,
+                    node=attempt.node,
+                    start_s=self.wall(attempt.sent_s),
+                    first_token_s=None if first_s is None else self.wall(first_s),
+                    end_s=self.wall(attempt.end_s),
+                    prompt_tokens=float(attempt.prompt_tokens or 0),
+                    output_tokens=float(attempt.output_tokens or 0),
+                )
+            )
+        return found
 
 
 def new_request_id(at_s: float) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from starlette.responses import Response
 
 from proxy import errors
-from proxy.steps import Endpoint, Receive, Scope, Send, Steps
+from proxy.endpoints import Endpoint
+from proxy.steps import Receive, Scope, Send, Steps
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Message = MutableMapping[str, Any]

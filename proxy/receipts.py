@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -116,6 +117,7 @@ def as_json(receipt: Receipt) -> dict[str, Any]:
             "energy_j": record.counterfactual_energy_j,
             "carbon_g": record.counterfactual_carbon_g,
         },
+        "earlier": json.loads(record.earlier) if record.earlier else [],
         "decision": decision_of(record.decision),
     }
     if record.simulated:

@@ -52,6 +52,13 @@ def with_usage_asked(body: bytes, request: Peek) -> bytes:
     return _written(fields)
 
 
+def with_field(body: bytes, name: str, value: object) -> bytes:
+    """The body with one field set; written anew."""
+    fields = _read(body)
+    fields[name] = value
+    return _written(fields)
+
+
 def _read(body: bytes) -> dict[str, Any]:
     """The body as a whole, which is stricter than reading a few of its fields."""
     try:

@@ -136,6 +136,7 @@ class Router:
         turn: Turn | None = None,
         session: str | None = None,
         stream: bool = False,
+        checkable: bool = True,
         budget_left: float | None = None,
     ) -> Routed:
         """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
@@ -167,6 +168,7 @@ class Router:
             session=session,
             session_backend=None if turn is None else turn.backend,
             stream=stream,
+            checkable=checkable,
             budget_left=budget_left,
             hour=self._hour(caller.timezone, unix_s),
             previous_backend=self.previous.get(flow),

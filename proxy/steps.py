@@ -26,6 +26,8 @@ from proxy.admission import Gate, warning_headers
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
+from proxy.cascading import Cascading
+from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.failed_keys import address_of
 from proxy.features import Peek, Prompt
@@ -66,31 +68,6 @@ class Gone(Exception):
     """The client left before its request was complete."""
 
 
-class Endpoint:
-    """One of OpenAI's POST routes.
-
-    ``answers`` is false where nothing is generated (embeddings); ``text`` where what is generated
-    is no text, or nobody knows what it is: then nothing is estimated, and nothing chosen either.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        path: str,
-        *,
-        chat: bool = False,
-        streams: bool = True,
-        answers: bool = True,
-        text: bool = True,
-    ) -> None:
-        self.name = name
-        self.path = path
-        self.chat = chat
-        self.streams = streams
-        self.answers = answers
-        self.text = text
-
-
 class Steps:
     """The request path. Built once by app.py with everything it needs."""
 
@@ -121,6 +98,7 @@ class Steps:
         self.large = Worker("joulegate-tokens-large")
         self.in_flight = 0
         self.stopping = False
+        self.cascading = Cascading(router, client, open=self._open, broken=self._broken, left=_left)
         self.max_body_bytes = settings.server.max_body_bytes
 
     def close(self) -> None:
@@ -371,6 +349,7 @@ class Steps:
             turn=flight.turn,
             session=flight.conversation,
             stream=flight.stream,
+            checkable=flight.endpoint == "chat.completions",
             budget_left=budget_left,
         )
         flight.decision = routed.decision
@@ -409,7 +388,12 @@ class Steps:
         if hide_usage:
             body = rewrite.with_usage_asked(body, request)
             kept = [(0, len(body))] if len(kept) == 1 else features.elided(body)[1]
-        response = await self._open(flight, endpoint, routed, headers, body, kept)
+        if routed.decision.escalate_to is None:
+            response = await self._open(flight, endpoint, routed, headers, body, kept)
+        else:
+            response = await self.cascading.answered(
+                flight, endpoint, routed, headers, body, kept, request, self.settings.time
+            )
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
@@ -706,6 +690,10 @@ class Steps:
         ]
         if flight.estimate is not None:
             headers += estimate_headers(flight.estimate)
+        if flight.earlier:
+            first = next((a.backend for a in flight.earlier if a.kind == "answer"), None)
+            if first is not None:
+                headers.append((b"x-joulegate-escalated-from", first.encode()))
         if engine.facts.simulated:
             headers.append((b"x-joulegate-simulated", b"true"))
         return headers + warnings

@@ -1,0 +1,429 @@
+"""Cascades on the request path: a thrifty backend's answer is held, checked, and kept or replaced.
+
+Nothing has gone to the client while an answer is held, so another can take its place. Both are on
+the books: the first as an activity of the same request on its own node, its estimate beside the
+second's. policies/cascade.py says when this pays, and what speaks against an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, cast
+
+import aiohttp
+import msgspec
+import orjson
+
+from estimators.types import Band, Estimate
+from policies.cascade import Checks, faults
+from proxy import upstream
+from proxy.backends import Engine, upstream_model
+from proxy.endpoints import Endpoint
+from proxy.errors import ApiError
+from proxy.features import Peek, elided
+from proxy.flight import Attempt, Flight
+from proxy.rewrite import with_field
+from proxy.routing import Routed, Router
+from proxy.settings import Time
+from proxy.sse import StreamWatcher, usage_in
+
+MOST_HELD = 8_388_608  # a longer answer goes out unchecked
+JUDGE_TOKENS = 4
+VERDICT = (
+    "Below are a request and an answer to it. Does the answer do what was asked, correctly and "
+    "completely? Reply with one word, yes or no.\n\n# Request\n{request}\n\n# Answer\n{answer}"
+)
+
+
+class Held:
+    """A response whose answer, or the beginning of it, has been read; looks like a response."""
+
+    def __init__(self, response: aiohttp.ClientResponse, body: bytes, complete: bool) -> None:
+        self._response = response
+        self._body = body
+        self._complete = complete
+        self.status = response.status
+        self.headers = response.headers
+        self.raw_headers = response.raw_headers
+        self.content = self
+
+    @property
+    def closed(self) -> bool:
+        return self._response.closed
+
+    def close(self) -> None:
+        self._response.close()
+
+    async def readany(self) -> bytes:
+        if self._body:
+            body, self._body = self._body, b""
+            return body
+        return b"" if self._complete else await self._response.content.readany()
+
+    async def read(self) -> bytes:
+        return self._body if self._complete else self._body + await self._response.read()
+
+
+class Answer(msgspec.Struct):
+    """What checks look at in one answer: its choices' texts and how they ended."""
+
+    texts: list[str]
+    finishes: list[str | None]
+    calls: bool = False  # a tool is called
+    logprobs: list[float] = []
+    complete: bool = True
+
+
+Open = Callable[
+    [Flight, Endpoint, Routed, dict[bytes, bytes], bytes, list[tuple[int, int]]],
+    Awaitable[aiohttp.ClientResponse],
+]
+
+
+class Cascading:
+    """Serves the requests that a policy gave to a thrifty backend first."""
+
+    def __init__(
+        self,
+        router: Router,
+        client: upstream.Upstream,
+        *,
+        open: Open,
+        broken: Callable[[Flight, Engine, BaseException], ApiError],
+        left: Callable[[Flight], None],
+    ) -> None:
+        """``open`` sends a request and gives the first response worth passing on, ``broken`` says
+        what a failure in the middle means, ``left`` takes a request's load off its engine."""
+        self.router = router
+        self.client = client
+        self.open = open
+        self.broken = broken
+        self.left = left
+
+    async def answered(
+        self,
+        flight: Flight,
+        endpoint: Endpoint,
+        routed: Routed,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        kept: list[tuple[int, int]],
+        request: Peek,
+        limits: Time,
+    ) -> aiohttp.ClientResponse:
+        """The first answer where it passes, else the response of the backend after it. The first
+        is kept, faulty as it is, where nobody else answers."""
+        checks = routed.needs.cascade or Checks()
+        # Not in a stream: there they could not be taken out again without writing it anew.
+        asks = checks.least_mean_logprob is not None and not flight.stream
+        asks = asks and not bytes(request.logprobs)
+        asking, parts = body, kept
+        if asks:
+            asking = with_field(body, "logprobs", True)
+            parts = [(0, len(asking))] if len(kept) == 1 else elided(asking)[1]
+        response = await self.open(flight, endpoint, routed, headers, asking, parts)
+        first = flight.engine
+        assert first is not None
+        if first.name == routed.decision.escalate_to or response.status != 200:
+            return response
+        held, against = await self._held(flight, routed, request, response, checks, limits, asks)
+        if held is not None and not against:
+            self._add_up(flight)
+            return held
+        before = (flight.engine, flight.usage, flight.first_token_s, flight.sent_s)
+        before_too = (flight.events, flight.estimate, flight.attempts)
+        self._replaced(flight, against)
+        last = routed.decision.escalate_to
+        rest = sorted((e for e in routed.engines if e is not first), key=lambda e: e.name != last)
+        following = msgspec.structs.replace(routed, engines=tuple(rest))
+        try:
+            response = await self.open(flight, endpoint, following, headers, body, kept)
+            if response.status < 500 or held is None:
+                self._add_up(flight)
+                return response
+            response.close()
+            self.left(flight)
+        except ApiError:
+            if held is None:
+                raise
+        flight.earlier.pop()
+        flight.engine, flight.usage, flight.first_token_s, flight.sent_s = before
+        flight.events, flight.estimate, flight.attempts = before_too
+        self._add_up(flight)
+        return held
+
+    def _add_up(self, flight: Flight) -> None:
+        """Let the estimate on the books be that of all that was asked."""
+        if flight.earlier and flight.estimate is not None:
+            flight.estimate = with_earlier(flight.estimate, flight.earlier)
+
+    async def _held(
+        self,
+        flight: Flight,
+        routed: Routed,
+        request: Peek,
+        response: aiohttp.ClientResponse,
+        checks: Checks,
+        limits: Time,
+        asked: bool,
+    ) -> tuple[aiohttp.ClientResponse | None, list[str]]:
+        """The first answer, whole, and what speaks against it; None where it broke off.
+
+        Raises CancelledError when the client left.
+        """
+        engine, passing = flight.engine, self.router.passing
+        assert engine is not None
+        length = response.headers.get("content-length", "")
+        if length.isdigit() and int(length) > MOST_HELD:
+            return response, []
+        try:
+            body, complete = await self._read(flight, response, limits)
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            self.broken(flight, engine, error)
+            passing.checked(routed.policy.name, False)
+            return None, ["it broke off"]
+        stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        if not stream:
+            flight.usage = usage_in(body)
+        if not complete:
+            return cast(aiohttp.ClientResponse, Held(response, body, complete)), []
+        answer = in_stream(body) if stream else in_body(body)
+        against = wrong(answer, request, checks)
+        if not against and checks.judge is not None and answer is not None:
+            against = await self._judged(flight, checks.judge, answer, limits)
+        passing.checked(routed.policy.name, not against)
+        if asked and not stream:
+            body = without_logprobs(body)
+        return cast(aiohttp.ClientResponse, Held(response, body, complete)), against
+
+    async def _read(
+        self, flight: Flight, response: aiohttp.ClientResponse, limits: Time
+    ) -> tuple[bytes, bool]:
+        """The answer, and whether it is all of it; notes what attribution wants to know."""
+        watcher = StreamWatcher()
+        stream = response.headers.get("content-type", "").startswith("text/event-stream")
+        parts: list[bytes] = []
+        size, begun_s = 0, time.monotonic()
+        flight.deadline_s = begun_s + limits.between_chunks_s
+        complete = True
+        while chunk := await response.content.readany():
+            now_s = time.monotonic()
+            flight.deadline_s = now_s + limits.between_chunks_s
+            parts.append(chunk)
+            size += len(chunk)
+            if stream:
+                watcher.feed(chunk)
+                if watcher.events and flight.first_token_s is None:
+                    flight.first_token_s = now_s
+                flight.events = watcher.events
+            if size > MOST_HELD:
+                complete = False
+                break
+        if stream:
+            watcher.end()
+            flight.usage = watcher.usage
+        flight.deadline_s = None
+        flight.wait_s += time.monotonic() - begun_s
+        return b"".join(parts), complete
+
+    async def _judged(self, flight: Flight, judge: str, answer: Answer, limits: Time) -> list[str]:
+        """What a judge says against the answer; nothing where it cannot be asked."""
+        engines, told = self.router.pool.serving(judge), flight.features
+        if not engines or told is None:
+            return []
+        engine = engines[0]
+        asked = VERDICT.format(request=told.text, answer="\n\n".join(answer.texts))
+        body = orjson.dumps(
+            {
+                "model": upstream_model(engine, judge),
+                "messages": [{"role": "user", "content": asked}],
+                "max_tokens": JUDGE_TOKENS,
+                "temperature": 0,
+            }
+        )
+        sent_s = time.monotonic()
+        headers = upstream.request_headers({}, engine, flight.request_id)
+        engine.started(0)
+        try:
+            async with asyncio.timeout(limits.first_byte_s):
+                response = await self.client.post(engine, "/chat/completions", body, headers)
+                said = await response.read()
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
+            return []
+        finally:
+            engine.ended(0)
+            flight.wait_s += time.monotonic() - sent_s
+        usage, verdict = usage_in(said), in_body(said)
+        written = usage.prompt_tokens if usage else None
+        judging = msgspec.structs.replace(
+            told,
+            prompt_tokens=written or told.prompt_tokens + flight.events,
+            max_tokens=JUDGE_TOKENS,
+            cached_prompt_tokens=0,
+        )
+        (candidate,) = self.router.candidates(judging, [engine], time.monotonic())
+        flight.earlier.append(
+            Attempt(
+                kind="judge",
+                backend=engine.name,
+                node=engine.node,
+                sent_s=sent_s,
+                end_s=time.monotonic(),
+                first_token_s=None,
+                prompt_tokens=usage.prompt_tokens if usage else None,
+                output_tokens=usage.completion_tokens if usage else None,
+                estimate=candidate.estimate,
+            )
+        )
+        no = verdict is not None and verdict.texts and "no" in _words(verdict.texts[0])
+        return [f"{engine.name} judged that it will not do"] if no else []
+
+    def _replaced(self, flight: Flight, against: list[str]) -> None:
+        """Put the first answer on the books as an attempt of this request, and clear the way."""
+        engine, usage = flight.engine, flight.usage
+        assert engine is not None
+        self.left(flight)
+        flight.earlier.append(
+            Attempt(
+                kind="answer",
+                backend=engine.name,
+                node=engine.node,
+                sent_s=flight.sent_s or flight.start_s,
+                end_s=time.monotonic(),
+                first_token_s=flight.first_token_s,
+                prompt_tokens=usage.prompt_tokens if usage else None,
+                output_tokens=(usage.completion_tokens if usage else None) or flight.events or None,
+                estimate=flight.estimate,
+                against="; ".join(against),
+            )
+        )
+        flight.tried += flight.attempts
+        flight.usage = flight.first_token_s = flight.sent_s = None
+        flight.events = 0
+
+
+def wrong(answer: Answer | None, request: Peek, checks: Checks) -> list[str]:
+    """What speaks against an answer."""
+    if answer is None or not answer.texts:
+        return ["it cannot be read"]
+    if not answer.complete:
+        return ["it broke off"]
+    found: list[str] = []
+    schema = schema_in(bytes(request.response_format))
+    logprobs = answer.logprobs
+    for text, finish in zip(answer.texts, answer.finishes, strict=True):
+        found += faults(
+            text,
+            finish_reason=finish,
+            schema=None if answer.calls else schema,
+            # A tool's call says nothing else; the limit on length is then the caller's own.
+            least_characters=0 if answer.calls else checks.least_characters,
+            mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+            least_mean_logprob=checks.least_mean_logprob,
+        )
+    return list(dict.fromkeys(found))
+
+
+def schema_in(response_format: bytes) -> dict[str, Any] | None:
+    """The JSON schema that a request asks its answer to fit; ``{}`` for any JSON object."""
+    if not response_format:
+        return None
+    try:
+        given = orjson.loads(response_format)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(given, dict):
+        return None
+    if given.get("type") == "json_object":
+        return {"type": "object"}
+    schema = (given.get("json_schema") or {}).get("schema")
+    return schema if isinstance(schema, dict) else None
+
+
+def in_body(body: bytes) -> Answer | None:
+    """The answer in a chat completion; None where there is none."""
+    try:
+        choices = orjson.loads(body)["choices"]
+        texts = [choice["message"].get("content") or "" for choice in choices]
+        return Answer(
+            texts=[text if isinstance(text, str) else str(text) for text in texts],
+            finishes=[choice.get("finish_reason") for choice in choices],
+            calls=any(choice["message"].get("tool_calls") for choice in choices),
+            logprobs=[p for choice in choices for p in _logprobs(choice)],
+        )
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def in_stream(body: bytes) -> Answer | None:
+    """The answer in the events of a streamed chat completion."""
+    texts: dict[int, list[str]] = {}
+    finishes: dict[int, str | None] = {}
+    calls, logprobs = False, []
+    try:
+        for event in _events(body):
+            if "error" in event:
+                return Answer([""], [None], complete=False)
+            for choice in event.get("choices") or ():
+                index, delta = choice.get("index", 0), choice.get("delta") or {}
+                texts.setdefault(index, []).append(delta.get("content") or "")
+                calls = calls or bool(delta.get("tool_calls"))
+                finishes[index] = choice.get("finish_reason") or finishes.get(index)
+                logprobs += _logprobs(choice)
+    except (orjson.JSONDecodeError, TypeError, AttributeError):
+        return None
+    return Answer(
+        texts=["".join(texts[index]) for index in sorted(texts)],
+        finishes=[finishes.get(index) for index in sorted(texts)],
+        calls=calls,
+        logprobs=logprobs,
+        complete=bool(finishes) and all(finishes.values()),
+    )
+
+
+def _events(body: bytes) -> Iterator[dict[str, Any]]:
+    for line in body.splitlines():
+        if line.startswith(b"data:"):
+            data = line[5:].strip()
+            if data and data != b"[DONE]":
+                yield orjson.loads(data)
+
+
+def _logprobs(choice: dict[str, Any]) -> list[float]:
+    tokens = (choice.get("logprobs") or {}).get("content") or ()
+    return [token["logprob"] for token in tokens if token.get("logprob") is not None]
+
+
+def without_logprobs(body: bytes) -> bytes:
+    """The answer as it would have been had nobody asked for log-probabilities."""
+    try:
+        answer = orjson.loads(body)
+        for choice in answer["choices"]:
+            choice["logprobs"] = None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return body
+    return orjson.dumps(answer)
+
+
+ADDED = ("energy_j", "marginal_energy_j", "carbon_g", "money_usd")
+
+
+def with_earlier(estimate: Estimate, earlier: list[Attempt]) -> Estimate:
+    """What the whole request is expected to take; unknown where a part of it is."""
+    total: dict[str, Band | None] = {}
+    for name in ADDED:
+        bands = [getattr(estimate, name)]
+        bands += [getattr(a.estimate, name) if a.estimate else None for a in earlier]
+        known = [band for band in bands if band is not None]
+        total[name] = (
+            Band(*(sum(column) for column in zip(*known, strict=True)))
+            if len(known) == len(bands)
+            else None
+        )
+    return msgspec.structs.replace(estimate, **cast(Any, total))
+
+
+def _words(text: str) -> set[str]:
+    return {word.strip(".,!:*\"'").lower() for word in text.split()}

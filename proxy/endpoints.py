@@ -1,0 +1,28 @@
+"""What is served: OpenAI's POST routes, and what comes back on each."""
+
+from __future__ import annotations
+
+
+class Endpoint:
+    """One of OpenAI's POST routes.
+
+    ``answers`` is false where nothing is generated (embeddings); ``text`` where what is generated
+    is no text, or nobody knows what it is: then nothing is estimated, and nothing chosen either.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        *,
+        chat: bool = False,
+        streams: bool = True,
+        answers: bool = True,
+        text: bool = True,
+    ) -> None:
+        self.name = name
+        self.path = path
+        self.chat = chat
+        self.streams = streams
+        self.answers = answers
+        self.text = text
