@@ -13,6 +13,7 @@ from meters.intensity.gb import GreatBritain
 from meters.intensity.keep import KeptObservations
 from meters.intensity.refresh import IntensityRefresher
 from meters.intensity.table import AnnualTable
+from meters.intensity.watttime import WattTime
 from proxy.backends import Pool
 from proxy.settings import Settings
 
@@ -89,6 +90,12 @@ def sources_of(settings: Settings, pool: Pool) -> dict[str, Source]:
     if carbon.zone:
         zones.add(carbon.zone)
     found: dict[str, Source] = {}
+    account = carbon.watttime
+    watttime = (
+        WattTime(account.username, account.password, account.signal, account.regions, account.url)
+        if account is not None
+        else None
+    )
     for zone in sorted(zones):
         if carbon.intensity_file is not None:
             found[zone] = File(carbon.intensity_file)
@@ -96,4 +103,6 @@ def sources_of(settings: Settings, pool: Pool) -> dict[str, Source]:
             found[zone] = ElectricityMaps(carbon.electricity_maps_token)
         elif carbon.gb_api and zone.startswith("GB"):
             found[zone] = GreatBritain()
+        elif watttime is not None and watttime.covers(zone):
+            found[zone] = watttime
     return found

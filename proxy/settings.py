@@ -118,6 +118,20 @@ class Cache(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = False
 
 
+class WattTimeAccount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An account of the WattTime API."""
+
+    username: Annotated[str, help_("User name.")]
+    password: Annotated[str, help_("Password; `os.environ/NAME` reads one.")]
+    regions: Annotated[
+        dict[str, str], help_("Grid zone to region; none means `US-CAL-CISO: CAISO_NORTH`.")
+    ] = {}
+    signal: Annotated[
+        str, help_("`co2_aoer`, an average; `co2_moer` is marginal and kept from the inventory.")
+    ] = "co2_aoer"
+    url: Annotated[str, help_("The API's address.")] = "https://api.watttime.org"
+
+
 class Carbon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Grid and data centre, for backends that do not say their own."""
 
@@ -131,6 +145,9 @@ class Carbon(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = None
     electricity_maps_token: Annotated[
         str | None, help_("Token of the Electricity Maps API; none means not asked.")
+    ] = None
+    watttime: Annotated[
+        WattTimeAccount | None, help_("WattTime account; none means not asked.")
     ] = None
     gb_api: Annotated[
         bool, help_("Whether the GB Carbon Intensity API is asked for zones `GB*`.")

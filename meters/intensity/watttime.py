@@ -44,6 +44,10 @@ class WattTime:
         self._token = ""
         self._token_until_s = 0.0
 
+    def covers(self, zone: str) -> bool:
+        """Whether a region is known for the zone."""
+        return zone in self._regions
+
     def fetch(self, zone: str, start_s: int, end_s: int) -> list[Observation]:
         """See Source. Raises SourceUnavailable for a zone that is not in ``regions``."""
         region = self._regions.get(zone)

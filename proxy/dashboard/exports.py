@@ -210,6 +210,9 @@ FOCUS_COLUMNS = (
     "x_Co2eHighKg",
     "x_CarbonFactorSet",
     "x_MethodVersion",
+    "x_Boundary",
+    "x_Attribution",
+    "x_MarketBased",
     "x_SnapshotSha256",
 )
 
@@ -253,6 +256,11 @@ def as_focus(snapshot: Snapshot) -> bytes:
             "x_Co2eHighKg": f"{line.operational_ug * share_high / 1e9:.9f}",
             "x_CarbonFactorSet": s.set_version,
             "x_MethodVersion": s.method_version,
+            "x_Boundary": METHOD[0][1],
+            "x_Attribution": "; ".join(s.attributions) or "none",
+            "x_MarketBased": "by stated instruments"
+            if s.market_instruments
+            else "no instruments supplied",
             "x_SnapshotSha256": s.hash,
         }
         for line in s.lines["model"]

@@ -259,6 +259,7 @@ def where(
         ],
         "used_zones": {f.zone for f in s.factors},
         "tier_words": TIER_WORDS,
+        "marginal": [m for f in s.factors if (m := book.marginal_at(f.zone, now_s)) is not None],
         "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
     }
 

@@ -6,20 +6,31 @@ import csv
 import io
 import re
 import urllib.request
+from collections.abc import Iterator
 from decimal import Decimal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from fastapi import FastAPI
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pypdf import PdfReader
 
+from meters.intensity import IntensityBook
+from meters.intensity.table import AnnualTable
+from meters.ledger import Ledger
 from proxy.dashboard import exports
 from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.numbers import Numbers
-from proxy.dashboard.pages import written
+from proxy.dashboard.pages import Dashboard, router, written
+from proxy.dashboard.sites import Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots, is_genuine
+from proxy.dashboard.viewers import Viewer
+from tests.browser import served
+from tests.proxy.dashboard.test_account import DAY, divided, record
 from tests.seed_ledger import MONTH
 
 QUERY = "period=2026-10"
@@ -112,7 +123,7 @@ def test_the_csv_sums_to_its_own_total(snapshot: Snapshot, name: str) -> None:
     assert joules == snapshot.total.facility_uj
 
 
-@pytest.mark.parametrize("ending", ["csv", "json", "parquet", "esrs", "pdf"])
+@pytest.mark.parametrize("ending", exports.FORMATS)
 def test_every_export_says_what_it_is(snapshot: Snapshot, ending: str) -> None:
     body = written(snapshot, ending)
     text = pdf_text(body) if ending == "pdf" else body.decode("utf-8", "replace")
@@ -178,3 +189,94 @@ def test_words_that_a_spreadsheet_would_run_are_only_words() -> None:
 def test_written_decimals_are_the_whole_numbers(amount: int) -> None:
     assert round(Decimal(exports.kwh(amount)) * 3_600_000_000_000) == amount
     assert Decimal(exports.kg(amount)) * 10**9 == amount
+
+
+REQUEST = st.fixed_dictionaries(
+    {
+        "hour": st.integers(0, 23),
+        "group": st.sampled_from(["a", "b", "ü, =c"]),
+        "tags": st.sets(st.sampled_from(["x", "y", "z"])).map(lambda t: tuple(sorted(t))),
+        "key_id": st.sampled_from([None, "k1", "k2"]),
+        "project": st.sampled_from([None, "p"]),
+        "zone": st.sampled_from(["FR", "DE", None]),
+        "energy_j": st.one_of(st.none(), st.floats(0.001, 1e7)),
+        "share_j": st.one_of(st.none(), st.floats(0.0, 1e6)),
+        "prompt_tokens": st.integers(0, 10**6),
+    }
+)
+
+
+class Turn:
+    """A dashboard on a socket over one ledger after another."""
+
+    def __init__(self) -> None:
+        self.ledger: Ledger | None = None
+        self.snapshots = Snapshots(
+            lambda: self.ledger,
+            IntensityBook(AnnualTable()),
+            Sites(nodes={"n": Site(node="n", zone="FR", pue=1.3, gpus=2)}, hosted=frozenset()),
+        )
+
+    def take(self, folder: str, asked: list[dict[str, Any]]) -> None:
+        if self.ledger is not None:
+            self.ledger.close()
+        self.ledger = Ledger(f"{folder}/ledger.db")
+        by_hour: dict[int, dict[str, float]] = {}
+        records = []
+        for number, given_values in enumerate(asked):
+            values = dict(given_values)
+            hour, share_j = values.pop("hour"), values.pop("share_j")
+            values |= {"energy_low_j": values["energy_j"], "energy_high_j": values["energy_j"]}
+            records.append(record(number, hour, **values))
+            if share_j is not None:
+                by_hour.setdefault(hour, {})[f"r{number}"] = share_j
+        windows = [divided(hour, shares, 1000.0) for hour, shares in by_hour.items()]
+        self.ledger.write(records, windows)
+        self.snapshots = Snapshots(
+            self.ledger, self.snapshots.book, self.snapshots.sites, clock=lambda: DAY.end_s + 1e7
+        )
+
+
+@pytest.fixture(scope="module")
+def turn() -> Iterator[tuple[Turn, str]]:
+    made = Turn()
+    app = FastAPI()
+    dashboard = Dashboard(made.snapshots)
+    app.include_router(router(dashboard, lambda: Viewer(name="root", role="admin")))
+    made.dashboard = dashboard  # type: ignore[attr-defined]
+    with served(app) as url:
+        yield made, url
+    if made.ledger is not None:
+        made.ledger.close()
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(asked=st.lists(REQUEST, min_size=1, max_size=12))
+def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
+    turn: tuple[Turn, str], asked: list[dict[str, Any]]
+) -> None:
+    made, url = turn
+    with TemporaryDirectory() as folder:
+        made.take(folder, asked)
+        made.dashboard.snapshots = made.snapshots  # type: ignore[attr-defined]
+        base, query = f"{url}/dashboard/t", f"period={DAY.name}&tz=UTC"
+        api = msgspec.json.decode(get(f"{base}/export.json?{query}"))["snapshot"]
+        total = msgspec.convert(api["total"], Line)
+        rows = rows_of(get(f"{base}/export.csv?{query}").decode())
+        pdf = pdf_text(get(f"{base}/export.pdf?{query}"))
+        shown = tables_of(get(f"{base}/requests?{query}").decode())
+        n = Numbers("en")
+        assert total.requests == len(asked)
+        for name in GROUPINGS:
+            lines = msgspec.convert(api["lines"][name], tuple[Line, ...])
+            for field in SUMMED:  # tags too: a request with several counts in parts
+                assert sum(getattr(x, field) for x in lines) == getattr(total, field), (name, field)
+            of_name = [r for r in rows if r["grouping"] == name]
+            assert [Decimal(r["co2e_location_kg"]) * 10**9 for r in of_name] == [
+                x.operational_ug for x in lines
+            ]
+            body = next(t for t in shown if t[0][0] == name and len(t[0]) == 10)
+            assert [row[7] for row in body[1:-1]] == [n.kg(x.operational_ug) for x in lines]
+            assert all(exports.kg(x.operational_ug) in pdf for x in lines)
