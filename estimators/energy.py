@@ -147,6 +147,15 @@ class EnergyEstimator:
             map(self._one, [features] * len(backends), backends, known, loads, lengths, quality)
         )
 
+    def at_lengths(
+        self, features: Features, backend: Backend, load: Load, output_tokens: int
+    ) -> Estimate:
+        """What a request takes whose prompt and answer have been counted; the quality is left
+        out. ``output_tokens`` are those of all its answers together."""
+        each = output_tokens / max(1, features.n)
+        lengths = Lengths(each, each, each, each)
+        return self._one(features, backend, self._of(backend), load, lengths, None)
+
     def learn(self, outcome: Outcome) -> None:
         """Take one outcome in. An outcome without metered joules or tokens teaches nothing."""
         known = self._known.get(outcome.backend)

@@ -93,6 +93,7 @@ class Accounts:
         others: Callable[[str, float, float], Iterable[Activity]] | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
         on_flight: Callable[[Flight, UsageRecord], None] | None = None,
+        on_metered: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.journal = journal
         self.estimator = estimator
@@ -104,6 +105,7 @@ class Accounts:
         self.others = others
         self.on_record = on_record
         self.on_flight = on_flight
+        self.on_metered = on_metered
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
@@ -294,6 +296,9 @@ class Accounts:
             ended = (settled.activity.end_s or 0.0) <= window.end_s
             (complete if ended else waiting).append(settled)
         self._untaught[window.node] = waiting
+        if self.on_metered is not None:
+            told = {s.activity.request_id: s.energy_j for s in complete if s.evidence is not None}
+            self.on_metered(told)
         for settled in complete:
             self._teach(settled)
 

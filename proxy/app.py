@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.hardware import GPUS
 from estimators.text import coarse_task
-from estimators.types import Backend, Features, Load, Outcome
+from estimators.types import Backend, Estimate, Features, Load, Outcome
 from meters.drain import Drain
 from meters.intake import WindowIntake
 from meters.journal import Journal
@@ -46,7 +46,7 @@ from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.replays import TeamReplay
 from proxy.dashboard.snapshot import Snapshots
 from proxy.features import Prompt
-from proxy.flight import TimeWatch
+from proxy.flight import Flight, TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
@@ -224,7 +224,7 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            gate=Gate(settings.organisations, self.store),
+            gate=Gate(settings.organisations, self.store, recount=self.recount),
             describe=describe,
         )
         self.judging = self.steps.judging = Judging(
@@ -236,6 +236,7 @@ class Proxy:
             finished=self.accounts.finished,
             counted=self.telemetry.judged,
         )
+        self.accounts.on_metered = self.steps.gate.metered
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
         self.accounts.others = self.siblings
         self.measuring = Measuring(settings, self.pool, self.take_window)
@@ -446,6 +447,14 @@ class Proxy:
     def team_store(self) -> TeamStore | None:
         """Teams and keys; None before the ledger is there."""
         return None if self.ledger is None else TeamStore(self.ledger.database, self.settings)
+
+    def recount(self, flight: Flight, told: Features, output_tokens: int) -> Estimate | None:
+        """A finished request's estimate with the tokens that were really counted."""
+        if flight.engine is None or flight.opaque:
+            return None
+        facts = flight.engine.facts
+        loads = (c.load for c in flight.candidates if c.backend.name == facts.name)
+        return self.estimator.at_lengths(told, facts, next(loads, Load()), output_tokens)
 
     def note(self, record: UsageRecord) -> None:
         """A line in the log for a finished request, where the settings ask for one."""

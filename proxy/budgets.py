@@ -53,6 +53,23 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING = Amounts(requests=0)
 
 
+def together(one: Amounts, other: Amounts) -> Amounts:
+    """The sum; what only one of them knows counts as that one says."""
+
+    def add(name: str) -> float | None:
+        known = [v for v in (getattr(one, name), getattr(other, name)) if v is not None]
+        return sum(known) if known else None
+
+    tokens = add("tokens")
+    return Amounts(
+        requests=one.requests + other.requests,
+        tokens=None if tokens is None else int(tokens),
+        energy_j=add("energy_j"),
+        carbon_g=add("carbon_g"),
+        money_usd=add("money_usd"),
+    )
+
+
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
     """One limit of one holder in one kind of period."""
 

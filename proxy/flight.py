@@ -17,7 +17,7 @@ from policies.types import Candidate, Decision
 from proxy.auth import Caller
 from proxy.backends import Engine
 from proxy.background import ended
-from proxy.budgets import Charge
+from proxy.budgets import Amounts, Charge
 from proxy.conversations import Turn, called
 from proxy.errors import ApiError
 from proxy.forms import Form
@@ -96,6 +96,7 @@ class Flight:
         "kept",
         "late",
         "loads",
+        "lost",
         "opaque",
         "outcome",
         "policy",
@@ -169,6 +170,7 @@ class Flight:
         self.kept = False  # the answer went into the cache
         self.sample: Sample | None = None  # what judging hears of it
         self.late: str | None = None  # which time limit was broken
+        self.lost: Amounts | None = None  # what attempts took that were given up for another
         self.deadline_s: float | None = None
         self.task: asyncio.Task[object] | None = None
         self.admitted: Admitted | None = None  # its place in the store, until it is settled

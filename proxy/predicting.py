@@ -69,6 +69,12 @@ class Predictors:
     ) -> list[Estimate]:
         return self.energy.estimate(features, backends, loads)
 
+    def at_lengths(
+        self, features: Features, backend: Backend, load: Load, output_tokens: int
+    ) -> Estimate:
+        """What a request takes whose tokens have been counted."""
+        return self.energy.at_lengths(features, backend, load, output_tokens)
+
     def learn(self, outcome: Outcome) -> None:
         """Teach each of them what the outcome has to say."""
         self.energy.learn(outcome)

@@ -22,7 +22,7 @@ import msgspec
 from estimators.types import Estimate, Features
 from policies.types import NoBackendWithinLimits
 from proxy import cache, errors, features, rewrite, upstream
-from proxy.admission import Gate, warning_headers
+from proxy.admission import Gate, give_up, warning_headers
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
@@ -467,6 +467,8 @@ class Steps:
                 )
                 if attempt >= len(order):
                     break  # waiting as long again for the same one helps nobody
+                if attempt < rules.attempts:
+                    give_up(flight)  # it may have worked all the while
                 continue
             flight.wait_s += time.monotonic() - flight.sent_s
             flight.deadline_s = None

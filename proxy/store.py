@@ -81,6 +81,11 @@ class Store(Protocol):
         """Replace the reservation by what was taken."""
         ...
 
+    async def correct(self, holder: str, more: Sequence[tuple[Charge, int]]) -> None:
+        """Add to counters what settled requests took beyond what was settled; may be negative.
+        A counter that is gone stays gone: the ledger knows."""
+        ...
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         """Keep an answer, and end the claim on it; None only ends the claim."""
         ...

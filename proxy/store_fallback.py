@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_hex
 from typing import NamedTuple, TypeVar
 
@@ -82,6 +82,15 @@ class FallbackStore:
         for charge in settlement.charges:
             self._holders[charge.counter] = settlement.holder
         await self._stand_in.settle(settlement)
+
+    async def correct(self, holder: str, more: Sequence[tuple[Charge, int]]) -> None:
+        if not self.down:
+            try:
+                await self._redis.correct(holder, more)
+            except _AWAY as error:
+                self._went(error)  # it may have come through: an estimate is left as it is
+            return
+        await self._stand_in.correct(holder, more)
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         # also here: whoever waits on a claim made while Redis was away waits in this process

@@ -56,6 +56,7 @@ class LocalStore:
         self._cached_bytes = 0
         self._claims: dict[str, tuple[asyncio.Event, float]] = {}
         self._seed = seed
+        self._sowing: dict[str, asyncio.Future[None]] = {}  # counters that the ledger is asked for
         self._clock = clock
         self._degraded = degraded
         self._swept_s = clock()
@@ -93,6 +94,11 @@ class LocalStore:
         self._release(settlement.request_id)
         for charge in settlement.charges:
             self._counter(charge).settled += settled(charge, settlement.took)
+
+    async def correct(self, holder: str, more: Sequence[tuple[Charge, int]]) -> None:
+        for charge, amount in more:
+            if charge.counter in self.counters:
+                self.counters[charge.counter].settled += amount
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         if answer is not None and len(answer) + ENTRY_BYTES <= self._cache_bytes:
@@ -136,14 +142,25 @@ class LocalStore:
     async def _sow(self, charges: Sequence[Charge]) -> None:
         assert self._seed is not None
         for charge in charges:
-            if charge.counter in self.counters or charge.rule.per == "minute":
+            if charge.rule.per == "minute":
                 continue
-            counter = self._counter(charge)  # now, so that only one request asks
-            try:
-                before = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
-            except Exception:
-                continue  # without the ledger the count starts at nothing
-            counter.before = before
+            if charge.counter not in self.counters:
+                self._counter(charge)  # now, so that only one request asks
+                self._sowing[charge.counter] = asyncio.ensure_future(self._before(charge))
+            asked = self._sowing.get(charge.counter)
+            if asked is not None:  # who comes meanwhile must not find the counter empty
+                await asyncio.shield(asked)
+
+    async def _before(self, charge: Charge) -> None:
+        assert self._seed is not None
+        try:
+            before = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
+            if charge.counter in self.counters:
+                self.counters[charge.counter].before = before
+        except Exception:
+            pass  # without the ledger the count starts at nothing
+        finally:
+            self._sowing.pop(charge.counter, None)
 
     def _counter(self, charge: Charge) -> Counter:
         counter = self.counters.get(charge.counter)

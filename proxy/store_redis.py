@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from secrets import token_hex
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -196,6 +197,10 @@ class RedisStore:
             ids = [settlement.request_id]
             await self.add(settlement.holder, taken, ids, mark=settlement.request_id)
 
+    async def correct(self, holder: str, more: Sequence[tuple[Charge, int]]) -> None:
+        if more:
+            await self.add(holder, more, [], mark=token_hex(8), making=False)
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         pipeline = self.client.pipeline(transaction=False)
         if answer is not None:
@@ -224,16 +229,19 @@ class RedisStore:
         request_ids: Sequence[str],
         *,
         mark: str,
+        making: bool = True,
     ) -> None:
         """Count what was taken, and give back what these requests had reserved.
 
-        Again with the same ``mark`` it does nothing.
+        Again with the same ``mark`` it does nothing. Unless ``making``, counters that are gone
+        stay gone.
         """
         keys = [self._key(holder, name) for name in ("order", "held", f"settled:{mark}")]
         args = [str(_SETTLED_S)]
         for charge, amount in taken:
             keys.append(self._key(holder, charge.counter))
-            args += [str(amount), "0" if self._sown(charge) else _until_ms(charge)]
+            known = self._sown(charge) or not making
+            args += [str(amount), "0" if known else _until_ms(charge)]
         args += request_ids
         await self._timed(self._settle_script(keys=keys, args=args))
 

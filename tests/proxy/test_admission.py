@@ -1,0 +1,288 @@
+"""Budgets from end to end: reserved with the estimate, settled with what came of it, corrected by
+the meter, shared by replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+
+from estimators.types import Features, Load
+from meters.types import Evidence, Window
+from proxy import budgets
+from proxy.budgets import Amounts, Period, Rule
+from proxy.store import AdmitRequest, Settlement, Store
+from proxy.store_local import LocalStore
+from proxy.store_redis import RedisStore
+from tests.fakes import answers
+from tests.fakes.upstream import HANG, Upstream
+from tests.joulegate_server import KEY, Config, Joulegate, Reply, config_of
+
+Start = Callable[[Config], Joulegate]
+ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+AUTH = {"x-api-key": KEY}
+PRICED = {
+    "gpu": "H100-SXM",
+    "params_b": 8.0,
+    "input_usd_per_mtok": 1000.0,
+    "output_usd_per_mtok": 2000.0,
+    "intensity_g_per_kwh": 500.0,
+}
+PLENTY = {"per": "day", "tokens": 10**9, "energy_j": 1e9, "carbon_g": 1e9, "money_usd": 1e6}
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+def with_budgets(*given: dict[str, Any], **team: Any) -> dict[str, Any]:
+    return {"physics": {"keys": [{"key": KEY, "role": "lead"}], "budgets": list(given), **team}}
+
+
+def used(running: Joulegate, metric: str, scope: str = "team:physics") -> float:
+    """What a counter of today stands at, in its unit."""
+    assert running.proxy is not None
+    store = running.proxy.store
+    assert isinstance(store, LocalStore)
+    (counter,) = [
+        c
+        for c in list(store.counters.values())
+        if c.charge.rule.metric == metric and c.charge.rule.scope == scope
+    ]
+    assert counter.reserved == 0 or running.proxy.steps.in_flight
+    return counter.used / budgets.whole(metric, 1.0)  # type: ignore[arg-type]
+
+
+def until(what: Callable[[], bool], within_s: float = 5.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not what():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)  # another thread's counters
+
+
+def at_counted_tokens(running: Joulegate, prompt: int, output: int) -> float:
+    """What the estimator says, in J, of a request that took so many tokens on an idle engine."""
+    assert running.proxy is not None
+    (engine,) = running.proxy.pool.engines
+    told = Features(prompt_tokens=prompt)
+    estimate = running.proxy.estimator.at_lengths(told, engine.facts, Load(known=True), output)
+    assert estimate.energy_j is not None
+    return estimate.energy_j.mid
+
+
+def test_every_metric_is_settled_with_the_tokens_that_were_counted(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    running = joulegate(
+        config_of(
+            {"url": upstream.base_url, **PRICED},
+            teams=with_budgets(PLENTY, organisation="acme"),
+            organisations={"acme": {"budgets": [PLENTY]}},
+        )
+    )
+    reply = running.post(ASK, headers=AUTH)
+    assert reply.status == 200
+    until(lambda: used(running, "tokens") == 15)
+    for scope in ("team:physics", "organisation:acme"):
+        assert used(running, "tokens", scope) == 15
+        assert used(running, "money_usd", scope) == pytest.approx(12e-3 + 3 * 2e-3)
+        energy_j = at_counted_tokens(running, 12, 3)
+        assert used(running, "energy_j", scope) == pytest.approx(energy_j, rel=1e-4)
+        grams = energy_j / 3.6e6 * 1.2 * 500.0
+        assert used(running, "carbon_g", scope) == pytest.approx(grams, rel=1e-2)
+    estimated = float(reply.header("x-joulegate-energy-j") or "nan")
+    assert used(running, "energy_j") < 0.5 * estimated  # three tokens, where hundreds were expected
+
+
+def test_a_stream_without_usage_is_settled_with_its_events(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    events = [answers.event(e) for e in answers.chat_events(["a", "b", "c", "d"])]
+    upstream.play(answers.stream(events))
+    running = joulegate(config_of({"url": upstream.base_url, **PRICED}, teams=with_budgets(PLENTY)))
+    assert running.post({**ASK, "stream": True}, headers=AUTH).status == 200
+    record = running.records()[0]
+    assert record.usage_source == "counted"
+    until(
+        lambda: used(running, "tokens") == (record.prompt_tokens or 0) + (record.output_tokens or 0)
+    )
+
+
+def test_an_attempt_that_was_given_up_is_charged_too(joulegate: Start, upstream: Upstream) -> None:
+    with Upstream([HANG]) as slow:
+        running = joulegate(
+            config_of(
+                {"url": slow.base_url, **PRICED},
+                {"url": upstream.base_url, **PRICED},
+                time={"first_byte_s": 0.2},
+                teams=with_budgets(PLENTY),
+            )
+        )
+        reply = running.post(ASK, headers=AUTH)
+        assert reply.header("x-joulegate-backend") == "tiny-1"
+    until(lambda: used(running, "tokens") > 0)
+    assert used(running, "money_usd") > 10 * (12e-3 + 3 * 2e-3)  # hundreds of tokens were expected
+    assert used(running, "tokens") > 15
+
+
+def test_what_meters_tell_replaces_what_was_settled(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of({"url": upstream.base_url, **PRICED}, teams=with_budgets(PLENTY)))
+    assert running.proxy is not None
+    begun_s = time.time()
+    reply = running.post(ASK, headers=AUTH)
+    until(lambda: used(running, "tokens") == 15)
+    carbon_g, settled_j = used(running, "carbon_g"), used(running, "energy_j")
+    running.proxy.take_window(
+        Window(
+            window_id="w1",
+            node="tiny-0",
+            start_s=begun_s - 0.01,
+            end_s=time.time() + 0.01,
+            energy_j=30.0,
+            idle_power_w=0.0,
+            prompt_tokens=12.0,
+            generated_tokens=3.0,
+            evidence=Evidence.METERED,
+            meter="test",
+        )
+    )
+    until(lambda: used(running, "energy_j") != settled_j, within_s=10.0)
+    path = f"/v1/usage/{reply.header('x-request-id')}"
+    until(lambda: running.get(path, **{"x-api-key": KEY}).json()["status"] == "metered", 10.0)
+    metered_j = running.get(path, **{"x-api-key": KEY}).json()["energy"]["energy_j"]
+    assert used(running, "energy_j") == pytest.approx(metered_j, abs=1e-3)
+    more_g = (metered_j - settled_j) / 3.6e6 * 1.2 * 500.0
+    assert used(running, "carbon_g") == pytest.approx(carbon_g + more_g, rel=1e-3)
+
+
+@pytest.fixture(params=["in process", "two replicas on redis"])
+async def replicas(request: pytest.FixtureRequest) -> AsyncIterator[list[Store]]:
+    if request.param == "in process":
+        yield [LocalStore()]
+        return
+    url = request.getfixturevalue("redis_url")
+    prefix = f"t{uuid4().hex}"
+    both: list[Store] = [RedisStore(url, timeout_s=5.0, prefix=prefix) for _ in range(2)]
+    yield both
+    for store in both:
+        await store.close()
+
+
+@pytest.mark.parametrize("metric", ["requests", "tokens", "energy_j", "carbon_g", "money_usd"])
+@pytest.mark.parametrize("scope", ["key:abc", "team:physics", "organisation:acme"])
+async def test_requests_at_once_go_over_by_no_more_than_what_one_estimate_was_wrong(
+    replicas: list[Store], metric: budgets.Metric, scope: str
+) -> None:
+    limit = 40
+    rules = [
+        Rule(scope=scope, metric=metric, per=per, limit=limit, timezone="Asia/Kolkata")
+        for per in ("minute", "day", "month")
+    ]
+    one = Amounts(requests=1, tokens=1, energy_j=1.0, carbon_g=1.0, money_usd=1.0)
+    wrong = Amounts(requests=1, tokens=6, energy_j=6.0, carbon_g=6.0, money_usd=6.0)
+    now_s = time.time() // 60 * 60 + 1  # all in the same minute
+    admitted = 0
+
+    async def client(number: int) -> None:
+        nonlocal admitted
+        store = replicas[number % len(replicas)]
+        request = AdmitRequest(
+            request_id=f"r{number}",
+            holder="acme",
+            charges=budgets.charges(rules, one, now_s),
+        )
+        answer = await store.admit(request)
+        if not answer.allowed:
+            assert answer.denied is not None
+            assert answer.denied.charge.rule.metric == metric
+            return
+        admitted += 1
+        await asyncio.sleep(0)  # others come meanwhile
+        took = wrong if admitted == limit // 2 else one
+        await store.settle(
+            Settlement(
+                request_id=request.request_id, holder="acme", charges=request.charges, took=took
+            )
+        )
+
+    await asyncio.gather(*(client(number) for number in range(200)))
+    nothing = budgets.charges(rules, budgets.NOTHING, now_s)
+    probe = AdmitRequest(request_id="end", holder="acme", charges=nothing)
+    spent = (await replicas[0].admit(probe)).spent
+    error = 0 if metric == "requests" else 5
+    for counter in spent:
+        total = counter.used / budgets.whole(metric, 1.0)
+        assert limit <= total <= limit + error
+        assert limit - error <= admitted <= limit
+
+
+async def test_nobody_is_admitted_before_the_ledger_has_said_what_was_used() -> None:
+    asked = 0
+
+    async def slow(rule: Rule, period: Period) -> int:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.05)
+        return 9_000_000
+
+    store = LocalStore(seed=slow)
+    rule = Rule(scope="team:a", metric="energy_j", per="day", limit=10.0)
+
+    async def admit(number: int) -> bool:
+        charges = budgets.charges([rule], Amounts(energy_j=1.0), time.time())
+        request = AdmitRequest(request_id=f"r{number}", holder="a", charges=charges)
+        return (await store.admit(request)).allowed
+
+    allowed = await asyncio.gather(*(admit(number) for number in range(20)))
+    assert (sum(allowed), asked) == (1, 1)
+
+
+def test_two_replicas_at_once_keep_one_budget(
+    joulegate: Start, upstream: Upstream, redis_url: str
+) -> None:
+    team = f"team-{uuid4().hex[:8]}"
+    limit_usd = 20 * 0.006
+    config = config_of(
+        {"url": upstream.base_url, **PRICED, "input_usd_per_mtok": 0.0},
+        teams={
+            team: {
+                "keys": [KEY],
+                "organisation": f"org-{team}",
+                "budgets": [{"per": "day", "money_usd": 1e6}],
+            }
+        },
+        organisations={f"org-{team}": {"budgets": [{"per": "day", "money_usd": limit_usd}]}},
+        redis={"url": redis_url, "timeout_s": 5},
+    )
+    both = [joulegate(config), joulegate(config)]
+    body = {**ASK, "max_tokens": 3}  # as many as are answered
+
+    def ask(number: int) -> Reply:
+        return both[number % 2].post(body, headers=AUTH)
+
+    with ThreadPoolExecutor(16) as pool:
+        replies = list(pool.map(ask, range(60)))
+    served = [r for r in replies if r.status == 200]
+    refused = [r for r in replies if r.status != 200]
+    assert {(r.status, r.code) for r in refused} == {(429, "budget_exceeded")}
+    assert {r.header("x-should-retry") for r in refused} == {"false"}
+    told = refused[0].json()["error"]["joulegate"]
+    assert (told["scope"], told["metric"]) == (f"organisation:org-{team}", "money_usd")
+    assert "resets_at" in told
+    with redis.Redis.from_url(redis_url) as client:
+        (key,) = client.keys(f"*organisation:org-{team}:money_usd:day:*")
+
+        def total_usd() -> float:
+            return int(client.get(key) or 0) / 1e9
+
+        until(lambda: total_usd() == pytest.approx(len(served) * 0.006))
+        assert len(served) == 20
+        assert total_usd() <= limit_usd + 0.006
