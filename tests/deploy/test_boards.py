@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from proxy.carbon_metrics import CarbonMetrics
 from proxy.dashboard.sites import Sites
+from proxy.tallies import Spread, Tally
 from proxy.telemetry import Telemetry
+from tests.prepare import promtool
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 BOARD = json.loads((DEPLOY / "grafana/joulegate.json").read_text())
@@ -30,6 +33,11 @@ def exported() -> dict[str, set[str]]:
     carbon = CarbonMetrics(registry, IntensityBook(AnnualTable()), Sites())
     found: dict[str, set[str]] = {}
     for metric in (*vars(telemetry).values(), *vars(carbon).values()):
+        parts = ("bucket", "sum", "count") if isinstance(metric, Spread) else ("total",)
+        if isinstance(metric, Tally | Spread):
+            for part in parts:
+                found[f"{metric.name}_{part}"] = {*metric.labels, "le", "instance", "job"}
+            continue
         if not hasattr(metric, "_labelnames"):
             continue
         names = {
@@ -109,3 +117,86 @@ def test_rules_have_what_prometheus_asks_of_them() -> None:
                 assert re.fullmatch(r"\d+[smh]", rule["for"])
     scrape = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
     assert scrape["rule_files"] == ["joulegate.rules.yml"]
+
+
+PROMTOOL = promtool()
+with_promtool = pytest.mark.skipif(PROMTOOL is None, reason="no promtool: python -m tests.prepare")
+
+
+def checked(*arguments: str) -> str:
+    """What promtool says; fails when it does not agree."""
+    assert PROMTOOL is not None
+    done = subprocess.run([PROMTOOL, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@with_promtool
+def test_prometheus_itself_takes_the_rules_and_the_scrape() -> None:
+    assert "7 rules found" in checked(
+        "check", "rules", str(DEPLOY / "prometheus/joulegate.rules.yml")
+    )
+    checked("check", "config", str(DEPLOY / "prometheus/prometheus.yml"))
+
+
+@with_promtool
+def test_every_expression_of_the_board_is_promql(tmp_path: Path) -> None:
+    rules = [
+        {
+            "record": f"board:{place}",
+            "expr": expr.replace("$__rate_interval", "5m").replace("$__range", "1h"),
+        }
+        for place, (_, expr) in enumerate(EXPRESSIONS)
+    ]
+    path = tmp_path / "board.yml"
+    path.write_text(yaml.safe_dump({"groups": [{"name": "board", "rules": rules}]}))
+    assert f"{len(rules)} rules found" in checked("check", "rules", str(path))
+
+
+@with_promtool
+def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
+    def case(alert: str, series: dict[str, str], quiet: str, loud: str) -> dict[str, Any]:
+        inputs = [{"series": name, "values": values} for name, values in series.items()]
+        return {
+            "interval": "1m",
+            "input_series": inputs,
+            "promql_expr_test": [
+                {"expr": f'count(ALERTS{{alertname="{alert}",alertstate="firing"}})', **rest}
+                for rest in (
+                    {"eval_time": quiet, "exp_samples": []},
+                    {"eval_time": loud, "exp_samples": [{"labels": "{}", "value": 1}]},
+                )
+            ],
+        }
+
+    tests = [
+        case(
+            "JoulegateBooksDoNotBalance",
+            {"joulegate_ledger_imbalance_joules": "0x10 5x20"},
+            "9m",
+            "20m",
+        ),
+        case(
+            "JoulegateMuchUnattributed",
+            {
+                "joulegate_energy_unattributed_joules_total": "0+10x240",
+                'joulegate_window_energy_joules_total{node="n"}': "0+100x240",
+            },
+            "30m",
+            "200m",
+        ),
+        case(
+            "JoulegateIntensityIsOld",
+            {'joulegate_grid_intensity_age_seconds{zone="DE"}': "0x60 30000x60"},
+            "60m",
+            "100m",
+        ),
+        case(
+            "JoulegateServesSimulatedEngines", {"joulegate_simulated_backends": "1x30"}, "5m", "15m"
+        ),
+        case("JoulegateDegraded", {'joulegate_degraded{part="redis"}': "0x10 1x20"}, "10m", "20m"),
+    ]
+    path = tmp_path / "alerts.yml"
+    rules = str(DEPLOY / "prometheus/joulegate.rules.yml")
+    path.write_text(yaml.safe_dump({"rule_files": [rules], "tests": tests}))
+    checked("test", "rules", str(path))
