@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ class Database:
         if self.kind == "sqlite":
             if parsed.database in (None, "", ":memory:"):
                 raise ValueError("The ledger needs a file: sqlite:///ledger.db")
-            Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
+            _private(Path(str(parsed.database)))
             self.writer = _sqlite(parsed, "BEGIN IMMEDIATE")
             self.reader = _sqlite(parsed, "BEGIN")
         elif self.kind == "postgresql":
@@ -107,6 +108,15 @@ class Database:
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()
+
+
+def _private(path: Path) -> None:
+    """Make a new ledger readable by its owner only; SQLite gives its WAL the same mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
+    except OSError:
+        pass  # SQLite says what is wrong when it opens it
 
 
 def _sqlite(url: Any, begin: str) -> Engine:

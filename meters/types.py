@@ -156,6 +156,9 @@ class MeterUnavailable(Exception):
     """The hardware cannot be read; the message says why and what to do."""
 
 
+CACHE_HITS = frozenset({"hit", "similar"})  # answered from the cache: nothing was sent
+
+
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One finished request, as it is journalled and kept. No prompt, no answer, no key.
 
@@ -180,7 +183,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     error_code: str | None = None
     outcome: str = "ok"  # ok | refused | failed | cancelled
     stream: bool = False
-    cache: str = "off"  # hit | miss | off
+    cache: str = "off"  # hit | similar | miss | off
     attempts: int = 1
     task: str | None = None
     prompt_tokens: int | None = None

@@ -18,6 +18,7 @@ import msgspec
 
 from estimators.types import Backend, Estimator, Features, Load, Outcome
 from meters.types import (
+    CACHE_HITS,
     Activity,
     Attribution,
     Evidence,
@@ -379,7 +380,9 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         prompt = told.prompt_tokens
     energy = estimate.energy_j if estimate else None
     other = _counterfactual(flight)
-    served = flight.sent_s is not None or flight.cache == "hit"
+    hit = flight.cache in CACHE_HITS
+    served = flight.sent_s is not None or hit
+    spared = 0.0 if hit else None  # nothing was used, and that is known
     return UsageRecord(
         request_id=flight.request_id,
         start_s=flight.start_wall_s,
@@ -417,14 +420,14 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
             flight.first_token_s - flight.start_s if flight.first_token_s is not None else None
         ),
         latency_s=end_s - flight.start_s if served else None,
-        energy_j=energy.mid if energy and ran else 0.0 if flight.cache == "hit" else None,
+        energy_j=energy.mid if energy and ran else spared,
         energy_low_j=energy.low if energy and ran else None,
         energy_high_j=energy.high if energy and ran else None,
         marginal_energy_j=(
             estimate.marginal_energy_j.mid if estimate and estimate.marginal_energy_j else None
         ),
-        carbon_g=estimate.carbon_g.mid if estimate and estimate.carbon_g and ran else None,
-        money_usd=estimate.money_usd.mid if estimate and estimate.money_usd and ran else None,
+        carbon_g=estimate.carbon_g.mid if estimate and estimate.carbon_g and ran else spared,
+        money_usd=estimate.money_usd.mid if estimate and estimate.money_usd and ran else spared,
         quality=estimate.quality.mid if estimate and estimate.quality else None,
         evidence=estimate.evidence if estimate and ran else Evidence.UNKNOWN,
         estimator_version=estimate.version if estimate else "",
@@ -477,8 +480,13 @@ def decision_in(flight: Flight) -> str | None:
 
 
 def _counterfactual(flight: Flight) -> tuple[str | None, float | None, float | None]:
-    """What the model asked for would have used, by the same estimator."""
-    name = flight.decision.counterfactual if flight.decision else None
+    """What the model asked for would have used, by the same estimator; for an answer from the
+    cache what the request that it spared would have used."""
+    if flight.decision is None:
+        return None, None, None
+    name: str | None = flight.decision.counterfactual
+    if flight.cache in CACHE_HITS:
+        name = flight.decision.chosen
     for candidate in flight.candidates:
         if candidate.backend.name == name:
             estimate = candidate.estimate

@@ -98,7 +98,8 @@ class Gate:
         )
         if admission.denied is not None:
             raise budgets.refusal(admission.denied, time.time())
-        return Admitted(holder, charges, admission, cache_key)
+        claims = lookup is not None and admission.leads and admission.cached is None
+        return Admitted(holder, charges, admission, cache_key, claims)
 
     async def settle(self, admitted: Admitted, flight: Flight) -> None:
         """Replace what was reserved by what was used, as far as it is known by now."""
@@ -173,6 +174,12 @@ class Gate:
         if admitted.cache_key is None:
             return None
         return await self.store.wait(admitted.holder, admitted.cache_key, timeout_s)
+
+    async def look(self, admitted: Admitted, cache_key: str | None) -> bytes | None:
+        """What the cache has there now; nothing is claimed and nobody waited for."""
+        if cache_key is None:
+            return None
+        return await self.store.wait(admitted.holder, cache_key, 0.0)
 
 
 def amounts(estimate: Estimate | None, flight: Flight) -> Amounts:

@@ -426,6 +426,7 @@ class Proxy:
         if self.snapshots is not None:
             self.snapshots.take(self.carbon.sites, budgets_of(settings))
         self.steps.settings = self.judging.settings = settings
+        self.store.hold_at_most(settings.cache.max_bytes)
         self.client.limits = settings.time
         self.health.rules = settings.retries
         self.intake.known_nodes = {engine.node for engine in engines}

@@ -28,6 +28,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     policy: str | None = None
     limits: Limits = Limits()
     share_cache: bool = False
+    similar_answers: float | None = None  # least likeness of prompts answered alike
     timezone: str = "UTC"
     budgets: tuple[Budget, ...] = ()  # of its team, in the team's time zone
     key_budgets: tuple[Budget, ...] = ()  # of the key itself
@@ -192,6 +193,7 @@ def caller_of(
         policy=team.policy,
         limits=limits_of(team.limits),
         share_cache=team.share_cache,
+        similar_answers=team.similar_answers,
         timezone=team.timezone,
         budgets=tuple(team.budgets),
         key_budgets=key_budgets,

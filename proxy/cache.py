@@ -7,6 +7,8 @@ sees another's answers unless both opted in. Streams are kept as the bytes that 
 from __future__ import annotations
 
 import hashlib
+import re
+from collections.abc import Mapping
 
 import msgspec
 import orjson
@@ -30,7 +32,14 @@ class Answer(msgspec.Struct, frozen=True):
     output_tokens: int | None
     energy_j: float | None  # what making it used, by estimate
     evidence: str
+    made_s: float = 0.0  # Unix time
 
+
+_CHANGING = frozenset({b"openai-beta", b"anthropic-beta", b"anthropic-version"})
+_CALLS = re.compile(
+    rb'"tool_calls"\s*:\s*\[\s*[^\]\s]|"function_call"\s*:\s*\{|"type"\s*:\s*"(?:tool_use|\w+_call)"'
+)
+NO_HEADERS: Mapping[bytes, bytes] = {}
 
 _encode = msgspec.msgpack.Encoder().encode
 _answer = msgspec.msgpack.Decoder(Answer)
@@ -49,23 +58,40 @@ def unpack(value: bytes) -> Answer | None:
 
 
 def key_of(
-    body: bytes, endpoint: str, caller: Caller, min_quality: float | None = None
+    body: bytes,
+    endpoint: str,
+    caller: Caller,
+    min_quality: float | None = None,
+    *,
+    group: str = "",
+    headers: Mapping[bytes, bytes] = NO_HEADERS,
 ) -> str | None:
     """The key of a request's answer; None for a body that has no canonical form.
 
-    Who asks for a least quality shares answers only with those who ask for the same.
+    ``group``: of the backend that was chosen, since ``auto`` and different policies choose
+    differently. Who asks for a least quality shares answers only with those who ask for the same.
+    Of ``headers`` those count that ask a provider for another behaviour.
     """
     try:
         canonical = orjson.dumps(orjson.loads(body), option=orjson.OPT_SORT_KEYS)
     except (orjson.JSONDecodeError, TypeError, RecursionError):
         return None
     whose = f"team {caller.team}" if not caller.share_cache else SHARED
-    hashed = hashlib.sha256(f"1\n{endpoint}\n{whose}\n".encode())
+    hashed = hashlib.sha256(f"2\n{endpoint}\n{whose}\n{group}\n".encode())
     if min_quality is not None:
         hashed.update(f"quality {min_quality!r}\n".encode())
+    for name in _CHANGING.intersection(headers):
+        hashed.update(name + b": " + headers[name] + b"\n")
     hashed.update(canonical)
     key = hashed.hexdigest()
     return f"{SHARED}:{key}" if caller.share_cache else key
+
+
+def keepable(response_headers: Mapping[str, str], body: bytes) -> bool:
+    """Whether a complete answer may be kept: none that calls a tool, since calling it again is the
+    caller's to ask for, and none that its backend does not want kept."""
+    control = response_headers.get("cache-control", "").lower()
+    return "no-store" not in control and _CALLS.search(body) is None
 
 
 def cacheable(request: Peek, body: bytes, endpoint: str, rules: Cache) -> bool:

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry, Gauge
 
 from meters.carbon import modelled_host_j, operational_g, overhead_j
 from meters.intensity import IntensityBook
-from meters.types import Attribution, Evidence, UsageRecord
+from meters.types import CACHE_HITS, Attribution, Evidence, UsageRecord
 from proxy.dashboard.sites import Sites
 from proxy.flight import Flight
 from proxy.tallies import Tally
@@ -197,6 +197,6 @@ class CarbonMetrics:
             width = (high_j - low_j) / 2 / middle
         avoided = record.counterfactual_carbon_g - record.carbon_g
         half = width * (record.counterfactual_carbon_g**2 + record.carbon_g**2) ** 0.5
-        lever = "cache" if record.cache == "hit" else "route"
+        lever = "cache" if record.cache in CACHE_HITS else "route"
         for bound, grams in (("low", avoided - half), ("mid", avoided), ("high", avoided + half)):
             self.avoided.add((record.team, lever, bound), max(0.0, grams))

@@ -22,6 +22,7 @@ from proxy.conversations import Turn, called
 from proxy.errors import ApiError
 from proxy.forms import Form
 from proxy.routing import Routed
+from proxy.similar import Question
 from proxy.sse import TokenUsage
 from proxy.store import Admission
 
@@ -35,6 +36,7 @@ class Admitted(msgspec.Struct, frozen=True):
     charges: tuple[Charge, ...]
     admission: Admission
     cache_key: str | None
+    claims: bool = False  # others wait for its answer
 
 
 class Sample(msgspec.Struct, gc=False):
@@ -75,6 +77,7 @@ class Flight:
         "body_sent",
         "booked",
         "cache",
+        "cache_group",
         "caller",
         "candidates",
         "context_tokens",
@@ -103,6 +106,7 @@ class Flight:
         "prefix",
         "probes",
         "progress",
+        "question",
         "request_id",
         "routed",
         "sample",
@@ -145,6 +149,8 @@ class Flight:
         self.opaque = False  # neither prompt nor answer is text that could be counted
         self.stream = False
         self.cache = "off"
+        self.cache_group = ""  # the backend group that its cache key names
+        self.question: Question | None = None  # where near-copies of it may be answered alike
         self.attempts = 0
         self.earlier: list[Attempt] = []  # answers that did not go to the client
         self.tried = 0  # attempts that those took

@@ -312,6 +312,10 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Annotated[LimitSettings, help_("Hard limits of each request.")] = LimitSettings()
     budgets: Annotated[list[Budget], help_("How much it may use in a period.")] = []
     share_cache: Annotated[bool, help_("Whether it shares cached answers.")] = False
+    similar_answers: Annotated[
+        Annotated[float, Meta(gt=0, le=1)] | None,
+        help_("Least likeness at which a near-copy of a prompt gets its answer; none: never."),
+    ] = None
     organisation: Annotated[str | None, help_("Organisation it belongs to.")] = None
     timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
     judging: Annotated[TeamJudging, help_("Second answers, judged.")] = TeamJudging()

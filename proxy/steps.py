@@ -21,7 +21,7 @@ import msgspec
 
 from estimators.types import Estimate, Features
 from policies.types import NoBackendWithinLimits
-from proxy import cache, errors, features, rewrite, upstream
+from proxy import cache, errors, features, rewrite, similar, upstream
 from proxy.admission import Gate, give_up, warning_headers
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
@@ -96,6 +96,7 @@ class Steps:
         self.judging: Judging | None = None
         self.small = Worker("joulegate-tokens")
         self.large = Worker("joulegate-tokens-large")
+        self.similar = similar.SimilarPrompts()
         self.in_flight = 0
         self.stopping = False
         self.cascading = Cascading(router, client, open=self._open, broken=self._broken, left=_left)
@@ -197,12 +198,18 @@ class Steps:
         key = None
         if endpoint.text and cache.cacheable(request, body, endpoint.name, self.settings.cache):
             flight.cache = "miss"
-            key = cache.key_of(body, endpoint.name, caller, routed.limits.min_quality)
-        admitted = await self.gate.admit(flight, caller, key, read=not wishes.no_cache)
+            flight.cache_group = group = routed.engines[0].group
+            quality = routed.limits.min_quality
+            key = cache.key_of(body, endpoint.name, caller, quality, group=group, headers=headers)
+            if caller.similar_answers is not None:
+                whose = f"{endpoint.name}\n{caller.team}\n{group}\n{quality}"
+                flight.question = similar.question_in(body, whose)
+        read = not wishes.no_cache and wishes.max_age_s is None
+        admitted = await self.gate.admit(flight, caller, key, read=read)
         warnings: RawHeaders = []
         if admitted is not None:
             flight.admitted = admitted
-            answer = await self._cached(admitted)
+            answer = await self._cached(flight, caller, admitted, wishes, receive)
             if answer is not None:
                 await self._answer_from_cache(flight, answer, send)
                 return
@@ -220,12 +227,7 @@ class Steps:
         if caller.judged_share and self.judging is not None and endpoint.chat:
             flight.sample = self.judging.sample(caller, body)
 
-        flight.task = asyncio.current_task()
-        self.watch.flights[flight.request_id] = flight
-        flight.cycle = connection_of(receive)
-        watching = None
-        if flight.cycle is None:
-            watching = asyncio.ensure_future(self._watch_client(flight, receive))
+        watching = self._watch(flight, receive)
         try:
             await self._forward(
                 flight, endpoint, routed, headers, body, kept, request, send, keep, warnings
@@ -358,6 +360,15 @@ class Steps:
         flight.routed = routed
         flight.estimate = routed.estimate(routed.decision.chosen)
         return routed
+
+    def _watch(self, flight: Flight, receive: Receive) -> asyncio.Future[None] | None:
+        """From now on the request ends when its client goes; what is given is to be cancelled."""
+        flight.task = asyncio.current_task()
+        self.watch.flights[flight.request_id] = flight
+        flight.cycle = connection_of(receive)
+        if flight.cycle is not None:
+            return None
+        return asyncio.ensure_future(self._watch_client(flight, receive))
 
     async def _watch_client(self, flight: Flight, receive: Receive) -> None:
         """Cancel the request when its client goes away."""
@@ -712,7 +723,8 @@ class Steps:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer_from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:
-        flight.cache = "hit"
+        if flight.cache == "miss":
+            flight.cache = "hit"
         flight.status = 200
         now_s = flight.end_s = time.monotonic()
         headers: RawHeaders = [
@@ -720,7 +732,7 @@ class Steps:
             (b"x-request-id", flight.request_id.encode()),
             (b"x-joulegate-backend", answer.backend.encode()),
             (b"x-joulegate-policy", b"cache"),
-            (b"x-joulegate-cache", b"hit"),
+            (b"x-joulegate-cache", flight.cache.encode()),
             (b"x-joulegate-energy-j", b"0"),
             (b"x-joulegate-energy-range-j", b"0-0"),
             (b"x-joulegate-carbon-g", b"0"),
@@ -739,29 +751,74 @@ class Steps:
     ) -> None:
         if (
             admitted is None
+            or admitted.cache_key is None
             or len(body) > self.settings.cache.max_answer_bytes
-            or b'"tool_calls":[{' in body
+            or flight.engine is None
+            or flight.engine.group != flight.cache_group  # a fallback's answer, or a thriftier one
+            or not cache.keepable(response.headers, body)
         ):
             return
         usage, estimate = flight.usage, flight.estimate
         answer = Answer(
             content_type=response.headers.get("content-type", "application/json").encode(),
             body=body,
-            backend=flight.engine.name if flight.engine else "",
+            backend=flight.engine.name,
             prompt_tokens=usage.prompt_tokens if usage else None,
             output_tokens=usage.completion_tokens if usage else None,
             energy_j=estimate.energy_j.mid if estimate and estimate.energy_j else None,
             evidence=str(estimate.evidence) if estimate else "unknown",
+            made_s=flight.start_wall_s,
         )
         await self.gate.keep(admitted, cache.pack(answer), self.settings.cache.ttl_s)
         flight.kept = True
+        if flight.question is not None:
+            prompt = await self.small.submit(flight.question.prompt)
+            self.similar.add(flight.question.scope, prompt, admitted.cache_key)
 
-    async def _cached(self, admitted: Admitted) -> Answer | None:
+    async def _cached(
+        self,
+        flight: Flight,
+        caller: Caller,
+        admitted: Admitted,
+        wishes: Wishes,
+        receive: Receive,
+    ) -> Answer | None:
         """The answer from the cache, also when another request is just fetching it."""
         stored = admitted.admission.cached
         if stored is None and not admitted.admission.leads:
-            stored = await self.gate.wait(admitted, self.gate.claim_s)
-        return cache.unpack(stored) if stored is not None else None
+            watching = self._watch(flight, receive)  # whoever waits may also leave
+            try:
+                stored = await self.gate.wait(admitted, self.gate.claim_s)
+            finally:
+                if watching is not None:
+                    watching.cancel()
+        oldest_s = 0.0
+        if wishes.max_age_s is not None and not wishes.no_cache:
+            oldest_s = flight.start_wall_s - wishes.max_age_s
+            stored = await self.gate.look(admitted, admitted.cache_key)
+        if stored is None and flight.question is not None and not wishes.no_cache:
+            stored = await self._alike(flight, caller, admitted)
+        answer = cache.unpack(stored) if stored is not None else None
+        if answer is None or answer.made_s < oldest_s:
+            flight.cache = "miss" if flight.cache == "similar" else flight.cache
+            return None
+        return answer
+
+    async def _alike(self, flight: Flight, caller: Caller, admitted: Admitted) -> bytes | None:
+        """The answer to a prompt that asks the same in other words, where the team wants that."""
+        question, threshold = flight.question, caller.similar_answers
+        assert question is not None
+        assert threshold is not None
+        prompt = await self.small.submit(question.prompt)
+        other = self.similar.find(question.scope, prompt, threshold)
+        if other is None or other == admitted.cache_key:
+            return None
+        stored = await self.gate.look(admitted, other)
+        if stored is None:
+            self.similar.drop(question.scope, prompt, other)
+        else:
+            flight.cache = "similar"
+        return stored
 
     async def _settle(self, flight: Flight) -> None:
         """Give the store back what was reserved, and end a claim that came to nothing."""
@@ -770,8 +827,7 @@ class Steps:
             return
         try:
             await self.gate.settle(admitted, flight)
-            claimed = admitted.admission.leads and flight.cache == "miss"
-            if claimed and not flight.kept and admitted.cache_key is not None:
+            if admitted.claims and not flight.kept:
                 await self.gate.keep(admitted, None, 0.0)
         except Exception:
             log.exception("%s could not be settled", flight.request_id)

@@ -94,6 +94,10 @@ class Store(Protocol):
         """The answer that another request is fetching; None when it ends without one."""
         ...
 
+    def hold_at_most(self, cache_bytes: int) -> None:
+        """How much memory answers in this process may take, from now on."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 _IDS_AT_ONCE = 1_000
 
-# redis-py raises AttributeError where a connection is closed by one task while another opens it.
-_AWAY = (RedisError, OSError, TimeoutError, AttributeError)
+# A client whose connections are torn down under it also fails in ways of its own (AttributeError):
+# whatever goes wrong there, a request is served.
+_AWAY = (RedisError, OSError, TimeoutError, AttributeError, RuntimeError, ValueError, TypeError)
 
 
 class _Batch(NamedTuple):
@@ -102,6 +103,10 @@ class FallbackStore:
             lambda: self._redis.wait(holder, cache_key, timeout_s),
             lambda: self._stand_in.wait(holder, cache_key, timeout_s),
         )
+
+    def hold_at_most(self, cache_bytes: int) -> None:
+        """Of the stand-in; Redis has its own ``maxmemory``."""
+        self._stand_in.hold_at_most(cache_bytes)
 
     async def close(self) -> None:
         await ended(self._probing)

@@ -105,8 +105,7 @@ class LocalStore:
             self._drop(cache_key)
             self._cache[cache_key] = (answer, self._clock() + ttl_s)
             self._cached_bytes += len(answer) + ENTRY_BYTES
-            while self._cached_bytes > self._cache_bytes:
-                self._drop(next(iter(self._cache)))
+            self.hold_at_most(self._cache_bytes)
         claim = self._claims.pop(cache_key, None)
         if claim is not None:
             claim[0].set()
@@ -120,6 +119,12 @@ class LocalStore:
             except TimeoutError:
                 return None
         return self._get(cache_key, self._clock())
+
+    def hold_at_most(self, cache_bytes: int) -> None:
+        """Keep answers of so many bytes together from now on, those that were asked for last."""
+        self._cache_bytes = cache_bytes
+        while self._cached_bytes > cache_bytes:
+            self._drop(next(iter(self._cache)))
 
     async def close(self) -> None:
         for event, _ in self._claims.values():

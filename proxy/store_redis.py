@@ -159,6 +159,8 @@ class RedisStore:
         self._clock = clock
         self._prefix = prefix
         self._is_cluster = isinstance(self.client, RedisCluster)
+        self._opened = not self._is_cluster
+        self._opening = asyncio.Lock()
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
         self._claim_script = self.client.register_script(_CLAIM)
@@ -255,12 +257,25 @@ class RedisStore:
         else:
             await self._timed(self.client.ping())
 
+    def hold_at_most(self, cache_bytes: int) -> None:
+        """Redis has its own ``maxmemory``."""
+
     async def close(self) -> None:
         await self.client.aclose()
 
     async def _timed(self, awaitable: Any) -> Any:
         async with asyncio.timeout(self._timeout_s):
+            if not self._opened:
+                await self._open()
             return await awaitable
+
+    async def _open(self) -> None:
+        """Learn where a cluster's slots are. redis-py breaks the connections of its first users
+        when several ask at once."""
+        async with self._opening:
+            if not self._opened:
+                await self.client.initialize()
+                self._opened = True
 
     async def _claim(self, request: AdmitRequest) -> tuple[bool, bytes | None]:
         """Claim an answer that holders share, whose keys lie with none of them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from meters.types import CACHE_HITS
 from policies.replay import Arrival
 
 # Column names by what they mean; the first found counts. TIMESTAMP, ContextTokens and
@@ -95,7 +96,7 @@ def _exported(path: str, most: int | None, asked: str | None) -> Iterator[Arriva
                 row = rows.decode(entry.row)
             except (msgspec.ValidationError, msgspec.DecodeError) as error:
                 raise BadTrace(f"{path}, line {number}: {error}") from None
-            if row.prompt_tokens is None or row.output_tokens is None or row.cache == "hit":
+            if row.prompt_tokens is None or row.output_tokens is None or row.cache in CACHE_HITS:
                 continue
             if most is not None and taken >= most:
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -23,9 +24,11 @@ class Wishes(msgspec.Struct, frozen=True):
     session: str | None = None
     no_cache: bool = False  # do not answer from the cache
     no_store: bool = False  # do not keep the answer
+    max_age_s: float | None = None  # answer from the cache only with what is younger
 
 
 NOTHING = Wishes()
+_MAX_AGE = re.compile(r"(?:^|[\s,])max-age\s*=\s*\"?(\d{1,10})\b")
 _NAMES = frozenset(
     {
         b"x-joulegate-policy",
@@ -65,7 +68,14 @@ def wishes_in(headers: Mapping[bytes, bytes]) -> Wishes:
         session=text.get(b"x-session-id") or None,
         no_cache="no-cache" in control or "no-store" in control,
         no_store="no-store" in control,
+        max_age_s=_max_age_s(control),
     )
+
+
+def _max_age_s(control: str) -> float | None:
+    """What ``max-age`` says; None where it is absent or no number."""
+    found = _MAX_AGE.search(control)
+    return float(found[1]) if found else None
 
 
 def _number(text: Mapping[bytes, str], name: bytes) -> float | None:

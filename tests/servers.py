@@ -104,10 +104,19 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
 def start_redis(*options: str) -> Server:
     """A Redis without persistence; its ``url`` names database 0."""
     port = free_port()
-    while port > 55_535:  # a cluster's nodes also talk 10,000 ports higher
+    while port > 55_535 or not _is_free(port + 10_000):  # where a cluster's nodes talk too
         port = free_port()
     folder = Path(tempfile.mkdtemp(prefix="joulegate-redis-"))
     command = [

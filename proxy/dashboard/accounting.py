@@ -220,6 +220,20 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
         return self.low_g > 0.0
 
 
+class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What the cache answered, and what the requests that it spared would have used."""
+
+    hits: int
+    cacheable: int  # hits and misses; requests that may not be cached are neither
+    avoided_uj: int  # by the estimates of the backends that would have served them
+    without_figure: int  # hits with no estimate: they avoid nothing that is counted
+
+    @property
+    def rate(self) -> float | None:
+        """Hits by cacheable requests, 0..1; None without any."""
+        return self.hits / self.cacheable if self.cacheable else None
+
+
 def saving(
     lever: str,
     requests: int,

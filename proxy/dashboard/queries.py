@@ -125,6 +125,7 @@ USED_SUMS = (
     "energy_low_uj",
     "energy_high_uj",
     "energy_known",
+    "counterfactual_energy_uj",
     "counterfactual_carbon_ug",
     "counterfactual_known",
     "compared_carbon_ug",

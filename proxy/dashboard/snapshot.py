@@ -16,7 +16,7 @@ import numpy as np
 from meters.carbon import sci
 from meters.intensity import IntensityBook, Tier
 from meters.ledger import Ledger
-from meters.types import Evidence
+from meters.types import CACHE_HITS, Evidence
 from proxy.dashboard import account as cells
 from proxy.dashboard.account import (
     ACTIVE,
@@ -34,6 +34,7 @@ from proxy.dashboard.accounting import (
     METERED_ERROR,
     METHOD_VERSION,
     TIER_ERROR,
+    CacheUse,
     Forecast,
     Part,
     Saving,
@@ -83,6 +84,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     reconciliation: Reconciliation
     savings: tuple[Saving, ...]
     savings_without_figure: int  # requests without a counterfactual estimate
+    cache: CacheUse
     holdout: HoldOut | None = None  # None: no experiment ran
     bars: Bars | None  # None: no period before
     previous: Line | None
@@ -330,6 +332,7 @@ class Snapshots:
             savings=savings,
             savings_without_figure=lost,
             holdout=hold_out(account),
+            cache=_cache_use(account),
             bars=_bars(before, account) if has_before else None,
             previous=old if has_before else None,
             previous_period=period.compared(now_s).name,
@@ -438,7 +441,7 @@ def _savings(account: Account) -> tuple[tuple[Saving, ...], int]:
     metered = float(asked[:, ASKED["metered_uj"]].sum())
     predicted = float(asked[:, ASKED["metered_estimate_uj"]].sum())
     correction = metered / predicted if metered > 0 and predicted > 0 else 1.0
-    hit = np.array([d.cache == "hit" for d in account.dims], dtype=bool)[asked[:, 1]]
+    hit = np.array([d.cache in CACHE_HITS for d in account.dims], dtype=bool)[asked[:, 1]]
     found = []
     for lever, of_lever in (("route", ~hit), ("cache", hit)):
         rows = asked[of_lever]
@@ -460,6 +463,22 @@ def _savings(account: Account) -> tuple[tuple[Saving, ...], int]:
         )
     known = int(asked[:, ASKED["counterfactual_known"]].sum())
     return tuple(found), int(asked[:, ASKED["requests"]].sum()) - known
+
+
+def _cache_use(account: Account) -> CacheUse:
+    asked = account.asked
+    if not len(asked):
+        return CacheUse(hits=0, cacheable=0, avoided_uj=0, without_figure=0)
+    of_dim = np.array([d.cache for d in account.dims])[asked[:, 1]]
+    hit = np.isin(of_dim, tuple(CACHE_HITS))
+    rows = asked[hit]
+    hits = int(rows[:, ASKED["requests"]].sum())
+    return CacheUse(
+        hits=hits,
+        cacheable=hits + int(asked[of_dim == "miss", ASKED["requests"]].sum()),
+        avoided_uj=int(rows[:, ASKED["counterfactual_energy_uj"]].sum()),
+        without_figure=hits - int(rows[:, ASKED["counterfactual_known"]].sum()),
+    )
 
 
 def claimed(savings: tuple[Saving, ...]) -> Saving | None:

@@ -110,7 +110,7 @@ def make_store(
         if request.param == "local":
             return LocalStore(**more)  # type: ignore[arg-type]
         url = request.getfixturevalue(f"{request.param}_url")
-        return RedisStore(url, timeout_s=5.0, prefix=f"t{next(_numbers)}-{time.time()}", **more)  # type: ignore[arg-type]
+        return RedisStore(url, timeout_s=20.0, prefix=f"t{next(_numbers)}-{time.time()}", **more)  # type: ignore[arg-type]
 
     return make
 
@@ -348,6 +348,15 @@ async def test_memory_for_answers_is_bounded_and_the_least_used_goes_first() -> 
     assert [key for key, answer in found.items() if answer] == ["a", "c", "d"]
     await store.put("t", "big", b"x" * 2000, 60.0)
     assert (await store.admit(AdmitRequest(request_id="2", holder="t", cache_key="a"))).cached
+
+
+async def test_memory_for_answers_can_be_changed_at_any_time() -> None:
+    store = LocalStore(cache_bytes=3 * (30 + ENTRY_BYTES))
+    for key in "abc":
+        await store.put("t", key, b"x" * 30, 60.0)
+    store.hold_at_most(2 * (30 + ENTRY_BYTES))
+    look = [AdmitRequest(request_id=key, holder="t", cache_key=key) for key in "abc"]
+    assert [(await store.admit(one)).cached is not None for one in look] == [False, True, True]
 
 
 @pytest.fixture
