@@ -8,13 +8,13 @@ them, and the windows only their sum. Windows that fit badly are weighed down (H
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from meters.deviations import Deviations
 from meters.phases import Floats
 from meters.types import StepPhysics, Window
 from meters.work import Work
@@ -27,10 +27,8 @@ TOKEN_PER_STEP = 1 / 80
 CONTEXT_PER_STEP = 6e-6
 PREFILL_PER_STEP = 1 / 200
 PRIOR_DEVIATION = 0.4  # relative; its tails are heavy, since engines do differ by factors
-NOISE = 0.03  # relative deviation of a window's energy from the model, to begin with
-USUAL_MEMORY = 0.5  # of windows' deviations, before there are many
-ROUNDS = 6
-HUBER = 2.0  # deviations beyond which a window counts less
+ROUNDS = 4
+HUBER = 3.0  # deviations beyond which a window counts less
 ENOUGH_WINDOWS = 20
 USUAL_IDLE = 0.2  # of busy power
 QUIET_ENOUGH = 0.6  # of the usual power, in the quietest window, to tell idle power from it
@@ -46,13 +44,23 @@ class Fit(NamedTuple):
     deviation: float  # relative, of windows from the model
 
 
+class Spans(NamedTuple):
+    """When windows were, and the steps in them."""
+
+    starts: Floats
+    ends: Floats
+    steps: Floats
+
+
 def fit(windows: Sequence[Window], work: Work) -> Fit:
     """Coefficients from these windows of one node."""
     length = np.array([w.end_s - w.start_s for w in windows])
     energy = np.array([w.energy_j for w in windows])
     idle_w = np.array([np.nan if w.idle_power_w is None else w.idle_power_w for w in windows])
     used = columns(work)
-    proportions = _as_time_goes(used, work)
+    ends = np.array([w.end_s for w in windows], dtype=np.float64)
+    when = Spans(ends - length, ends, work.steps)
+    proportions = _as_time_goes(used, work, when)
     told = ~np.isnan(idle_w)
     idle_known = bool(told.all())
     default_w = float(np.median(idle_w[told])) if told.any() else 0.0
@@ -62,13 +70,13 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
             default_w = float(np.median(energy[quiet] / length[quiet]))
             idle_known = True
         else:
-            learnt, sure = _idle_power(used, energy, length, proportions)
+            learnt, sure = _idle_power(used, energy, length, proportions, when)
             idle_known = sure
             default_w = learnt if sure else _guess(learnt, energy / length)
     else:
         idle_known = True
     above = np.maximum(energy - np.where(told, idle_w, default_w) * length, 0.0)
-    coefficients, deviation, _ = _solve(used, above, energy, proportions)
+    coefficients, deviation, _ = _solve(used, above, energy, proportions, when)
     step_j, token_j, context_j, prefill_j = (float(c) for c in coefficients)
     busy = int((used.sum(axis=1) > 0).sum())
     return Fit(
@@ -102,7 +110,7 @@ def columns(work: Work) -> Floats:
     return np.stack([steps, generated, context, prefilled], axis=1)
 
 
-def _as_time_goes(columns: Floats, work: Work) -> Floats:
+def _as_time_goes(columns: Floats, work: Work, when: Spans) -> Floats:
     """Proportions of the coefficients from how the engine's time goes.
 
     A busy GPU draws a similar power whatever it does, so what takes time takes energy; and time
@@ -112,7 +120,8 @@ def _as_time_goes(columns: Floats, work: Work) -> Floats:
     busy = (work.busy_s > 0) & (work.external_tokens == 0)
     if busy.sum() < ENOUGH_WINDOWS:
         return general
-    seconds, _, _ = _solve(columns[busy], work.busy_s[busy], work.busy_s[busy], general)
+    when = Spans(when.starts[busy], when.ends[busy], when.steps[busy])
+    seconds, _, _ = _solve(columns[busy], work.busy_s[busy], work.busy_s[busy], general, when)
     if seconds[0] <= 0:
         return general
     found = seconds / seconds[0]
@@ -120,11 +129,11 @@ def _as_time_goes(columns: Floats, work: Work) -> Floats:
 
 
 def _idle_power(
-    columns: Floats, energy: Floats, length: Floats, proportions: Floats
+    columns: Floats, energy: Floats, length: Floats, proportions: Floats, when: Spans
 ) -> tuple[float, bool]:
     """Idle power where no window was idle: the part of energy that only time explains."""
     wide = np.concatenate([length[:, None], columns], axis=1)
-    coefficients, _, spread = _solve(wide, energy, energy, proportions, timed=True)
+    coefficients, _, spread = _solve(wide, energy, energy, proportions, when, timed=True)
     power = energy / length
     # No window can have drawn less than idle power. And on an engine that is always busy, energy
     # goes with time whatever its parts are: then nothing can be told.
@@ -148,6 +157,7 @@ def _solve(
     target: Floats,
     energy: Floats,
     proportions: Floats,
+    when: Spans,
     *,
     timed: bool = False,
 ) -> tuple[Floats, float, Floats]:
@@ -170,53 +180,29 @@ def _solve(
     loose = np.full(names, PRIOR_DEVIATION)
     if timed:
         loose[0] = 2.0
-    noise = NOISE
-    memory = 0.0
-    scale = np.maximum(energy, 1e-3 * float(energy.max()))
-    rows, goal = columns * prior / scale[:, None], target / scale
-    weight = np.ones(len(target))
+    if not timed:
+        columns, target, energy = columns[busy], target[busy], energy[busy]
+        when = Spans(when.starts[busy], when.ends[busy], when.steps[busy])
+    floor = 1e-3 * float(energy.max())
     relative = np.ones(names)
-    coefficients = prior
-    spread = prior
+    deviations = Deviations(when.starts, when.ends, 1.0 / np.maximum(when.steps, 1.0))
+    enough = len(target) >= ENOUGH_WINDOWS
     for _ in range(ROUNDS):
-        strength = np.sqrt(weight) / noise
-        fresh_rows = _without_memory(rows, memory) * strength[:, None]
-        fresh_goal = _without_memory(goal[:, None], memory)[:, 0] * strength
+        # Relative to what the model expects: beside the energy itself all windows would be one.
+        scale = np.maximum(columns @ (prior * relative), floor)
+        rows, goal = columns * prior / scale[:, None], target / scale
+        fresh_rows, fresh_goal = deviations.whitened(rows, goal)
         # Heavy tails: near the prior it helps, and far from it it hardly resists.
         held = 1.0 / (loose**2 + (relative - 1.0) ** 2)
         normal = fresh_rows.T @ fresh_rows + np.diag(held)
-        right = fresh_rows.T @ fresh_goal + held
-        relative = non_negative(normal, right)
-        coefficients = relative * prior
-        spread = np.sqrt(np.diag(np.linalg.inv(normal))) * prior
+        relative = non_negative(normal, fresh_rows.T @ fresh_goal + held)
         off = goal - rows @ relative
-        memory = _memory(off[busy])
-        fresh = _without_memory(off[:, None], memory)[:, 0]
-        noise = float(np.clip(1.48 * np.median(np.abs(fresh[busy])), 2e-3, 0.5))
-        weight = np.minimum(1.0, HUBER * noise / np.maximum(np.abs(fresh), 1e-12))
-    deviation = float(1.48 * np.median(np.abs(off[busy])))
-    return coefficients, deviation, spread
-
-
-def _memory(off: Floats) -> float:
-    """How much of one window's deviation is still there in the next: heat and clocks drift."""
-    if len(off) < 5:
-        return USUAL_MEMORY
-    centred = off - off.mean()
-    centred = np.clip(centred, *np.quantile(centred, [0.02, 0.98]))
-    whole = float((centred**2).mean())
-    seen = float((centred[1:] * centred[:-1]).mean()) / whole if whole > 0 else 0.0
-    n = len(off)
-    return min(max((n * seen + 20 * USUAL_MEMORY) / (n + 20), 0.0), 0.95)
-
-
-def _without_memory(values: Floats, memory: float) -> Floats:
-    """What is new in each row beside the one before it (Prais and Winsten's transformation)."""
-    fresh = values.copy()
-    fresh[1:] -= memory * values[:-1]
-    if len(fresh):
-        fresh[0] *= math.sqrt(1 - memory**2)
-    return fresh / math.sqrt(1 - memory**2)
+        if enough:
+            deviations.fit(off)
+            deviations.doubt(off, HUBER)
+    spread = np.sqrt(np.diag(np.linalg.inv(normal))) * prior
+    deviation = float(1.48 * np.median(np.abs(off)))
+    return relative * prior, deviation, spread
 
 
 def non_negative(normal: npt.NDArray[np.float64], right: Floats) -> Floats:

@@ -23,6 +23,8 @@ SHORTEST_S = 1e-6
 # no request with two tokens, or none with a prompt; then they cancel out of the shares.
 DEFAULT_STEP_S = 0.02
 DEFAULT_PREFILL_S = 5e-5
+ONE_STEP = (0.75, 1.3)  # times what its prompts take, that a step with nothing else may last
+FULL_STEP = 4096  # prompt tokens in one step from which on its budget may have cut a prompt in two
 MOST_TOKENS = 1e9  # of one request; more is a mistake
 
 
@@ -69,7 +71,8 @@ def phases(activities: Sequence[Activity], until_s: float, cached: Floats | None
     brisk = float(np.quantile(each, 0.1)) if len(each) else DEFAULT_STEP_S
     started = output > 0
     unseen = started & (decoded * pace * 0.2 > end - first)
-    prompts = _Prompts(start, first, computed, told & started & ~unseen, brisk)
+    boundaries = np.unique(np.concatenate([first[told & started & ~unseen], end[~in_flight]]))
+    prompts = _Prompts(start, first, computed, told & started & ~unseen, brisk, boundaries)
     room = end - start
     wanted = computed * prompts.token_s + pace
     guess = start + np.where(
@@ -125,6 +128,11 @@ def _usual(took: Floats, work: Floats, known: Booleans) -> float | None:
     return each
 
 
+def _lowest(at: Floats, group: Ints) -> Floats:
+    """The first moment of each group; ``at`` is in order."""
+    return at[np.searchsorted(group, np.arange(int(group[-1]) + 1))]
+
+
 class _Prompts:
     """How long computing prompts took: ``token_s`` a token, ``length_s`` for each request.
 
@@ -134,8 +142,15 @@ class _Prompts:
     """
 
     def __init__(
-        self, start: Floats, first: Floats, computed: Floats, known: Booleans, step_s: float
+        self,
+        start: Floats,
+        first: Floats,
+        computed: Floats,
+        known: Booleans,
+        step_s: float,
+        boundaries: Floats,
     ) -> None:
+        """``boundaries``: moments at which a step ended, since a request got a token or left."""
         self.token_s = DEFAULT_PREFILL_S
         self.length_s = np.zeros(len(start))
         self.together = np.zeros(len(start))
@@ -172,6 +187,15 @@ class _Prompts:
             length_s = np.where(
                 steady & (length_s >= 0.5 * since), np.maximum(length_s - step_s, since), length_s
             )
+        # A step that ended in between, for a reason of its own, is where these prompts got their
+        # place: before that the engine worked for others.
+        before = boundaries[np.maximum(np.searchsorted(boundaries, _lowest(at, group)) - 1, 0)]
+        span = last - before
+        one = work * self.token_s + step_s
+        own = (before > last - since + SHORTEST_S) & (longest >= span)
+        own &= (work < FULL_STEP) & (span >= ONE_STEP[0] * one) & (span <= ONE_STEP[1] * one)
+        length_s = np.where(own, span, length_s)
+        steady &= ~own
         self.length_s[order] = length_s[group]
         self.together[order] = work[group]
         if steady.any():
