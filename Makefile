@@ -89,6 +89,10 @@ DATA ?= ../shared/data
 fit-energy-prior: $(VENV)/dev.done  ## fit estimators/energy_prior.json again (minutes)
 	$(PY) -m benchmarks.fit_energy_prior $(DATA) --out estimators/energy_prior.json
 
+.PHONY: fit-rice
+fit-rice: $(VENV)/dev.done  ## fit estimators/rice.json again
+	$(PY) -m benchmarks.fit_rice $(DATA) --out estimators/rice.json
+
 bench-routing: $(VENV)/dev.done  ## quality and length prediction against the controls
 	$(PY) -m benchmarks.routing $(ARGS)
 

@@ -21,6 +21,7 @@ from benchmarks.energy_rows import Row, fingerprint, read_rows
 from benchmarks.fit_energy_prior import TIERS, table
 from benchmarks.grey_fit import fit
 from benchmarks.holdouts import Held, hold_out, relative
+from benchmarks.seed_findings import findings
 from benchmarks.seeds import lines, rice_of
 from estimators.artefacts import load_prior
 from estimators.checks import backends
@@ -175,17 +176,20 @@ def speed() -> str:
 
 def published(data: Path, prior: Prior) -> Iterator[str]:
     """Every row of the seed publications beside ours."""
-    yield f"{'table':10} {'row':58} {'published':>10} {'ours':>10} {'off':>8}"
+    yield f"{'table':13} {'row':62} {'published':>10} {'ours':>10} {'off':>8}"
     by_table: dict[str, list[float]] = {}
-    for line in lines(data, prior):
-        by_table.setdefault(line.table, []).append(abs(line.off))
+    for line in (*lines(data, prior), *findings(data, prior)):
+        off = f"{'-':>8}"
+        if math.isfinite(line.off):
+            by_table.setdefault(line.table, []).append(abs(line.off))
+            off = f"{line.off:8.0%}"
         yield (
-            f"{line.table:10} {line.what:58} {line.published:10.3g} {line.predicted:10.3g} "
-            f"{line.off:8.0%} {line.unit}"
+            f"{line.table:13} {line.what:62} {line.published:10.3g} {line.predicted:10.3g} "
+            f"{off} {line.unit}"
         )
     yield ""
-    for name, off in by_table.items():
-        yield f"{name:10} mean |off| {np.mean(off):.0%} over {len(off)} rows"
+    for name, missed in by_table.items():
+        yield f"{name:13} mean |off| {np.mean(missed):.0%} over {len(missed)} rows"
 
 
 if __name__ == "__main__":

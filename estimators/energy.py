@@ -93,6 +93,8 @@ class EnergyEstimator:
     APIs; a backend first seen in ``estimate`` is worked out there, APIs in a thread.
     """
 
+    evidence = Evidence.BENCHMARK  # of what was not taught by the backend itself
+
     def __init__(
         self,
         lengths: LengthPredictor | None = None,
@@ -227,7 +229,7 @@ class EnergyEstimator:
             known = self._work_out(backend)
         known.facts = backend
         if self._learnt is not None:
-            learnt = self._learnt(backend.name)
+            learnt = self._windows(backend)
             if learnt is not known.learnt and learnt != known.learnt:
                 self._take_learnt(backend, known, learnt)
         return known
@@ -242,11 +244,21 @@ class EnergyEstimator:
         return known
 
     def _take_prior(self, backend: Backend, known: _Known) -> None:
-        subject = self._subject(backend)
-        if subject is not None:
-            known.table = build(self.prior, subject)
-            known.source = f"prior {subject.tier}"
+        found = self._table(backend)
+        if found is not None:
+            known.table, known.source = found
             known.unknown_load = _load_factors(known.table)
+
+    def _table(self, backend: Backend) -> tuple[Table, str] | None:
+        """The figures before anything was learnt, and what they rest on."""
+        subject = self._subject(backend)
+        if subject is None:
+            return None
+        return build(self.prior, subject), f"prior {subject.tier}"
+
+    def _windows(self, backend: Backend) -> StepPhysics | None:
+        """What the backend's own windows taught."""
+        return None if self._learnt is None else self._learnt(backend.name)
 
     def _take_learnt(self, backend: Backend, known: _Known, learnt: StepPhysics | None) -> None:
         if (known.learnt is None) != (learnt is None):
@@ -290,7 +302,7 @@ class EnergyEstimator:
         # How far lengths and the model's own uncertainty reach, both of a logarithm.
         e_low, e_high = _reach(e_low, energy_j), _reach(e_high, energy_j)
         m_low, m_high = _reach(m_low, marginal_j), _reach(m_high, marginal_j)
-        evidence = Evidence.BENCHMARK
+        evidence = self.evidence
         correction = known.correction
         if correction.outcomes >= _CALIBRATED_AFTER:
             factor = math.exp(correction.at(batch))

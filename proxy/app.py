@@ -177,6 +177,7 @@ class Proxy:
             model=settings.quality_model,
             learnt=self.learning.learnt,
             folder=Path(settings.state_dir),
+            estimator=settings.estimator,
         )
         self.estimator.know(engine.facts for engine in self.pool.engines)
         self.learning.prior = self.estimator.physics

@@ -28,7 +28,11 @@ class Explainer:
         self.counter = TokenCounter()
         pool = backends.of_settings(settings, self.prepared.facts)
         Grid(settings, pool).refresh(time.time())
-        estimator = Predictors(model=settings.quality_model, folder=Path(settings.state_dir))
+        estimator = Predictors(
+            model=settings.quality_model,
+            folder=Path(settings.state_dir),
+            estimator=settings.estimator,
+        )
         estimator.know(engine.facts for engine in pool.engines)
         self.router = Router(
             pool,

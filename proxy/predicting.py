@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from estimators.choices import UnknownEstimator, estimator_named
 from estimators.energy import EnergyEstimator
 from estimators.length import LengthEstimator
 from estimators.prompt_reader import PromptReader
@@ -34,7 +35,8 @@ class Learnt(Protocol):
 class Predictors:
     """Implements estimators.types.Estimator with everything behind it.
 
-    ``folder`` keeps what was learnt; None keeps nothing. ``model`` is a file of learn-quality.
+    ``folder`` keeps what was learnt; None keeps nothing. ``model`` is a file of learn-quality,
+    ``estimator`` a name of estimators.choices or an import string.
     Used from the event loop only.
     """
 
@@ -44,24 +46,36 @@ class Predictors:
         model: str | None = None,
         learnt: LearntPhysics | None = None,
         folder: Path | None = None,
+        estimator: str = "energy",
     ) -> None:
         reader = PromptReader(None if model is None else QualityModel.load(model))
         self.lengths = LengthEstimator(reader)
         self.quality = QualityEstimator(reader)
-        self.energy = EnergyEstimator(self.lengths, self.quality, learnt)
+        self.energy = estimator_named(estimator)(
+            lengths=self.lengths, quality=self.quality, learnt=learnt
+        )
         self.version = self.energy.version
         self.folder = folder
         self._facts: dict[str, Backend] = {}
+        self._prior: EnergyEstimator | None = None
         self._load()
 
     def know(self, backends: Iterable[Backend]) -> None:
         """Work out what does not depend on a request. Takes some time: not on the event loop."""
         known = list(backends)
         self._facts = {backend.name: backend for backend in known}
-        self.energy.prepare(known)
+        self.prepare(known)
+
+    def prepare(self, backends: Sequence[Backend]) -> None:
+        """Work out what does not depend on a request, where the estimator does that."""
+        if isinstance(self.energy, EnergyEstimator):
+            self.energy.prepare(backends)
 
     def physics(self, backend: Backend) -> StepPhysics | None:
-        """The prior's step physics of a backend."""
+        """The prior's step physics of a backend, whatever estimates; windows are divided by it."""
+        if not isinstance(self.energy, EnergyEstimator):
+            self._prior = self._prior or EnergyEstimator()
+            return self._prior.physics(backend)
         return self.energy.physics(backend)
 
     def estimate(
@@ -116,7 +130,14 @@ class Predictors:
 
 
 def check_model(settings: Settings, document: Document | None) -> None:
-    """Raises ConfigError where the quality model that is named cannot be read."""
+    """Raises ConfigError where the estimator or the quality model that is named cannot be used."""
+    try:
+        estimator_named(settings.estimator)
+    except UnknownEstimator as error:
+        line = document.line(("estimator",)) if document else 0
+        raise ConfigError(
+            document.path if document else "config", [Problem(line, "estimator", str(error))]
+        ) from None
     if settings.quality_model is None:
         return
     try:

@@ -215,7 +215,7 @@ async def reload(proxy: app.Proxy, origin: Origin) -> bool:
         return False
     try:
         prepared = await asyncio.to_thread(origin.prepare)
-        await asyncio.to_thread(proxy.estimator.energy.prepare, list(prepared.facts.values()))
+        await asyncio.to_thread(proxy.estimator.prepare, list(prepared.facts.values()))
         fixed = proxy.reload(prepared.settings, prepared.facts)
     except (ConfigError, CommandError) as error:
         log.error("the old settings stay in use: %s", error)

@@ -391,6 +391,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: Annotated[Log, help_("Logging.")] = Log()
     otlp: Annotated[Otlp, help_("Traces.")] = Otlp()
     judging: Annotated[Judging, help_("Second answers, judged.")] = Judging()
+    estimator: Annotated[
+        str, help_("What estimates energy and time: energy, r-ice, or `module:Class` of yours.")
+    ] = "energy"
     quality_model: Annotated[
         str | None, help_("File of `joulegate learn-quality` that predicts quality and length.")
     ] = None

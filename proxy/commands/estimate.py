@@ -17,10 +17,12 @@ import msgspec
 from threadpoolctl import threadpool_limits
 
 from estimators.artefacts import BadArtefact, load_prior
+from estimators.choices import ESTIMATORS
 from estimators.hardware import GPUS, gpu_named, idle_power_w
 from estimators.models import UnknownPrecision
 from estimators.points import Figures, figures, subject_of
 from estimators.prior import Prior
+from estimators.rice_estimator import built_in, rice_figures
 from estimators.types import Backend, Band, GpuFacts, ModelFacts
 from meters.types import Evidence
 from proxy.commands import CommandError
@@ -83,6 +85,12 @@ class Said(msgspec.Struct):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", metavar="F", required=True, help="JSON Lines; - reads stdin")
+    parser.add_argument(
+        "--estimator",
+        choices=tuple(ESTIMATORS),
+        default="energy",
+        help="r-ice: as published, without batching (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     # Products of a few hundred rows: a second thread costs more than it brings.
     with threadpool_limits(1):
-        return _answer_all(prior, args.batch)
+        return _answer_all(prior, args.batch, args.estimator)
 
 
-def _answer_all(prior: Prior, path: str) -> int:
+def _answer_all(prior: Prior, path: str, estimator: str) -> int:
     shown = time.monotonic()
     for number, asked in enumerate(read_lines(path, Asked), 1):
-        said = answer(prior, asked)
+        said = answer(prior, asked, estimator)
         sys.stdout.write(line(said))
         if said.evidence is Evidence.UNKNOWN:
             print(
@@ -112,7 +120,7 @@ def _answer_all(prior: Prior, path: str) -> int:
     return 0
 
 
-def answer(prior: Prior, asked: Asked) -> Said:
+def answer(prior: Prior, asked: Asked, estimator: str = "energy") -> Said:
     """The estimate of one line. Raises CommandError for figures that cannot be."""
     backend = backend_of(asked)
     if backend.gpu is None:
@@ -123,16 +131,19 @@ def answer(prior: Prior, asked: Asked) -> Said:
     except UnknownPrecision as error:
         raise CommandError(f"id {asked.id!r}: {error}") from None
     assert subject is not None  # model and GPU are given
-    found: Figures = figures(
-        prior, subject, asked.concurrency, asked.prompt_tokens, asked.output_tokens
-    )
+    request = (asked.concurrency, asked.prompt_tokens, asked.output_tokens)
+    found: Figures
+    if estimator == "r-ice":
+        found = rice_figures(built_in(), asked.params_b, *request)
+    else:
+        found = figures(prior, subject, *request)
     return Said(
         asked.id,
         found.energy_j,
         found.marginal_energy_j,
         found.ttft_s,
         found.latency_s,
-        Evidence.BENCHMARK,
+        Evidence.MODELLED if estimator == "r-ice" else Evidence.BENCHMARK,
     )
 
 

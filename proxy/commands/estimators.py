@@ -16,7 +16,9 @@ from typing import Any
 import msgspec
 
 from estimators.artefacts import BadArtefact, load_prior
+from estimators.choices import ESTIMATORS
 from estimators.prior import Prior
+from estimators.rice_estimator import built_in
 from proxy.commands import CommandError
 from proxy.jsonl import read_lines
 
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
     recent = lately(list(read_lines(args.usage, Outcome))) if args.usage else []
     if args.json:
         about = {**prior.about, "known_gpus": sorted(prior.known_gpus)}
-        print(json.dumps({"prior": about, "lately": [msgspec.structs.asdict(r) for r in recent]}))
+        chosen = {"estimators": list(ESTIMATORS), "r-ice": built_in().about, "prior": about}
+        print(json.dumps({**chosen, "lately": [msgspec.structs.asdict(r) for r in recent]}))
         return 0
     print(described(prior))
     for one in recent:
@@ -71,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
 def described(prior: Prior) -> str:
     """The prior in a few lines a person can read."""
     about: dict[str, Any] = prior.about
+    rice = built_in().about
     lines = [
+        f"to choose from (setting `estimator`): {', '.join(ESTIMATORS)}, or module:Class",
+        f"r-ice: {rice['formula']}; data {rice['data_sha256']}, built by: {rice['built_by']}",
         f"energy prior {prior.version}: {about['rows']} rows, data {about['data_sha256']}",
         f"built by: {about['built_by']}",
         *(f"  {one['file']:28} {one['from']} ({one['licence']})" for one in about["sources"]),

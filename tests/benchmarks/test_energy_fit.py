@@ -10,6 +10,7 @@ import pytest
 from benchmarks.energy_rows import fingerprint, read_rows
 from benchmarks.grey_fit import fit, predict
 from benchmarks.holdouts import folds, relative
+from benchmarks.seed_findings import findings
 from benchmarks.seeds import lines
 from estimators.artefacts import load_prior
 
@@ -53,6 +54,33 @@ def test_a_fit_beats_the_data_sheets_on_architectures_it_has_not_seen() -> None:
     said = predict(fit(seen, load_prior().constants, 5, 0), held)
     measured = np.log([row.energy_j for row in held])
     assert relative(measured - said.energy).mean() < 0.15
+
+
+@needs_data
+def test_no_table_of_the_publications_is_left_out() -> None:
+    found = [*lines(DATA, load_prior()), *findings(DATA, load_prior())]
+    printed = {line.table for line in found}
+    assert printed >= {
+        *("buis 4.1", "buis 5.18", "buis 5.24", "buis 5.29", "buis 5.34", "buis 5.40"),
+        *("buis 5.5-13", "buis pass/kWh", "pareto", "enrichment", "wetzel 6.3"),
+        *(f"wetzel {number}" for number in (4, 5, 6, 7, 8, 10, 11, 12)),
+        *("r-ice II", "r-ice III", "r-ice V"),
+    }
+    assert len(list((DATA / "seeds").glob("*.csv"))) == 16
+
+
+@needs_data
+def test_the_findings_of_the_publications_hold() -> None:
+    found = list(findings(DATA, load_prior()))
+    by_name = {(line.table, line.what): line for line in found}
+    square = by_name["wetzel 6", "part of the square at 1796 tokens"]
+    assert square.predicted == pytest.approx(square.published, rel=0.25)
+    assert by_name["wetzel 7", "input, straight line"].predicted > 0.97
+    enriched = [line.predicted for line in found if line.table == "enrichment"]
+    assert min(enriched) > 1.15
+    assert max(enriched) < 1.8
+    front = [line for line in found if line.table == "pareto"]
+    assert sum(line.published == line.predicted for line in front) >= 0.9 * len(front)
 
 
 @needs_data
