@@ -81,6 +81,12 @@ class RiceEstimator(EnergyEstimator):
         """One estimate per backend; grams with its own PUE where none is configured."""
         return super().estimate(features, [self._with_pue(one) for one in backends], loads)
 
+    def at_lengths(
+        self, features: Features, backend: Backend, load: Load, output_tokens: int
+    ) -> Estimate:
+        """The same of a request whose tokens have been counted."""
+        return super().at_lengths(features, self._with_pue(backend), load, output_tokens)
+
     def _with_pue(self, backend: Backend) -> Backend:
         if backend.pue is not None:
             return backend

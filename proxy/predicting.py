@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from estimators.choices import UnknownEstimator, estimator_named
 from estimators.energy import EnergyEstimator
 from estimators.length import LengthEstimator
@@ -87,7 +89,11 @@ class Predictors:
         self, features: Features, backend: Backend, load: Load, output_tokens: int
     ) -> Estimate:
         """What a request takes whose tokens have been counted."""
-        return self.energy.at_lengths(features, backend, load, output_tokens)
+        if isinstance(self.energy, EnergyEstimator):
+            return self.energy.at_lengths(features, backend, load, output_tokens)
+        capped = msgspec.structs.replace(features, max_tokens=output_tokens)
+        [found] = self.energy.estimate(capped, [backend], [load])
+        return found
 
     def learn(self, outcome: Outcome) -> None:
         """Teach each of them what the outcome has to say."""
