@@ -156,17 +156,30 @@ def heat(
     values: Sequence[Sequence[float | None]],
     write: Callable[[float], str],
     title: str,
+    over: Sequence[float] = (),
+    write_over: Callable[[float], str] = str,
 ) -> Markup:
-    """Twenty-four columns a row; five steps from low to high, class ``h0`` to ``h4``."""
+    """Twenty-four columns a row; five steps from low to high, class ``h0`` to ``h4``. ``over``:
+    what the reader has in each hour, as columns above them."""
     known = [v for row in values for v in row if v is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
-    cell, tall, left = 23.0, 20.0, 72.0
-    body = [
-        _text(left + hour * cell + cell / 2, 12, f"{hour:02d}", "middle", "axis")
+    cell, tall, left = 23.0, 20.0, 76.0
+    above = 56.0 if any(over) else 0.0
+    body = []
+    if above:
+        most = max(over)
+        body.append(_text(left - 6, 12, write_over(most), "end", "axis"))
+        body.append(_text(left - 6, above - 2, "0", "end", "axis"))
+        for hour, amount in enumerate(over):
+            h = amount / most * (above - 6)
+            tip = f"{hour:02d}:00: {write_over(amount)}"
+            body.append(_rect(left + hour * cell + 2, above - h, cell - 5, h, "active", tip))
+    body += [
+        _text(left + hour * cell + cell / 2, above + 13, f"{hour:02d}", "middle", "axis")
         for hour in range(0, 24, 3)
     ]
     for place, (name, row) in enumerate(zip(rows, values, strict=True)):
-        y = 18 + place * tall
+        y = above + 18 + place * tall
         body.append(_text(left - 6, y + 14, name, "end", "axis"))
         for hour, value in enumerate(row):
             if value is None:
@@ -175,8 +188,11 @@ def heat(
             step = 0 if high <= low else min(4, int((value - low) / (high - low) * 5))
             tip = f"{name} {hour:02d}:00: {write(value)}"
             body.append(_rect(left + hour * cell, y, cell - 1, tall - 1, f"h{step}", tip))
-    width, height = left + 24 * cell + 2, 20 + len(rows) * tall
+    width, height = left + 24 * cell + 2, above + 20 + len(rows) * tall
     text = f"From {write(low)} to {write(high)}." if known else "No figures."
+    if above:
+        peak = max(range(24), key=lambda h: over[h])
+        text += f" Your energy peaks at {peak:02d}:00, {write_over(over[peak])}."
     return _svg(width, height, title, text, "".join(body), "heat")
 
 

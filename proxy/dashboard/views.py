@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import msgspec
+import numpy as np
 from markupsafe import Markup
 
 from meters.intensity import IntensityBook, Tier
 from meters.overheads import CORE_POWER_W
 from meters.receipts import Receipt
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import IDLE_LINE, Line, by_dim, group_by_dims
+from proxy.dashboard.account import IDLE_LINE, Account, Line, by_dim, group_by_dims
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.advice import advise
 from proxy.dashboard.links import View
@@ -227,17 +228,24 @@ def where(
     for line in s.lines["hour"]:
         at = datetime.fromisoformat(line.key.replace("Z", "+00:00")).astimezone(zone)
         by_hour[at.hour] += line.facility_uj / 3.6e12
+    by_zone = _zone_hours(dashboard.snapshots.account(view.team, view.period, s.simulated), zone)
     grids = []
     for factor in s.factors:
+        own = by_zone.get(factor.zone, [0.0] * 24)
         rows, values = _heat(book, factor.zone, view.period, s.end_s, zone, n)
         chart = (
             charts.heat(
-                rows, values, lambda g: f"{n.plain(g)} g/kWh", f"{factor.zone}: g/kWh by hour"
+                rows,
+                values,
+                lambda g: f"{n.plain(g)} g/kWh",
+                f"{factor.zone}: g/kWh by hour and month, and your energy there",
+                own,
+                lambda kwh: n.energy(kwh * 3.6e12),
             )
             if any(v is not None for row in values for v in row)
             else None
         )
-        grids.append((factor, chart, rows, values))
+        grids.append((factor, chart, rows, values, own))
     zones = sorted(
         {r.zone for r in book.table.regions.values()}
         | {f.zone for f in s.factors}
@@ -262,6 +270,20 @@ def where(
         "marginal": [m for f in s.factors if (m := book.marginal_at(f.zone, now_s)) is not None],
         "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
     }
+
+
+def _zone_hours(account: Account, zone: ZoneInfo) -> dict[str, list[float]]:
+    """Kilowatt-hours at the facility by grid zone and local hour of the day."""
+    c = account.cells
+    hours, at = np.unique(c.hour_s, return_inverse=True)
+    local = np.array([datetime.fromtimestamp(h, zone).hour for h in hours.tolist()] or [0])
+    found: dict[str, list[float]] = {}
+    for place, name in enumerate(account.zones):
+        mine = c.zone == place
+        kwh = np.zeros(24)
+        np.add.at(kwh, local[at[mine]], (c.energy_uj + c.overhead_uj)[mine] / 3.6e12)
+        found[name or "world"] = kwh.tolist()
+    return found
 
 
 def _heat(

@@ -7,12 +7,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meters.carbon import HOST_PER_GPU_J
-from meters.intensity import IntensityBook
+from meters.intensity import IntensityBook, Observation
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Attribution, Evidence, Share, UsageRecord, Window
 from proxy.dashboard import account as cells
 from proxy.dashboard.account import SUMMED
+from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.periods import parse
 from proxy.dashboard.sites import Instrument, Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots
@@ -264,3 +265,39 @@ def test_cells_are_empty_for_a_team_that_never_asked(snapshots: Snapshots) -> No
     s = snapshots.of("nobody", MONTH)
     assert (s.total.requests, s.total.facility_uj, s.grade, s.bars) == (0, 0, "E", None)
     assert cells.IDLE_LINE not in [line.key for line in s.lines["model"]]
+
+
+def test_a_restated_hour_changes_every_view_that_is_not_frozen(tmp_path: Path) -> None:
+    book = IntensityBook(AnnualTable())
+
+    def said(g_per_kwh: float) -> None:
+        book.put(
+            [
+                Observation(
+                    zone="FR",
+                    hour_s=DAY.start_s + HOUR_S,
+                    g_per_kwh=g_per_kwh,
+                    source="electricity_maps",
+                )
+            ]
+        )
+
+    said(50.0)
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write([record(1, 1)], [divided(1, {"r1": 90.0})])
+    snapshots = Snapshots(ledger, book, clock=lambda: DAY.end_s + 1e6)
+    frozen = FrozenSnapshots(lambda: ledger)
+    before = snapshots.of("t", DAY)
+    name = frozen.keep(before)
+    said(100.0)
+    after = snapshots.of("t", DAY)
+    kept = frozen.find(name)
+    ledger.close()
+    assert after.total.operational_ug == pytest.approx(2 * before.total.operational_ug, abs=2)
+    assert after.total.facility_uj == before.total.facility_uj  # energy never changes
+    assert (after.set_version, after.hash) != (before.set_version, before.hash)
+    assert after.ledger_version == before.ledger_version
+    assert kept == before
+    assert kept is not None
+    assert (kept.set_version, kept.ledger_version) == (before.set_version, before.ledger_version)
+    assert [(r.before_g_per_kwh, r.after_g_per_kwh) for r in book.restatements] == [(50.0, 100.0)]
