@@ -170,6 +170,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     latency_s: float | None = None
     output_tokens: int | None = None
     score: float | None = None  # 0..1
+    answer_budget: str | None = None  # the answer was kept short so: it says less of the backend
 
 
 class LengthPredictor(Protocol):

@@ -213,6 +213,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     counterfactual_energy_j: float | None = None
     counterfactual_carbon_g: float | None = None
     simulated: bool = False
+    answer_budget: str | None = None  # what the policy asked the backend to keep its answer to
     earlier: str | None = None  # answers that were asked for and not given to the client, as JSON
     arm: str | None = None  # of an experiment: "hold_out" was served as asked, "treated" was not
     replica: str = ""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from policies.limits import fitting, is_open, names_variant, only_asked, serves
-from policies.session import FREE, HOLD, STAYING, WEIGH, moving, turns_to_come
+from policies.session import FREE, HOLD, STAYING, WEIGH, home, moving, turns_to_come
 from policies.types import (
     Candidate,
     Decision,
@@ -26,6 +26,7 @@ from policies.types import (
 )
 
 INF = math.inf
+HELD = 1e9  # what a held session's backend is ahead by: more than any score, and exact to 1e-7
 
 # What bringing a sleeping engine back costs, per GPU: about 30 s at the 60 W that an A100 or H100
 # idles at (59-62 W measured) while its weights are loaded and nobody is served.
@@ -152,8 +153,9 @@ class Ranked:
             if weigh:
                 of = _moved(request, candidate, of)
             key = value = score(request, of)
-            if name == session_at and self.session == HOLD:
-                key = -INF
+            if session_at is not None and self.session == HOLD:
+                if home(candidate.backend) == session_at:
+                    key = -HELD if value == INF else value - HELD
             elif name == last_at and self.hysteresis and value != INF:
                 key = self.handicap(value, self.hysteresis)
             ranked.append((key, of, name, value))
@@ -200,7 +202,8 @@ class Ranked:
         if len(ranked) > 1:
             other, of, name = min((score, o, n) for _, o, n, score in ranked[1:])
             if (other, of, name) < (value, ranked[0][1], chosen):
-                kept = "session" if chosen == request.session_backend else "hysteresis"
+                at_home = {c.backend.name: home(c.backend) for c in candidates}
+                kept = "session" if at_home[chosen] == request.session_backend else "hysteresis"
                 why = "the session's prefix is cached there"
                 if kept == "hysteresis":
                     why = (
@@ -287,7 +290,8 @@ def _moving_energy_j(
     """What the move adds, when there is one; else what one to the next in order would add."""
     if request.session_backend is None:
         return None
-    names = [name for _, _, name, _ in ranked if name != request.session_backend]
+    at_home = {c.backend.name for c in candidates if home(c.backend) == request.session_backend}
+    names = [name for _, _, name, _ in ranked if name not in at_home]
     if not names:
         return None
     target = next(c for c in candidates if c.backend.name == names[0])

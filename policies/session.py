@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from estimators.types import Backend
 from policies.types import Candidate, Request
 
 HOLD = "hold"  # stays as long as the backend fits the limits
@@ -41,7 +42,7 @@ def moving(request: Request, candidate: Candidate) -> Moving | None:
     """
     tokens = request.features.cached_prompt_tokens
     backend = candidate.backend
-    if request.session_backend is None or request.session_backend == backend.name or tokens <= 0:
+    if request.session_backend in (None, home(backend)) or tokens <= 0:
         return STAYING
     gpu, model = backend.gpu, backend.model
     if gpu is None or model is None or gpu.fp16_tflops <= 0.0:
@@ -50,6 +51,12 @@ def moving(request: Request, candidate: Candidate) -> Moving | None:
     flops = FLOPS_PER_PARAMETER * parameters * tokens
     gpu_s = flops / (gpu.fp16_tflops * 1e12 * PREFILL_UTILISATION)
     return Moving(energy_j=gpu_s * gpu.tdp_w, time_s=gpu_s / max(1, backend.num_gpus))
+
+
+def home(backend: Backend) -> str:
+    """The backend whose cache a candidate uses: its own name without an answer budget."""
+    name, budget = backend.name, backend.answer_budget
+    return name if budget is None else name[: -len(budget) - 1]
 
 
 def turns_to_come(request: Request) -> float:

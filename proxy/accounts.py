@@ -74,6 +74,7 @@ class _Settled(msgspec.Struct, gc=False):
     ttft_s: float | None
     latency_s: float | None
     output_tokens: int | None
+    answer_budget: str | None = None
     energy_j: float = 0.0
     evidence: Evidence | None = None
 
@@ -150,6 +151,7 @@ class Accounts:
             ttft_s=record.ttft_s,
             latency_s=record.latency_s if record.outcome == "ok" else None,
             output_tokens=record.output_tokens if record.outcome == "ok" else None,
+            answer_budget=record.answer_budget,
         )
         self._keep(settled)
         for attempt, earlier in zip(flight.earlier, flight.activities()[1:], strict=False):
@@ -329,6 +331,7 @@ class Accounts:
                 ttft_s=settled.ttft_s,
                 latency_s=settled.latency_s,
                 output_tokens=settled.output_tokens,
+                answer_budget=settled.answer_budget,
             )
         )
 
@@ -404,6 +407,7 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         stream=flight.stream,
         cache=flight.cache,
         attempts=flight.attempts + flight.tried,
+        answer_budget=flight.budget.name if flight.budget is not None else None,
         earlier=earlier_in(flight) if flight.earlier else None,
         task=told.task if told else None,
         prompt_tokens=prompt,

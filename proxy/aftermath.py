@@ -36,7 +36,7 @@ class Aftermath:
             self.router.promises.gave(record.team, policy, need.promised, record.quality)
         if need.canary is not None:
             # Where it failed and another answered, the client saw nothing of it; it failed still.
-            ok = record.outcome == "ok" and record.backend == decision.chosen
+            ok = record.outcome == "ok" and flight.served_by == decision.chosen
             self.canaries.finished(policy, decision.arm, ok, record.latency_s)
 
     def scored(self, record: UsageRecord, score: float) -> None:

@@ -189,6 +189,7 @@ class Proxy:
             settings.carbon.default_counterfactual,
         )
         self.router.intensity_g_per_kwh = self.grid.common_g_per_kwh
+        self.router.effects = self.estimator.effects
         self.canaries = canaries_of(settings, self.replica, worker)
         self.canaries.take(self.router.roll_outs())
         self.router.canaries = self.canaries
@@ -536,6 +537,7 @@ class Proxy:
                     ),
                     load=Load(),
                     score=score,
+                    answer_budget=record.answer_budget,
                 )
             )
         self.aftermath.scored(record, score)

@@ -34,10 +34,11 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     key_budgets: tuple[Budget, ...] = ()  # of the key itself
     expires_s: float | None = None  # Unix time
     judged_share: float = 0.0  # of its chats, that are answered twice and judged
+    answer_budgets: bool = False  # policies may change its requests to ask for less
     judged_by: tuple[str, ...] = ()  # where its prompts may be sent to for that
 
 
-ANYONE = Caller(team="default", role="admin")
+ANYONE = Caller(team="default", role="admin", answer_budgets=True)
 
 
 def digest(key: str | bytes) -> str:
@@ -199,6 +200,7 @@ def caller_of(
         key_budgets=key_budgets,
         expires_s=expires_s,
         judged_share=team.judging.share,
+        answer_budgets=team.answer_budgets,
         judged_by=tuple(team.judging.backends),
     )
 

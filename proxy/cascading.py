@@ -24,7 +24,7 @@ from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.features import Peek, elided
 from proxy.flight import Attempt, Flight
-from proxy.rewrite import with_field
+from proxy.rewrite import with_fields
 from proxy.routing import Routed, Router
 from proxy.settings import Time
 from proxy.sse import StreamWatcher, usage_in
@@ -121,23 +121,20 @@ class Cascading:
         asks = asks and not bytes(request.logprobs)
         asking, parts = body, kept
         if asks:
-            asking = with_field(body, "logprobs", True)
+            asking = with_fields(body, lambda fields: {**fields, "logprobs": True})
             parts = [(0, len(asking))] if len(kept) == 1 else elided(asking)[1]
         response = await self.open(flight, endpoint, routed, headers, asking, parts)
-        first = flight.engine
-        assert first is not None
-        if first.name == routed.decision.escalate_to or response.status != 200:
+        assert flight.engine is not None
+        if flight.served_by == routed.decision.escalate_to or response.status != 200:
             return response
         held, against = await self._held(flight, routed, request, response, checks, limits, asks)
         if held is not None and not against:
             self._add_up(flight)
             return held
         before = (flight.engine, flight.usage, flight.first_token_s, flight.sent_s)
-        before_too = (flight.events, flight.estimate, flight.attempts)
+        before_too = (flight.events, flight.estimate, flight.attempts, flight.budget)
+        following = _following(routed, flight.served_by)
         self._replaced(flight, against)
-        last = routed.decision.escalate_to
-        rest = sorted((e for e in routed.engines if e is not first), key=lambda e: e.name != last)
-        following = msgspec.structs.replace(routed, engines=tuple(rest))
         try:
             response = await self.open(flight, endpoint, following, headers, body, kept)
             if response.status < 500 or held is None:
@@ -150,7 +147,7 @@ class Cascading:
                 raise
         flight.earlier.pop()
         flight.engine, flight.usage, flight.first_token_s, flight.sent_s = before
-        flight.events, flight.estimate, flight.attempts = before_too
+        flight.events, flight.estimate, flight.attempts, flight.budget = before_too
         self._add_up(flight)
         return held
 
@@ -302,6 +299,19 @@ class Cascading:
         flight.tried += flight.attempts
         flight.usage = flight.first_token_s = flight.sent_s = None
         flight.events = 0
+
+
+def _following(routed: Routed, first: str) -> Routed:
+    """The decision without the candidate that answered first, the one to escalate to in front."""
+    last = routed.decision.escalate_to
+    places = [place for place, name in enumerate(routed.names) if name != first]
+    places.sort(key=lambda place: routed.names[place] != last)
+    return msgspec.structs.replace(
+        routed,
+        names=tuple(routed.names[place] for place in places),
+        engines=tuple(routed.engines[place] for place in places),
+        budgets=tuple(routed.budgets[place] for place in places) if routed.budgets else (),
+    )
 
 
 def wrong(answer: Answer | None, request: Peek, checks: Checks) -> list[str]:

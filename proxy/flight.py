@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from estimators.types import Estimate, Features
 from meters.types import Activity
+from policies.answer_budget import AnswerBudget
 from policies.types import Candidate, Decision
 from proxy.auth import Caller
 from proxy.backends import Engine
@@ -76,6 +77,7 @@ class Flight:
         "attempts",
         "body_sent",
         "booked",
+        "budget",
         "cache",
         "cache_group",
         "caller",
@@ -144,6 +146,7 @@ class Flight:
         self.decision: Decision | None = None
         self.routed: Routed | None = None  # what the decision was made from
         self.engine: Engine | None = None
+        self.budget: AnswerBudget | None = None  # under which the engine answers
         self.estimate: Estimate | None = None
         self.form: Form | None = None  # what was uploaded instead of JSON
         self.opaque = False  # neither prompt nor answer is text that could be counted
@@ -187,6 +190,12 @@ class Flight:
         if self.session is not None and self.caller is not None:
             return called(self.caller.team, self.session)
         return self.request_id if self.turn is None else self.turn.session
+
+    @property
+    def served_by(self) -> str:
+        """The candidate that answers: the engine, under its answer budget where there is one."""
+        name = self.engine.name if self.engine is not None else ""
+        return name if self.budget is None else f"{name}+{self.budget.name}"
 
     def wall(self, monotonic_s: float) -> float:
         """Unix time of a monotonic time of this process."""

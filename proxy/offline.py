@@ -41,6 +41,7 @@ class Explainer:
             settings.default_policy,
             settings.carbon.default_counterfactual,
         )
+        self.router.effects = estimator.effects
         self.wishes = Wishes(policy=policy)
         self.caller = ANYONE
         if team is not None:
@@ -54,6 +55,7 @@ class Explainer:
                 policy=known.policy,
                 limits=limits_of(known.limits),
                 timezone=known.timezone,
+                answer_budgets=known.answer_budgets,
             )
 
     def close(self) -> None:

@@ -18,11 +18,13 @@ from estimators.quality import QualityEstimator
 from estimators.quality_model import QualityModel, UnreadableModel
 from estimators.types import Backend, Estimate, Features, Load, Outcome
 from meters.types import StepPhysics
+from policies.budget_effects import BudgetEffects
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.settings import Settings
 
 log = logging.getLogger("joulegate.predicting")
 
+BUDGETS = "answer_budgets.json"
 LearntPhysics = Callable[[str], StepPhysics | None]
 
 
@@ -53,6 +55,7 @@ class Predictors:
         reader = PromptReader(None if model is None else QualityModel.load(model))
         self.lengths = LengthEstimator(reader)
         self.quality = QualityEstimator(reader)
+        self.effects = BudgetEffects()
         self.energy = estimator_named(estimator)(
             lengths=self.lengths, quality=self.quality, learnt=learnt
         )
@@ -101,15 +104,30 @@ class Predictors:
         facts = self._facts.get(outcome.backend)
         if facts is None:
             return
+        if outcome.answer_budget is not None:
+            self._learn_budget(facts, outcome)
+            return
         if outcome.output_tokens is not None:
             self.lengths.learn(facts, outcome.features, outcome.output_tokens)
         if outcome.score is not None:
             self.quality.learn(facts, outcome.features, outcome.score)
 
+    def _learn_budget(self, facts: Backend, outcome: Outcome) -> None:
+        """A shorter answer says what the budget does, not what the backend does without it."""
+        told, name = outcome.features, f"{facts.name}+{outcome.answer_budget}"
+        if outcome.output_tokens is not None:
+            (lengths,) = self.lengths.predict(told, [facts])
+            self.effects.answered(name, told.task, outcome.output_tokens / told.n, lengths.mean)
+        if outcome.score is not None:
+            (quality,) = self.quality.predict(told, [facts])
+            if quality is not None:
+                self.effects.scored(name, told.task, outcome.score, quality.mid)
+
     def save(self) -> None:
         """Keep what was learnt. A failure is logged, and costs only what was learnt since."""
         if self.folder is None:
             return
+        self._save_budgets(self.folder / BUDGETS)
         for name, part in self._parts():
             fresh = self.folder / f"{name}.new"
             try:
@@ -122,9 +140,23 @@ class Predictors:
         yield "lengths.json", self.lengths
         yield "quality.json", self.quality
 
+    def _save_budgets(self, path: Path) -> None:
+        try:
+            fresh = path.with_suffix(".new")
+            fresh.write_bytes(self.effects.to_json())
+            fresh.replace(path)
+        except OSError as error:
+            log.warning("what answer budgets do cannot be kept in %s: %s", path, error)
+
     def _load(self) -> None:
         if self.folder is None:
             return
+        budgets = self.folder / BUDGETS
+        try:
+            if budgets.exists():
+                self.effects.take_json(budgets.read_bytes())
+        except (OSError, msgspec.MsgspecError) as error:
+            log.warning("%s is not used (%s); learning starts anew", budgets, error)
         for name, part in self._parts():
             path = self.folder / name
             if not path.exists():

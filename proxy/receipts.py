@@ -117,6 +117,7 @@ def as_json(receipt: Receipt) -> dict[str, Any]:
             "energy_j": record.counterfactual_energy_j,
             "carbon_g": record.counterfactual_carbon_g,
         },
+        "answer_budget": record.answer_budget,
         "earlier": json.loads(record.earlier) if record.earlier else [],
         "decision": decision_of(record.decision),
     }

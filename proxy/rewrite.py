@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -52,11 +52,9 @@ def with_usage_asked(body: bytes, request: Peek) -> bytes:
     return _written(fields)
 
 
-def with_field(body: bytes, name: str, value: object) -> bytes:
-    """The body with one field set; written anew."""
-    fields = _read(body)
-    fields[name] = value
-    return _written(fields)
+def with_fields(body: bytes, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+    """The body with its fields changed; written anew."""
+    return _written(change(_read(body)))
 
 
 def _read(body: bytes) -> dict[str, Any]:

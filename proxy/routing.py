@@ -10,6 +10,8 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from estimators.types import Estimate, Estimator, Features, unknown
+from policies.answer_budget import AnswerBudget, expected, variant
+from policies.budget_effects import BudgetEffects
 from policies.language import Book, Needs, RollOut
 from policies.limits import is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
@@ -40,6 +42,8 @@ class Routed(msgspec.Struct, frozen=True):
     limits: Limits
     policy: Policy
     needs: Needs
+    names: tuple[str, ...]  # of the candidates that the engines are tried as
+    budgets: tuple[AnswerBudget | None, ...] = ()  # likewise; empty where there are none
 
     def estimate(self, name: str) -> Estimate:
         """The estimate of one candidate. Raises KeyError for what was none."""
@@ -69,6 +73,7 @@ class Router:
         self.promises = Promises()
         self.canaries: Canaries | None = None
         self.passing = Passing()
+        self.effects = BudgetEffects()
         self.budgets_left: dict[tuple[str, str | None], float] = {}  # (team, key) -> 0..1
         # (team, task, policy) -> backend of the last request of that kind, against flapping
         self.previous: dict[tuple[str, str | None, str], str] = {}
@@ -157,6 +162,9 @@ class Router:
             ]
         flow = (caller.team, features.task, policy.name)
         candidates = self.candidates(features, engines, now_s, estimated)
+        shorter: dict[str, AnswerBudget] = {}
+        if need.answer_budgets and caller.answer_budgets and checkable:
+            candidates += self.shorter(need.answer_budgets, candidates, features, shorter)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
         if budget_left is None and self.budgets_left:
             budget_left = self.budgets_left.get((caller.team, caller.key_id))
@@ -194,15 +202,39 @@ class Router:
             decision = msgspec.structs.replace(decision, counterfactual=declared)
         self.previous[flow] = decision.chosen
         by_name = {engine.name: engine for engine in engines}
+        for name, budget in shorter.items():
+            by_name[name] = by_name[name[: -len(budget.name) - 1]]
+        names = tuple(name for name in decision.order if name in by_name)
         return Routed(
             decision=decision,
             candidates=candidates,
-            engines=tuple(by_name[name] for name in decision.order if name in by_name),
+            engines=tuple(by_name[name] for name in names),
             request=request,
             limits=limits,
             policy=policy,
             needs=need,
+            names=names,
+            budgets=tuple(shorter.get(name) for name in names) if shorter else (),
         )
+
+    def shorter(
+        self,
+        budgets: Sequence[AnswerBudget],
+        candidates: Sequence[Candidate],
+        features: Features,
+        found: dict[str, AnswerBudget],
+    ) -> tuple[Candidate, ...]:
+        """Every candidate once more for each answer budget, as it is expected to do under it;
+        ``found`` gets their budgets by name."""
+        more = []
+        for candidate in candidates:
+            backend = candidate.backend
+            for budget in budgets:
+                known = self.effects.learnt(backend.name, budget, features.task)
+                estimate = expected(candidate.estimate, known, features.prompt_tokens)
+                more.append(Candidate(variant(backend, known), estimate, candidate.load))
+                found[estimate.backend] = budget
+        return tuple(more)
 
     def _declared(self, candidates: Sequence[Candidate]) -> str | None:
         """The declared default among the candidates; None where it is none of them."""

@@ -319,6 +319,7 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     organisation: Annotated[str | None, help_("Organisation it belongs to.")] = None
     timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
     judging: Annotated[TeamJudging, help_("Second answers, judged.")] = TeamJudging()
+    answer_budgets: Annotated[bool, help_("Whether policies may ask for shorter answers.")] = False
 
 
 class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

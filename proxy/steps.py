@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from estimators.types import Estimate, Features
+from policies.answer_budget import AnswerBudget, applied
 from policies.types import NoBackendWithinLimits
 from proxy import cache, errors, features, rewrite, similar, upstream
 from proxy.admission import Gate, give_up, warning_headers
@@ -446,6 +447,8 @@ class Steps:
             if model != flight.asked:
                 form = flight.form
                 sent = form.renamed(body, model) if form else rewrite.with_model(body, model, kept)
+            if routed.budgets:
+                sent = _within_budget(flight, sent, routed.budgets[min(attempt, len(order)) - 1])
             self._took(flight, engine, routed, attempt)
             flight.sent_s = time.monotonic()
             flight.deadline_s = flight.sent_s + limits.first_byte_s
@@ -512,7 +515,7 @@ class Steps:
     def _took(self, flight: Flight, engine: Engine, routed: Routed, attempt: int) -> None:
         flight.engine = engine
         flight.attempts = attempt
-        flight.estimate = routed.estimate(engine.name)
+        flight.estimate = routed.estimate(flight.served_by)
         lengths = flight.estimate.output_tokens
         told = flight.features
         flight.context_tokens = (told.prompt_tokens if told else 0) + round(
@@ -703,6 +706,8 @@ class Steps:
         ]
         if flight.estimate is not None:
             headers += estimate_headers(flight.estimate)
+        if flight.budget is not None:
+            headers.append((b"x-joulegate-answer-budget", flight.budget.name.encode()))
         if flight.earlier:
             first = next((a.backend for a in flight.earlier if a.kind == "answer"), None)
             if first is not None:
@@ -756,6 +761,7 @@ class Steps:
             or flight.engine is None
             or flight.engine.group != flight.cache_group  # a fallback's answer, or a thriftier one
             or not cache.keepable(response.headers, body)
+            or flight.budget is not None  # the next one may ask for a whole answer
         ):
             return
         usage, estimate = flight.usage, flight.estimate
@@ -898,6 +904,15 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     if not inflater.eof:
         raise errors.invalid_body("The compressed body is cut off.", code="invalid_encoding")
     return out
+
+
+def _within_budget(flight: Flight, body: bytes, budget: AnswerBudget | None) -> bytes:
+    """The body as the budget has it; the answer is then no example of the backend's own."""
+    flight.budget = budget
+    if budget is None:
+        return body
+    flight.sample = None
+    return rewrite.with_fields(body, lambda asked: applied(asked, budget))
 
 
 def _left(flight: Flight) -> None:
