@@ -9,7 +9,7 @@ export LITELLM_LOCAL_MODEL_COST_MAP = True
 ARGS ?=
 
 .PHONY: run demo test check lint types imports
-.PHONY: test-vllm docs lock clean
+.PHONY: test-vllm docs lock audit clean
 .PHONY: bench-deciding bench-fleet bench-guarantee
 .PHONY: bench-gateway
 .PHONY: bench-routing
@@ -55,6 +55,11 @@ bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
 
 docs: $(VENV)/dev.done  ## write the pages that are generated
 	$(PY) -m proxy.settings > docs/settings.md
+	$(PY) -m proxy.openapi > docs/openapi.json
+
+audit: $(VENV)/bin/uv  ## known vulnerabilities of what is pinned; asks a service on the network
+	$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements.lock
+	$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements-dev.lock
 
 lock:  ## pin what the project depends on, with hashes and without hosts
 	$(UV) pip compile pyproject.toml --no-header --no-annotate --generate-hashes -q -o requirements.lock
