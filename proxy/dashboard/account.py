@@ -170,11 +170,7 @@ def idle_of(
     raw: Raw, team: str, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
 ) -> Idle:
     """The team's part of every node's idle energy, hour by hour, by the rule of idle_spans."""
-    by_node: dict[str, dict[int, list[tuple[str, int]]]] = defaultdict(lambda: defaultdict(list))
-    for day, parts in trailing.items():
-        for (node, name), uj in parts.items():
-            if uj > 0 and name:
-                by_node[node][day].append((name, uj))
+    use = Use(trailing)
     spans: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
     mine: list[tuple[str, int, int]] = []
     teams_uj = platform_uj = 0
@@ -184,7 +180,7 @@ def idle_of(
         key = row.node, row.hour_s // DAY_S
         if key not in spans:
             site = sites.site(row.node)
-            weights, lately = _weights(by_node[row.node], key[1], site.entitled)
+            weights, lately = use.before(row.node, key[1], site.entitled)
             spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
         if PLATFORM in spans[key]:
             platform_uj += row.idle_uj
@@ -198,19 +194,50 @@ def idle_of(
     return Idle(mine, teams_uj, platform_uj)
 
 
-def _weights(
-    days: Mapping[int, Sequence[tuple[str, int]]], day: int, entitled: Sequence[str] | None
-) -> tuple[dict[str, int], bool]:
-    """The 28 days before ``day``; a node's first day counts itself, having nothing before."""
-    span = [d for d in range(day - TRAILING_DAYS, day) if d in days] or [day]
-    sums: dict[str, int] = defaultdict(int)
-    lately = False
-    for each in span:
-        for team, uj in days.get(each, ()):
-            sums[team] += uj
-            if each >= day - LATELY_DAYS and (entitled is None or team in entitled):
-                lately = True
-    return sums, lately
+class Use:
+    """Which team caused how much on a node in the days before a day, from running sums."""
+
+    def __init__(self, trailing: Mapping[int, _Day]) -> None:
+        self._first = min(trailing, default=0)
+        days = max(trailing, default=0) - self._first + 1
+        daily: dict[str, dict[str, Ints]] = defaultdict(dict)
+        for day, parts in trailing.items():
+            for (node, team), uj in parts.items():
+                if uj > 0 and team:
+                    of_team = daily[node].get(team)
+                    if of_team is None:
+                        of_team = daily[node][team] = np.zeros(days + 1, dtype=np.int64)
+                    of_team[day - self._first + 1] += uj
+        self._teams = {node: list(teams) for node, teams in daily.items()}
+        self._sums = {  # [team, day]: all before that day
+            node: np.cumsum(np.stack(list(teams.values())), axis=1) for node, teams in daily.items()
+        }
+
+    def before(
+        self, node: str, day: int, entitled: Sequence[str] | None
+    ) -> tuple[dict[str, int], bool]:
+        """Micro-joules by team of the 28 days before ``day``, and whether one that is entitled
+        used it in the last 7. A node's first day counts itself, having nothing before."""
+        if node not in self._sums:
+            return {}, False
+        sums = self._sums[node]
+
+        def between(first: int, end: int) -> Ints:
+            low, high = (
+                min(max(each - self._first, 0), sums.shape[1] - 1) for each in (first, end)
+            )
+            found: Ints = sums[:, high] - sums[:, low]
+            return found
+
+        span, late = between(day - TRAILING_DAYS, day), between(day - LATELY_DAYS, day)
+        if not span.any():
+            span = late = between(day, day + 1)
+        names = self._teams[node]
+        lately = any(
+            uj > 0 and (entitled is None or team in entitled)
+            for team, uj in zip(names, late.tolist(), strict=True)
+        )
+        return dict(zip(names, span.tolist(), strict=True)), lately
 
 
 def build(

@@ -237,7 +237,9 @@ def _table(
         if texts:
             columns = list(zip(*rows, strict=True))
             for place, known in texts.items():
-                columns[place] = tuple(known.setdefault(t, len(known)) for t in columns[place])
+                for text in sorted(set(columns[place]) - known.keys()):
+                    known[text] = len(known)
+                columns[place] = tuple(map(known.__getitem__, columns[place]))
             parts.append(np.array(columns, dtype=np.int64).T)
         else:
             numbers = np.fromiter(chain.from_iterable(rows), np.int64, len(rows) * width)

@@ -301,3 +301,34 @@ def test_a_restated_hour_changes_every_view_that_is_not_frozen(tmp_path: Path) -
     assert kept is not None
     assert (kept.set_version, kept.ledger_version) == (before.set_version, before.ledger_version)
     assert [(r.before_g_per_kwh, r.after_g_per_kwh) for r in book.restatements] == [(50.0, 100.0)]
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.integers(100, 160),
+        st.dictionaries(
+            st.tuples(st.sampled_from("nm"), st.sampled_from(["a", "b", ""])),
+            st.integers(0, 10**15),
+        ),
+    ),
+    st.integers(95, 165),
+    st.sampled_from([None, ("a",), ("c",)]),
+)
+def test_use_before_a_day_is_the_28_days_added_up(
+    trailing: dict[int, dict[tuple[str, str], int]], day: int, entitled: tuple[str, ...] | None
+) -> None:
+    def caused(first: int, end: int) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for each in range(first, end):
+            for (node, name), uj in trailing.get(each, {}).items():
+                if node == "n" and name and uj:
+                    found[name] = found.get(name, 0) + uj
+        return found
+
+    expected, late = caused(day - 28, day), caused(day - 7, day)
+    if not expected:  # a first day counts itself
+        expected = late = caused(day, day + 1)
+    weights, lately = cells.Use(trailing).before("n", day, entitled)
+    assert {name: uj for name, uj in weights.items() if uj} == expected
+    assert lately is any(entitled is None or name in entitled for name in late)
