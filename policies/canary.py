@@ -32,7 +32,7 @@ class Canarying:
 
     def __init__(self, policy: Policy, backend: str, share: float) -> None:
         self.name = policy.name
-        self.version = f"{policy.version}+canary:{backend}@{share:g}"
+        self.version = policy.version
         self.policy = policy
         self.backend = backend
         self.share = share

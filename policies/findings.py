@@ -23,6 +23,7 @@ class TeamRules(msgspec.Struct, frozen=True):
 
     policy: str | None = None
     limits: Limits = Limits()
+    answer_budgets: bool = True  # whether it allows them
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -48,6 +49,8 @@ def check_policies(
     for name, spec in book.specs.items():
         found += _names(("policies", name), spec, backends)
         found += _rules(("policies", name), spec)
+        found += _conditions(("policies", name), spec, backends, teams or {})
+        found += _promises(("policies", name), spec, backends)
         for path, part in _parts(("policies", name), spec):
             found += _satisfiable(path, part.limits, backends, part.otherwise == "refuse")
     for name, team in (teams or {}).items():
@@ -90,6 +93,13 @@ def _names(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Find
         if limits.backends != part.among:
             allowed = limits.backends or ()
             asked.append(((*at, "limits", "backends"), allowed, known, "backend or model"))
+        if part.compare_with:
+            asked.append(((*at, "compare_with"), (part.compare_with,), known, "backend"))
+        if part.canary:
+            asked.append(((*at, "canary", "backend"), (part.canary.backend,), known, "backend"))
+        if part.cascade and part.cascade.judge:
+            judge = (part.cascade.judge,)
+            asked.append(((*at, "cascade", "judge"), judge, known, "backend or model"))
         if limits.relative_to:
             reference = (limits.relative_to,)
             asked.append(((*at, "limits", "min_quality"), reference, known, "backend or model"))
@@ -110,6 +120,43 @@ def _rules(path: Path, spec: Spec) -> Iterator[Finding]:
                 message = f"never applies: rule {earlier + 1} above takes all its requests"
                 yield Finding("contradiction", False, (*path, "rules", later), message)
                 break
+
+
+def _conditions(
+    path: Path, spec: Spec, backends: Sequence[Backend], teams: Mapping[str, TeamRules]
+) -> Iterator[Finding]:
+    """Rules whose condition names what nothing has, so that they never apply."""
+    models = {b.name for b in backends} | {b.group for b in backends} | {"auto"}
+    wild = any("*" in b.group for b in backends)
+    for index, condition in enumerate(spec.conditions):
+        at = (*path, "rules", index, "when")
+        names = [n for n in condition.model or () if n not in models and not n.startswith("auto:")]
+        if condition.model and len(names) == len(condition.model) and not wild:
+            close = nearest(names[0], models)
+            hint = f" Did you mean {close!r}?" if close else ""
+            message = f"never applies: nobody can ask for the model {names[0]!r}.{hint}"
+            yield Finding("contradiction", False, (*at, "model"), message)
+        if teams and condition.team and not set(condition.team) & set(teams):
+            close = nearest(condition.team[0], teams)
+            hint = f" Did you mean {close!r}?" if close else ""
+            message = f"the config has no team {condition.team[0]!r}.{hint}"
+            yield Finding("unknown_name", False, (*at, "team"), message)
+
+
+def _promises(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Finding]:
+    """A promise on average that even the best backend cannot keep."""
+    for at, part in _parts(path, spec):
+        known = [
+            [q for q in (b.quality, *b.quality_by_task.values()) if q is not None]
+            for b in backends
+            if _reachable(part.limits, b)
+        ]
+        if part.promised is None or not known or not all(known):
+            continue
+        best = max(max(each) for each in known)
+        if best < part.promised:
+            message = f"no backend can keep this promise: the best gives {best:g}"
+            yield Finding("never_satisfiable", False, (*at, "average_quality"), message)
 
 
 def _covers(a: object, b: object) -> bool:
@@ -165,6 +212,12 @@ def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -
         return
     yield from _satisfiable(path, team.limits, backends, True)
     spec = book.specs.get(team.policy or "")
+    if spec is not None and not team.answer_budgets and book.needs(spec.name).answer_budgets:
+        message = (
+            f"policy {spec.name!r} has answer budgets, which this team does not allow; "
+            "set answer_budgets: true or use another policy"
+        )
+        yield Finding("contradiction", False, (*path, "policy"), message)
     if spec is None or not any(_reachable(team.limits, b) for b in backends):
         return
     both = tighten(team.limits, spec.limits)
@@ -204,5 +257,9 @@ def _policy_reaches(
     if spec.objective:
         for _, part in _parts((), spec):
             if _reachable(tighten(limits, part.limits), backend):
+                return True
+            # A cascade's first answer keeps to all limits but those on quality.
+            first = msgspec.structs.replace(part.limits, min_quality=None)
+            if part.cascade and _reachable(tighten(limits, first), backend):
                 return True
     return any(_policy_reaches(book, other, limits, backend, seen) for other in spec.uses)

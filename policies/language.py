@@ -173,6 +173,30 @@ class Book(msgspec.Struct, frozen=True):
         for other in spec.uses:
             yield from self._parts(other, seen)
 
+    def as_of(self, name: str, version: str) -> Policy | None:
+        """The policy as it was in a version whose text is known; None where it is not."""
+        now = self.policies.get(name)
+        if now is not None and now.version == version:
+            return now
+        written: dict[str, Any] = {}
+        wanted = [(name, version)]
+        while wanted:
+            other, of = wanted.pop()
+            text = self.texts.get(of)
+            if text is None:
+                if other == name:
+                    return None
+                continue  # built in, or written the same as now
+            if other not in written:
+                kept = json.loads(text)
+                written[other] = kept["policy"]
+                wanted += kept["uses"].items()
+        try:
+            policy = read_policies(written).policies.get(name)
+        except PolicyError:
+            return None  # the language has changed since
+        return policy if policy is not None and policy.version == version else None
+
     def keeping(self, older: Book | None) -> Book:
         """This book with the texts of older versions, so that old decisions can be read."""
         if older is None:

@@ -30,7 +30,7 @@ from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.receipts import Receipt
 from meters.types import UsageRecord, Window
-from proxy import auth, backends, books, errors, feedback, policy_book, request_log
+from proxy import auth, backends, books, errors, feedback, policy_book, policy_versions, request_log
 from proxy.accounts import Accounts
 from proxy.admin import Admin
 from proxy.admission import Gate
@@ -184,7 +184,9 @@ class Proxy:
         self.router = Router(
             self.pool,
             self.estimator,
-            policy_book.book_of(settings),
+            policy_versions.keep(
+                Path(settings.state_dir) / "policies", policy_book.book_of(settings)
+            ),
             settings.default_policy,
             settings.carbon.default_counterfactual,
         )
@@ -409,7 +411,9 @@ class Proxy:
     def reload(self, settings: Settings, facts: dict[str, Backend]) -> list[str]:
         """Use another config from now on, without dropping a request; what it says that needs a
         restart. Runs in the event loop. Raises ConfigError, and then nothing has changed."""
-        book = policy_book.book_of(settings)
+        book = policy_versions.keep(
+            Path(settings.state_dir) / "policies", policy_book.book_of(settings)
+        )
         fixed = [name for name in NEEDS_RESTART if changed(name, self.settings, settings)]
         meters_changed = wanted(settings) != wanted(self.settings)
         self.settings = settings

@@ -30,7 +30,9 @@ def book_of(settings: Settings, document: Document | None = None) -> Book:
 def findings(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> list[Finding]:
     """What is well-formed in the policies and still cannot be meant."""
     teams = {
-        name: TeamRules(policy=team.policy, limits=limits_of(team.limits))
+        name: TeamRules(
+            policy=team.policy, limits=limits_of(team.limits), answer_budgets=team.answer_budgets
+        )
         for name, team in settings.teams.items()
     }
     return check_policies(book, list(facts.values()), teams, settings.default_policy)

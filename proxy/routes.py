@@ -178,7 +178,10 @@ class Routes:
                 f"There is no request {request_id!r} of your team. Its id is in the "
                 "x-request-id header of the answer."
             )
-        return answer(receipts.as_json(receipt))
+        body = receipts.as_json(receipt)
+        text = self.routing.book.texts.get(receipt.record.policy_version)
+        body["policy_text"] = None if text is None else msgspec.json.decode(text)["policy"]
+        return answer(body)
 
     async def give_feedback(self, request: Request) -> Response:
         """A score of one answer, for the quality estimates."""

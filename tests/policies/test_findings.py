@@ -114,3 +114,48 @@ def test_backends_that_no_team_can_reach_are_found() -> None:
     assert findings(written, {"t": TeamRules("p"), "u": TeamRules("pinned")}) == []
     local = {"t": TeamRules("pinned", Limits(providers=("local",)))}
     assert only(findings({}, local)).path == ("backends", 2)
+
+
+def kinds(written: dict[str, object], **team: object) -> set[tuple[str, str]]:
+    """What is found of a policy ``p``: kind and last key of its place."""
+    fleet = [
+        Backend(name="m@a", group="m", quality=0.6),
+        Backend(name="m@b", group="m", quality=0.9),
+    ]
+    book = read_policies({"p": written})
+    teams = {"t": TeamRules(policy="p", **team)}  # type: ignore[arg-type]
+    return {(f.kind, str(f.path[-1])) for f in check_policies(book, fleet, teams)}
+
+
+def test_names_in_experiments_and_checks_have_to_exist() -> None:
+    assert kinds({"canary": {"backend": "m@c"}}) == {("unknown_name", "backend")}
+    assert kinds({"compare_with": "m@c"}) == {("unknown_name", "compare_with")}
+    judged = {"cascade": {"pass_rate": 0.5, "judge": "nobody"}}
+    assert kinds(judged) == {("unknown_name", "judge")}
+    assert kinds({"canary": {"backend": "m@b"}, "compare_with": "m@a"}) == set()
+
+
+def test_a_cascade_reaches_what_its_limit_on_quality_rules_out() -> None:
+    limits = {"min_quality": 0.8}
+    assert kinds({"limits": limits}) == {("unreachable", "0")}
+    assert kinds({"limits": limits, "cascade": {"pass_rate": 0.5}}) == set()
+
+
+def test_a_promise_that_nobody_can_keep_is_found() -> None:
+    assert kinds({"average_quality": 0.95}) == {("never_satisfiable", "average_quality")}
+    assert kinds({"average_quality": 0.85}) == set()
+
+
+def test_rules_for_models_and_teams_that_are_not_there_are_found() -> None:
+    model = {"rules": [{"when": {"model": "n"}, "objective": "quality"}]}
+    assert kinds(model) == {("contradiction", "model")}
+    team = {"rules": [{"when": {"team": "u"}, "objective": "quality"}]}
+    assert kinds(team) == {("unknown_name", "team")}
+    fine = {"rules": [{"when": {"team": ["u", "t"], "model": "auto:p"}, "objective": "quality"}]}
+    assert kinds(fine) == set()
+
+
+def test_answer_budgets_that_the_team_does_not_allow_are_found() -> None:
+    written: dict[str, object] = {"answer_budgets": [{"name": "brief", "max_tokens": 10}]}
+    assert kinds(written, answer_budgets=False) == {("contradiction", "policy")}
+    assert kinds(written, answer_budgets=True) == set()
