@@ -1,6 +1,7 @@
-"""Closed APIs: EcoLogits' parametric model, for providers and models it knows.
+"""Closed APIs: what the provider declares where that is configured, else EcoLogits' parametric
+model for providers and models it knows, else nothing.
 
-It has no term for the prompt and assumes a batch; its figures are ``modelled``, with its own
+EcoLogits has no term for the prompt and assumes a batch; its figures are ``modelled``, with its own
 ranges, and cover the whole server and the building's overhead. Worked out once a model: energy is
 linear in the answer's tokens.
 """
@@ -25,17 +26,49 @@ _PROVIDERS = {
 }
 
 
+NOTHING = Band(0.0, 0.0, 0.0)
+# A declared mean says nothing of how requests differ. EcoLogits' own ranges for models whose
+# architecture is not published span a factor of about four.
+_DECLARED_REACH = 2.0
+
+
 class ApiEnergy(NamedTuple):
-    """Joules of an answer: a part of its own, and a part for each token, each as a range."""
+    """Joules of an answer: a part of its own, and parts for each token, each as a range."""
 
     fixed: Band
-    per_token: Band
+    per_token: Band  # of the answer, reasoning included
+    per_prompt_token: Band = NOTHING  # of those that are not cached
+    source: str = "ecologits"
+    whole: bool = True  # the building's overhead is in it
 
-    def at(self, output_tokens: float) -> Band:
-        """The whole server's joules, overhead included, of an answer of that many tokens."""
+    def at(self, output_tokens: float, fresh_prompt_tokens: float = 0.0) -> Band:
+        """The whole server's joules of an answer of that many tokens."""
         return Band(
-            *(a + b * output_tokens for a, b in zip(self.fixed, self.per_token, strict=True))
+            *(
+                a + b * output_tokens + c * fresh_prompt_tokens
+                for a, b, c in zip(self.fixed, self.per_token, self.per_prompt_token, strict=True)
+            )
         )
+
+
+def declared_energy(backend: Backend) -> ApiEnergy | None:
+    """What the provider declares, where that is configured; None otherwise.
+
+    A figure is what it is declared to be: parts that are not declared count nothing, and the band
+    is a factor of two each way.
+    """
+    said = backend.declared
+    if said is None:
+        return None
+    parts = (said.j_per_request, said.j_per_output_token, said.j_per_input_token)
+    if not any(parts):
+        return None
+    fixed, each, prompt = (
+        Band((part or 0.0) / _DECLARED_REACH, part or 0.0, (part or 0.0) * _DECLARED_REACH)
+        for part in parts
+    )
+    source = f"declared, {said.source}" if said.source else "declared"
+    return ApiEnergy(fixed, each, prompt, source, said.whole)
 
 
 def api_energy(backend: Backend) -> ApiEnergy | None:

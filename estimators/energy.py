@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from estimators.apis import ApiEnergy, api_energy
+from estimators.apis import ApiEnergy, api_energy, declared_energy
 from estimators.artefacts import load_prior
 from estimators.carbon import grams
 from estimators.correction import Correction
@@ -115,7 +115,7 @@ class EnergyEstimator:
         """Work everything out that does not depend on a request. Safe in any thread."""
         for backend in backends:
             known = self._of(backend)
-            if known.table is None and backend.provider is not None:
+            if known.table is None and known.api is None and backend.provider is not None:
                 _add_api(known)
 
     def physics(self, backend: Backend) -> StepPhysics | None:
@@ -238,7 +238,10 @@ class EnergyEstimator:
         known = _Known(backend)
         known.price = price_of(backend)
         self._take_prior(backend, known)
-        if known.table is None and backend.provider is not None:
+        if known.table is None:
+            known.api = declared_energy(backend)
+            known.source = known.api.source if known.api is not None else known.source
+        if known.table is None and known.api is None and backend.provider is not None:
             threading.Thread(target=_add_api, args=(known,), daemon=True).start()
         self._known[backend.name] = known
         return known
@@ -359,9 +362,10 @@ class EnergyEstimator:
         energy: Band | None = None
         if known.api is not None:
             answers = float(max(1, features.n))
-            low = known.api.at(lengths.q10 * answers).low
-            mid = known.api.at(lengths.mean * answers).mid
-            high = known.api.at(lengths.q90 * answers).high
+            fresh = float(max(0, features.prompt_tokens - features.cached_prompt_tokens))
+            low = known.api.at(lengths.q10 * answers, fresh).low
+            mid = known.api.at(lengths.mean * answers, fresh).mid
+            high = known.api.at(lengths.q90 * answers, fresh).high
             energy = Band(min(low, mid), mid, max(high, mid))
         evidence = Evidence.UNKNOWN if energy is None else Evidence.MODELLED
         if energy is not None and backend.simulated:
@@ -372,8 +376,12 @@ class EnergyEstimator:
             marginal_energy_j=energy,  # nobody outside knows their load: every answer is one more
             ttft_s=None,
             latency_s=None,
-            # EcoLogits' joules hold the building's overhead already
-            carbon_g=grams(_without_pue(backend), energy) if energy is not None else None,
+            # EcoLogits' joules hold the building's overhead already; a provider's may
+            carbon_g=grams(
+                _without_pue(backend) if known.api is None or known.api.whole else backend, energy
+            )
+            if energy is not None
+            else None,
             money_usd=price,
             quality=quality,
             output_tokens=lengths,
@@ -412,6 +420,7 @@ def _alike(left: Backend, right: Backend) -> bool:
             "provider",
             "provider_model",
             "simulated",
+            "declared",
             "input_usd_per_mtok",
             "output_usd_per_mtok",
             "cached_input_usd_per_mtok",

@@ -91,6 +91,16 @@ class Load(msgspec.Struct, frozen=True, gc=False):
     known: bool = False  # False: nobody told; the band widens
 
 
+class Declared(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider says that its answers use, in joules; unknown parts are None."""
+
+    j_per_request: float | None = None
+    j_per_output_token: float | None = None  # reasoning tokens are output tokens
+    j_per_input_token: float | None = None  # of those not read from the provider's cache
+    source: str = ""
+    whole: bool = True  # building's overhead included
+
+
 class Backend(msgspec.Struct, frozen=True, kw_only=True):
     """One place that can serve a request: static facts, the same for its whole life."""
 
@@ -115,6 +125,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     input_usd_per_mtok: float | None = None
     output_usd_per_mtok: float | None = None
     cached_input_usd_per_mtok: float | None = None
+    declared: Declared | None = None  # by the provider, of an API
     quality: float | None = None  # 0..1, from the config
     quality_by_task: dict[str, float] = {}
     supports_tools: bool = True

@@ -12,8 +12,10 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from estimators.types import Backend, Load
-from proxy.settings import BackendSettings, Retries, Settings
+import msgspec
+
+from estimators.types import Backend, Declared, Load
+from proxy.settings import BackendSettings, DeclaredEnergy, Retries, Settings
 
 log = logging.getLogger("joulegate.backends")
 
@@ -219,6 +221,11 @@ def upstream_model(engine: Engine, asked: str) -> str:
     return name
 
 
+def declared_of(said: DeclaredEnergy | None) -> Declared | None:
+    """What the config says that a provider says."""
+    return None if said is None else Declared(**msgspec.structs.asdict(said))
+
+
 def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backend:
     """What a config says of a backend, before GPU and architecture tables are consulted."""
     s, carbon = settings, common.carbon
@@ -245,6 +252,7 @@ def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backe
         input_usd_per_mtok=s.input_usd_per_mtok,
         output_usd_per_mtok=s.output_usd_per_mtok,
         cached_input_usd_per_mtok=s.cached_input_usd_per_mtok,
+        declared=declared_of(s.declared_energy),
         quality=s.quality,
         quality_by_task=s.quality_by_task,
         supports_tools=s.supports_tools,

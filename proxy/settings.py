@@ -182,6 +182,20 @@ class MeterSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window_s: Annotated[Positive, help_("Length of a window of energy.")] = 1.0
 
 
+class DeclaredEnergy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a provider says that its answers use."""
+
+    j_per_request: Annotated[NotNegative | None, help_("Joules of any request.")] = None
+    j_per_output_token: Annotated[
+        NotNegative | None, help_("Joules of an output token, reasoning ones included.")
+    ] = None
+    j_per_input_token: Annotated[
+        NotNegative | None, help_("Joules of an input token that is not cached.")
+    ] = None
+    source: Annotated[str, help_("Where it says so; shown beside the figures.")] = ""
+    whole: Annotated[bool, help_("Whether the building's overhead is in it.")] = True
+
+
 class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One place that can serve requests."""
 
@@ -237,6 +251,9 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of input.")] = None
     output_usd_per_mtok: Annotated[NotNegative | None, help_("Price of output.")] = None
     cached_input_usd_per_mtok: Annotated[NotNegative | None, help_("Price of cached input.")] = None
+    declared_energy: Annotated[
+        DeclaredEnergy | None, help_("What the provider declares; goes before EcoLogits.")
+    ] = None
     quality: Annotated[Share | None, help_("How good its answers are, 0 to 1.")] = None
     quality_by_task: Annotated[dict[str, Share], help_("Likewise, for kinds of task.")] = {}
     supports_tools: Annotated[bool, help_("Whether it takes tools.")] = True
