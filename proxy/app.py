@@ -55,6 +55,7 @@ from proxy.leftovers import Leftovers
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.otlp import Otlp
+from proxy.people import People
 from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
 from proxy.receipts import of_record
@@ -62,7 +63,7 @@ from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.settings import Settings, Team
 from proxy.siblings import FileBoard, RedisBoard, Siblings
-from proxy.sign_in import NotSignedIn, SignIn, secret_in, to_sign_in
+from proxy.sign_in import NotSignedIn, SignIn, secret_of, to_sign_in
 from proxy.spending import seed_from
 from proxy.steps import Receive, Scope, Send, Steps
 from proxy.store import Seed, Store
@@ -85,7 +86,16 @@ def replica_name() -> str:
 PROMISES = "promises.json"  # in the state folder
 
 # Settings that are read once, at start.
-NEEDS_RESTART = ("server", "redis", "ledger", "state_dir", "meters", "organisations", "otlp")
+NEEDS_RESTART = (
+    "server",
+    "redis",
+    "ledger",
+    "state_dir",
+    "meters",
+    "organisations",
+    "otlp",
+    "sign_in",
+)
 
 
 def changed(name: str, old: Settings, new: Settings) -> bool:
@@ -146,7 +156,14 @@ class Proxy:
         self.on_ready: Callable[[], None] = lambda: None
         self.replica = replica_name()
         self.keys = auth.from_settings(settings)
-        self.secret = secret_in(Path(settings.state_dir))
+        self.secret = secret_of(settings.sign_in, Path(settings.state_dir))
+        self.sign_in = SignIn(
+            self.keys,
+            self.secret,
+            settings=settings.sign_in,
+            people=self.people,
+            time_zone=lambda team: self.settings.teams.get(team, Team()).timezone,
+        )
         self.pool = backends.of_settings(settings, facts)
         self.grid = Grid(settings, self.pool)
         self.grid.refresh(time.time())
@@ -287,7 +304,9 @@ class Proxy:
             await asyncio.to_thread(litellm_sdk.sdk)  # seconds, which no request should wait for
         self.ledger = Ledger(books.url_of(self.settings), lazy=True)
         self.drain = Drain(self.journal, self.ledger).start()
-        self.key_watch = KeyWatch(TeamStore(self.ledger.database, self.settings), self.keys)
+        self.key_watch = KeyWatch(
+            TeamStore(self.ledger.database, self.settings), self.keys, also=self.read_people
+        )
         try:
             await asyncio.to_thread(self.key_watch.refresh)
         except (SQLAlchemyError, OSError) as error:
@@ -392,12 +411,11 @@ class Proxy:
             replay=replays,
             studies=Studies(replays),
             form_secret=self.secret,
-            signs_in=not self.keys.open,
+            signs_in=not self.sign_in.open,
         )
         threading.Thread(target=dashboard.warm, name="dashboard", daemon=True).start()
-        sign_in = SignIn(self.keys, self.secret)
-        self.api.include_router(sign_in.router(dashboard))
-        self.api.include_router(router(dashboard, sign_in.viewer))
+        self.api.include_router(self.sign_in.router(dashboard))
+        self.api.include_router(router(dashboard, self.sign_in.viewer))
 
     def facts_of(self, name: str) -> Backend | None:
         """What is known of one backend; None when it is not configured any more."""
@@ -454,6 +472,16 @@ class Proxy:
     def team_store(self) -> TeamStore | None:
         """Teams and keys; None before the ledger is there."""
         return None if self.ledger is None else TeamStore(self.ledger.database, self.settings)
+
+    def people(self) -> People | None:
+        """Local accounts; None before the ledger is there."""
+        return None if self.ledger is None else People(self.ledger.database)
+
+    def read_people(self) -> None:
+        """Know the accounts as the ledger has them now."""
+        people = self.people()
+        if people is not None:
+            self.sign_in.known = people.all()
 
     def recount(self, flight: Flight, told: Features, output_tokens: int) -> Estimate | None:
         """A finished request's estimate with the tokens that were really counted."""

@@ -15,7 +15,10 @@ from proxy.settings import Settings
 
 SECRET = "***"
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")  # of an address
-_SECRETS = frozenset({"key", "api_key", "electricity_maps_token", "tokens", "keys", "password"})
+_SECRETS = frozenset(
+    {"key", "api_key", "electricity_maps_token", "tokens", "keys", "password"}
+    | {"secret", "client_secret"}
+)
 
 
 def check(path: str) -> dict[str, Any]:

@@ -358,6 +358,50 @@ class Judging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 32
 
 
+class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a value of the provider's claim stands for."""
+
+    value: Annotated[str, help_("The claim's value, such as a group's name.")]
+    role: Annotated[typing.Literal["admin", "lead", "member"], help_("What it may see.")] = "member"
+    team: Annotated[str | None, help_("Whose pages; none only for administrators.")] = None
+
+
+class Oidc(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An OpenID Connect provider for the dashboard's sign-in."""
+
+    issuer: Annotated[str, help_("Its issuer, exactly as its discovery document says it.")]
+    client_id: Annotated[str, help_("What Joulegate is called there.")]
+    client_secret: Annotated[
+        str | None, help_("`os.environ/NAME` reads one; none for a public client.")
+    ] = None
+    name: Annotated[str, help_("What people know it as, on the button.")] = "your organisation"
+    scopes: Annotated[str, help_("Scopes to ask for; `openid` among them.")] = (
+        "openid profile email"
+    )
+    claim: Annotated[str, help_("Claim of the ID token or user info that grants.")] = "groups"
+    name_claim: Annotated[str, help_("Claim to call people by; else the subject.")] = "email"
+    grants: Annotated[
+        list[Grant], help_("What its values stand for; without one nobody enters.")
+    ] = []
+
+
+class SignInSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How people sign in to the dashboard."""
+
+    secret: Annotated[
+        str | None,
+        help_("Signs sessions, 32 characters or more; the same on all machines of one dashboard."),
+    ] = None
+    secret_file: Annotated[str | None, help_("File that holds it; none: made and kept here.")] = (
+        None
+    )
+    hours: Annotated[Positive, help_("How long a session lasts.")] = 12.0
+    public_url: Annotated[
+        str | None, help_("Address browsers use, such as `https://energy.example.org`.")
+    ] = None
+    oidc: Annotated[Oidc | None, help_("OpenID Connect provider; none: keys and accounts.")] = None
+
+
 class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Agents on other nodes that send windows here."""
 
@@ -406,6 +450,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     cache: Annotated[Cache, help_("Cached answers.")] = Cache()
     carbon: Annotated[Carbon, help_("Grid and data centre.")] = Carbon()
     meters: Annotated[MetersSettings, help_("Agents on other nodes.")] = MetersSettings()
+    sign_in: Annotated[SignInSettings, help_("The dashboard's sign-in.")] = SignInSettings()
     log: Annotated[Log, help_("Logging.")] = Log()
     otlp: Annotated[Otlp, help_("Traces.")] = Otlp()
     judging: Annotated[Judging, help_("Second answers, judged.")] = Judging()
@@ -481,6 +526,7 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
     for name, team in settings.teams.items():
         yield from _contradictions_of_team(name, team, document)
         yield from _contradictions_of_judging(name, team, settings, document)
+    yield from _contradictions_of_sign_in(settings.sign_in, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
         for name in (group, *others):
@@ -488,6 +534,18 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
                 path_ = ("fallbacks", group)
                 message = f"there is no backend of model {name!r}."
                 yield Problem(document.line(path_), config_file.key_text(path_), message)
+
+
+def _contradictions_of_sign_in(sign_in: SignInSettings, document: Document) -> Iterator[Problem]:
+    if sign_in.secret is not None and len(sign_in.secret) < 32:
+        where: tuple[str | int, ...] = ("sign_in", "secret")
+        message = "should have 32 characters or more: `openssl rand -hex 32` makes one."
+        yield Problem(document.line(where), config_file.key_text(where), message)
+    for index, grant in enumerate(sign_in.oidc.grants if sign_in.oidc else ()):
+        if grant.role != "admin" and grant.team is None:
+            where = ("sign_in", "oidc", "grants", index)
+            message = f"a {grant.role} needs a team. Add 'team'."
+            yield Problem(document.line(where), config_file.key_text(where), message)
 
 
 def _contradictions_of_team(name: str, team: Team, document: Document) -> Iterator[Problem]:

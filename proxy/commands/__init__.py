@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "ledger": "proxy.commands.ledger",
     "keys": "proxy.commands.keys",
     "teams": "proxy.commands.teams",
+    "accounts": "proxy.commands.accounts",
     "serve": "proxy.commands.serve",
     "init": "proxy.commands.init",
     "check": "proxy.commands.check",

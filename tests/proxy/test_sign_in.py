@@ -9,6 +9,10 @@ from urllib.parse import urlencode
 import pytest
 
 from proxy import sign_in
+from proxy.auth import Caller, KeyRing
+from proxy.sessions import Attempt, Seals, Session
+from proxy.settings import SignInSettings
+from proxy.sign_in import SignIn
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, Reply, config_of
 
 Start = Callable[[Config], Joulegate]
@@ -22,7 +26,7 @@ def enter(running: Joulegate, key: str) -> Reply:
 def cookie_of(running: Joulegate, key: str) -> str:
     header = enter(running, key).header("set-cookie") or ""
     assert "HttpOnly" in header
-    assert "samesite=strict" in header.lower()
+    assert "samesite=lax" in header.lower()
     return header.split(";")[0]
 
 
@@ -33,8 +37,11 @@ def running(joulegate: Start) -> Joulegate:
 
 def test_without_a_key_the_sign_in_page_is_next(running: Joulegate) -> None:
     reply = running.get("/dashboard/physics/overview")
-    assert (reply.status, reply.header("location")) == (303, "/dashboard/sign-in")
-    assert b'name="key"' in running.get("/dashboard/sign-in").body
+    next_ = "/dashboard/sign-in?next=%2Fdashboard%2Fphysics%2Foverview"
+    assert (reply.status, reply.header("location")) == (303, next_)
+    page = running.get(next_).body
+    assert b'name="key"' in page
+    assert b'name="next" value="/dashboard/physics/overview"' in page
 
 
 def test_a_right_key_opens_its_own_teams_pages_and_no_others(running: Joulegate) -> None:
@@ -108,7 +115,7 @@ def test_the_dashboards_own_page_can(running: Joulegate) -> None:
         assert entered.status == 303
         cookie = (entered.header("set-cookie") or "").lower()
         assert "httponly" in cookie
-        assert "samesite=strict" in cookie
+        assert "samesite=lax" in cookie
         assert "path=/dashboard" in cookie
         assert "secure" not in cookie  # a browser would not send it back over plain HTTP
     out = running.post(b"", path="/dashboard/sign-out", headers={"origin": running.address})
@@ -121,3 +128,68 @@ def test_behind_a_balancer_that_ends_https_the_cookie_is_secure(running: Joulega
     origin = {"origin": running.address.replace("http:", "https:")}
     entered = running.post(form, path="/dashboard/sign-in", headers=FORM | origin)
     assert "secure" in (entered.header("set-cookie") or "").lower()
+
+
+def test_the_page_that_was_wanted_comes_after_signing_in_and_no_other_sites(
+    running: Joulegate,
+) -> None:
+    for wanted, next_ in (
+        (
+            "/dashboard/physics/savings?from=2026-01-01",
+            "/dashboard/physics/savings?from=2026-01-01",
+        ),
+        ("https://evil.example/", "/dashboard"),
+        ("//evil.example/dashboard", "/dashboard"),
+        ("", "/dashboard"),
+    ):
+        form = urlencode({"key": KEY, "next": wanted}).encode()
+        entered = running.post(form, path="/dashboard/sign-in", headers=FORM)
+        assert (entered.status, entered.header("location")) == (303, next_)
+
+
+def test_one_secret_makes_sessions_good_on_every_machine_that_has_it(
+    joulegate: Start, tmp_path: Path
+) -> None:
+    secret = "0123456789abcdef" * 2
+    (tmp_path / "secret").write_text(secret + "\n")
+    one, two, other = (
+        joulegate(config_of("http://127.0.0.1:9/v1", teams=TEAMS, **more))
+        for more in (
+            {"sign_in": {"secret": secret}},
+            {"sign_in": {"secret_file": str(tmp_path / "secret")}},
+            {},
+        )
+    )
+    cookie = cookie_of(one, KEY)
+    assert two.get("/dashboard/physics/overview", cookie=cookie).status == 200
+    assert other.get("/dashboard/physics/overview", cookie=cookie).status == 303
+
+
+def test_a_session_ends_when_the_settings_say() -> None:
+    now_s = 1_790_000_000.0
+    keys = KeyRing({"h": Caller(team="physics", key_id="abc")})
+    ring = SignIn(keys, b"x" * 32, lambda: now_s, settings=SignInSettings(hours=2.0))
+    session = Session(kind="oidc", name="ada", values=("g",))
+    until_s = now_s + 7200
+    for cookie, kind in (
+        (ring.cookie(keys.callers()[0]), "key"),
+        (ring.seals.pack(session, now_s + ring.lasts_s), "session"),
+    ):
+        if kind == "key":
+            assert ring._of_cookie(cookie, until_s - 1) is not None
+            assert ring._of_cookie(cookie, until_s + 1) is None
+        else:
+            assert ring.seals.unpack(cookie, Session, until_s - 1) == session
+            assert ring.seals.unpack(cookie, Session, until_s + 1) is None
+
+
+def test_what_was_sealed_as_one_thing_is_not_taken_for_another() -> None:
+    seals = Seals(b"x" * 32)
+    attempt = Attempt(state="s", nonce="n", verifier="v", next="/")
+    packed = seals.pack(attempt, 100.0)
+    assert seals.unpack(packed, Attempt, 50.0) == attempt
+    assert seals.unpack(packed, Session, 50.0) is None
+    assert Seals(b"y" * 32).unpack(packed, Attempt, 50.0) is None
+    assert seals.unpack(packed.replace(".100.", ".999."), Attempt, 50.0) is None
+    for broken in ("", ".", "..", "a.b.c", "é.1.é", "x" * 5000):
+        assert seals.unpack(broken, Attempt, 50.0) is None
