@@ -50,6 +50,10 @@ bench-deciding: $(VENV)/dev.done  ## CPU time of one decision among twenty candi
 bench-fleet: $(VENV)/dev.done  ## fleet energy by routing rule, on simulated engines
 	$(PY) -m benchmarks.fleet $(ARGS)
 
+.PHONY: bench-replay
+bench-replay: $(VENV)/dev.done  ## time of replaying a month of a million requests
+	$(PY) -m benchmarks.replay $(ARGS)
+
 bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
 	$(PY) -m benchmarks.gateway $(ARGS)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import sqrt
+from math import hypot, sqrt
 from pathlib import Path
 
 from estimators.prompt_reader import PromptReader
@@ -24,6 +24,7 @@ _Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _MEMORY = 500.0  # answers of one backend and task that are remembered
 _AFTER_CHANGE = 0.2  # share of the memory that is kept when a backend changes
 _CONFIG_WEIGHT = 30.0  # answers that a figure in the config is worth
+_CONFIG_ERROR = 0.01  # how exactly it is meant: it tells variants apart until scores contradict
 _MODEL_WEIGHT = 100.0  # at most, of a learnt model: its scores were on other traffic
 _GUESS = Prior(0.5, 2.0, "nothing known but feedback")
 _BACKEND_WEIGHT = 10.0  # answers until feedback on other tasks counts half
@@ -179,6 +180,9 @@ class QualityEstimator:
         mid = min(max(mean, 0.0), 1.0)
         spread = max(mid * (1.0 - mid), 0.02)
         reach = _Z80 * sqrt(spread / (weight + 1.0))
+        if prior.error is not None:
+            # As sure as it was published, while what was learnt here agrees with it.
+            reach = min(reach, hypot(_Z80 * prior.error, mid - prior.mean))
         return Band(max(mid - reach, 0.0), mid, min(mid + reach, 1.0))
 
     def _prior(self, features: Features, task: str, backend: Backend) -> Prior | None:
@@ -192,7 +196,7 @@ class QualityEstimator:
                 return Prior(mid, worth, "scored outcomes")
         stated = backend.quality_by_task.get(task, backend.quality)
         if stated is not None:
-            return Prior(stated, _CONFIG_WEIGHT, "the config")
+            return Prior(stated, _CONFIG_WEIGHT, "the config", _CONFIG_ERROR)
         key = backend.name, backend.precision, task
         if key not in self._priors:
             model = backend.provider_model or backend.group

@@ -14,15 +14,20 @@ measured, and says nothing where nothing was published.
 from __future__ import annotations
 
 import re
+from math import sqrt
 from typing import NamedTuple
 
 
 class Prior(NamedTuple):
-    """A published score on 0..1, and how many judged answers it is worth."""
+    """A published score on 0..1, and how many judged answers it is worth.
+
+    ``error`` is the standard error it was published with, None where there is none.
+    """
 
     mean: float
     weight: float
     source: str
+    error: float | None = None
 
 
 # (model, precision) -> score, half width of the 95 % interval, both in Arena-Hard points
@@ -68,6 +73,12 @@ _BIGCODEBENCH: dict[tuple[str, str], float] = {
 
 # A published mean is on other prompts than ours: it may weigh no more than this many answers.
 _MOST_WEIGHT = 30.0
+_TASKS = 1140
+# (model, precision) -> score and standard error on 0..1
+_CODE = {
+    key: (passed, sqrt(passed * (1.0 - passed) / _TASKS)) for key, passed in _BIGCODEBENCH.items()
+}
+_CHAT = {key: (points / 100, half / 196) for key, (points, half) in _ARENA.items()}
 _ARENA_TASKS = frozenset(("chat", "writing", "question", "extraction"))
 
 
@@ -78,12 +89,10 @@ def published_prior(model: str, precision: str, task: str) -> Prior | None:
     Backend.precision, with "int4-awq" kept apart from other int4 where the source does so.
     """
     name = model.lower().rsplit("/", 1)[-1].replace("_", "-").replace("meta-llama", "llama")
-    table: dict[tuple[str, str], float]
     if task == "code":
-        table, source = _BIGCODEBENCH, "BigCodeBench pass@1, Buis 2024"
+        table, source = _CODE, "BigCodeBench pass@1, Buis 2024"
     elif task in _ARENA_TASKS:
-        table = {key: points / 100 for key, (points, _) in _ARENA.items()}
-        source = "Arena-Hard, Wetzel 2024"
+        table, source = _CHAT, "Arena-Hard, Wetzel 2024"
     else:
         return None
     known = sorted({key[0] for key in table}, key=len, reverse=True)
@@ -92,7 +101,8 @@ def published_prior(model: str, precision: str, task: str) -> Prior | None:
         return None
     for asked in (precision.lower(), _base(precision), ""):
         if (match, asked) in table:
-            return Prior(table[match, asked], _MOST_WEIGHT, source)
+            mean, error = table[match, asked]
+            return Prior(mean, _MOST_WEIGHT, source, error)
     return None
 
 

@@ -22,6 +22,7 @@ import msgspec
 import uvicorn
 
 from meters.clock import Clock, ScaledClock
+from meters.published_engines import PUBLISHED, published_engine
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
 from meters.simulated_server import SimulatedServer
 from meters.types import Evidence, MeterUnavailable, Reading
@@ -177,10 +178,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--speed", type=float, default=1.0, help="times as fast as real time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
+        "--published",
+        choices=sorted(PUBLISHED),
+        metavar="NAME",
+        help="use what was measured of that one: " + ", ".join(sorted(PUBLISHED)),
+    )
+    parser.add_argument(
         "--config", metavar="FILE", help="an EngineConfig as JSON; wins over the options above"
     )
     args = parser.parse_args(argv)
     config = EngineConfig(model=args.model, physics=PRECISIONS[args.precision], seed=args.seed)
+    if args.published:
+        config = published_engine(args.published, seed=args.seed)
     if args.config:
         with open(args.config, "rb") as file:
             config = msgspec.json.decode(file.read(), type=EngineConfig)

@@ -20,7 +20,8 @@ from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
 from policies.fleet import FluidEngine, Served, Sleep
 from policies.guarantee import Guarantee
-from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
+from policies.limits import is_open, serves
+from policies.types import Candidate, Limits, NoBackendWithinLimits, Policy, Request
 
 JOULES_PER_KWH = 3.6e6
 PROGRESS_EVERY = 2000
@@ -106,14 +107,17 @@ def replay(
     limits: Limits | None = None,
     team_limits: Mapping[str, Limits] | None = None,
     sleep: Sleep | None = None,
+    beyond: bool = True,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Replayed, Choices]:
     """Run a trace, in order of time and starting at 0 s, through one policy.
 
-    ``progress`` is told the number of requests done, now and then.
+    ``beyond`` says whether the policy may choose models that were not asked for; where it may not,
+    only those asked for are candidates, as in the proxy. ``progress`` is told the number of
+    requests done, now and then.
     """
-    run = _Run(backends, policy, estimator, sleep, seed)
+    run = _Run(backends, policy, estimator, sleep, beyond, seed)
     everyone = limits or Limits()
     by_team = team_limits or {}
     for index, arrival in enumerate(trace):
@@ -121,6 +125,21 @@ def replay(
         if progress is not None and index % PROGRESS_EVERY == 0:
             progress(index)
     return run.result()
+
+
+class Moved(NamedTuple):
+    """One request that another backend would have answered; None: it was refused."""
+
+    place: int  # in the trace
+    before: str | None
+    after: str | None
+
+
+def moved(first: Choices, other: Choices) -> Iterator[Moved]:
+    """Every request that went elsewhere than under the first policy, in the trace's order."""
+    for place, (before, after) in enumerate(zip(first, other, strict=True)):
+        if before != after:
+            yield Moved(place, before, after)
 
 
 def compared(first: Choices, other: Choices, result: Replayed, most: int = 12) -> Replayed:
@@ -140,9 +159,12 @@ class _Run:
         policy: Policy,
         estimator: Estimating,
         sleep: Sleep | None,
+        beyond: bool,
         seed: int,
     ) -> None:
         self.backends = list(backends)
+        self.beyond = beyond
+        self.asked: dict[str, tuple[list[int], list[Backend]]] = {}
         self.index = {backend.name: i for i, backend in enumerate(self.backends)}
         self.policy = policy
         self.promise = _guarantee_in(policy)
@@ -194,22 +216,33 @@ class _Run:
             quality_debt=self.debt,
             draw=self.random.random(),
         )
-        estimates = self.estimator.estimate(features, self.backends, loads)
-        candidates = list(map(Candidate, self.backends, estimates, loads))
+        places, backends = self.asked.get(arrival.asked) or self.candidates(arrival.asked)
+        known = [loads[place] for place in places]
+        estimates = self.estimator.estimate(features, backends, known)
+        candidates = list(map(Candidate, backends, estimates, known))
         try:
             decision = self.policy.choose(request, candidates, limits)
         except NoBackendWithinLimits as refusal:
             self.chosen.append(-1)
             self.refusals.update(r.code for r in refusal.rejections)
             return
-        self.serve(key, arrival, decision, estimates)
+        place = self.index[decision.chosen]
+        self.serve(key, arrival, place, estimates[places.index(place)])
         self.previous[kind] = decision.chosen
 
-    def serve(
-        self, key: int, arrival: Arrival, decision: Decision, estimates: Sequence[Estimate]
-    ) -> None:
-        place = self.index[decision.chosen]
-        backend, estimate, engine = self.backends[place], estimates[place], self.engines[place]
+    def candidates(self, asked: str) -> tuple[list[int], list[Backend]]:
+        """The backends that a model name leaves open, with their places; all of them for a name
+        that none serves, so that the refusal says so."""
+        every = range(len(self.backends))
+        places = [
+            i for i in every if self.beyond or is_open(asked) or serves(self.backends[i], asked)
+        ]
+        places = places or list(every)
+        self.asked[asked] = found = (places, [self.backends[i] for i in places])
+        return found
+
+    def serve(self, key: int, arrival: Arrival, place: int, estimate: Estimate) -> None:
+        backend, engine = self.backends[place], self.engines[place]
         self.chosen.append(place)
         if engine is not None:
             self.note(engine.advance(arrival.at_s))

@@ -9,22 +9,24 @@ inference traces are read as they are, and so is what `joulegate ledger export` 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
-from estimators.energy import EnergyEstimator
 from policies.fleet import Sleep
-from policies.replay import Replayed, compared, replay
+from policies.replay import Arrival, Choices, Replayed, Span, compared, moved, replay
 from policies.types import Limits
 from policies.wording import nearest
 from proxy import policy_book, serving
 from proxy.auth import limits_of
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
+from proxy.predicting import Predictors
 from proxy.traces import BadTrace, read_trace
 
 EXAMPLE = "joulegate replay --trace trace.csv --config config.yaml --policy pinned --policy thrifty"
@@ -49,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="let engines sleep that are idle for so long; default: never",
     )
+    parser.add_argument(
+        "--moved", metavar="F", help="write every request that would move to this CSV file"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of all randomness; default 0")
     parser.add_argument("--json", action="store_true", help="print as JSON")
 
@@ -71,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
         facts = list(prepared.facts.values())
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
         limits = {name: limits_of(team.limits) for name, team in settings.teams.items()}
-        estimator = EnergyEstimator()
-        estimator.prepare(facts)
+        estimator = Predictors(model=settings.quality_model, folder=Path(settings.state_dir))
+        estimator.know(facts)
         results: list[Replayed] = []
         first = None
+        elsewhere: list[tuple[str, Choices]] = []
         for name in names:
             result, choices = replay(
                 trace,
@@ -84,11 +90,15 @@ def run(args: argparse.Namespace) -> int:
                 limits=Limits(),
                 team_limits=limits,
                 sleep=sleep,
+                beyond=book.looks_beyond(name),
                 seed=args.seed,
                 progress=_progress(name, len(trace)),
             )
             first = first or choices
             results.append(compared(first, choices, result))
+            elsewhere.append((name, choices))
+        if args.moved is not None and first is not None:
+            write_moved(args.moved, trace, first, elsewhere[1:])
     except BadTrace as error:
         raise CommandError(str(error)) from None
     finally:
@@ -98,6 +108,25 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(results)
     return 0
+
+
+def write_moved(
+    path: str, trace: Sequence[Arrival], first: Choices, others: Sequence[tuple[str, Choices]]
+) -> None:
+    """Every request that would move, as CSV. Raises CommandError when it cannot be written."""
+    try:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            rows = csv.writer(file)
+            rows.writerow(
+                ("policy", "at_s", "team", "task", "asked", "prompt_tokens", "from", "to")
+            )
+            for name, choices in others:
+                for place, before, after in moved(first, choices):
+                    was = trace[place]
+                    what = (was.team, was.task or "", was.asked, was.prompt_tokens)
+                    rows.writerow((name, f"{was.at_s:.3f}", *what, before or "", after or ""))
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written ({error.strerror}).") from None
 
 
 def show(results: list[Replayed]) -> None:
@@ -118,8 +147,10 @@ def show(results: list[Replayed]) -> None:
             _figure(r.ttft_s.p95 if r.ttft_s else None),
             _figure(r.latency_s.p95 if r.latency_s else None),
         )
-        moved = f"{r.moved / r.requests:.1%}" if r.requests else "-"
-        print(f"{r.policy:24}" + "".join(f"{c:>12}" for c in cells) + f"{r.refused:>9}{moved:>9}")
+        part = f"{r.moved / r.requests:.1%}" if r.requests else "-"
+        print(f"{r.policy:24}" + "".join(f"{c:>12}" for c in cells) + f"{r.refused:>9}{part:>9}")
+        spans = _interval(per), _interval(_carbon(r)), _interval(r.quality)
+        print(f"{'  80 % interval':48}{spans[0]:>12}{spans[1]:>12}{'':12}{spans[2]:>12}".rstrip())
     for r in results:
         shares = ", ".join(f"{name} {count / r.requests:.1%}" for name, count in r.backends.items())
         print(f"  {r.policy}: {shares or 'nothing was served'}")
@@ -127,6 +158,24 @@ def show(results: list[Replayed]) -> None:
             print(f"    {count:8} moved {move}")
         for code, count in list(r.refusals.items())[:5]:
             print(f"    {count:8} times {code}")
+
+
+def _carbon(r: Replayed) -> Span | None:
+    """Carbon with the uncertainty of the energy above idle; idle energy is as sure as the watts."""
+    per = r.energy_per_request_j
+    if r.carbon_g is None or per is None or not r.energy_j or r.active_energy_j is None:
+        return None
+    busy_g = r.carbon_g * r.active_energy_j / r.energy_j
+    low, high = (busy_g * (end / per.mid - 1.0) for end in (per.low, per.high))
+    return Span(r.carbon_g + low, r.carbon_g, r.carbon_g + high)
+
+
+def _interval(span: Span | None) -> str:
+    return "" if span is None else f"{_short(span.low)}-{_short(span.high)}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _kwh(joules: float | None) -> str:

@@ -63,14 +63,36 @@ def test_starts_from_a_learnt_model_that_knows_the_backend() -> None:
     assert stated.mid == pytest.approx(0.99)
 
 
-def test_feedback_moves_it_and_narrows_it() -> None:
+def test_feedback_that_contradicts_moves_it_and_widens_it_until_there_is_much_of_it() -> None:
     estimator = QualityEstimator()
     before = band(estimator, CHAT, STATED)
-    for _ in range(300):
+    for _ in range(10):
+        estimator.learn(STATED, CHAT, 0.2)
+    first = band(estimator, CHAT, STATED)
+    for _ in range(290):
         estimator.learn(STATED, CHAT, 0.2)
     after = band(estimator, CHAT, STATED)
     assert after.mid == pytest.approx(0.2, abs=0.06)
-    assert after.high - after.low < (before.high - before.low) / 2
+    assert first.high - first.low > 5 * (before.high - before.low)
+    assert after.high - after.low < (first.high - first.low) / 2
+
+
+def test_a_stated_quality_is_meant_as_it_stands_until_scores_contradict() -> None:
+    estimator = QualityEstimator()
+    stated = band(estimator, CHAT, STATED)
+    assert stated.high - stated.low < 0.03
+    for score in (0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 1.0):  # as stated: 0.7
+        estimator.learn(STATED, CHAT, score)
+    agreed = band(estimator, CHAT, STATED)
+    assert agreed.high - agreed.low < 0.05
+
+
+def test_a_published_quality_is_as_sure_as_its_own_interval() -> None:
+    # 68.05 points, 95 % interval 2.19 points to each side (Wetzel 2024, table 10)
+    llama = Backend(name="l", group="llama-3.1-70b-instruct", precision="bf16")
+    found = band(QualityEstimator(), CHAT, llama)
+    assert found.mid == pytest.approx(0.6805)
+    assert found.high - found.mid == pytest.approx(0.0219 * 1.2816 / 1.96, rel=1e-3)
 
 
 def test_feedback_on_one_task_moves_others_less() -> None:

@@ -189,3 +189,22 @@ def test_the_debt_of_a_guarantee_is_kept_over_the_trace() -> None:
 def test_an_empty_trace_gives_nothing_and_does_not_fail() -> None:
     result, choices = replay([], [BIG], Pinned(), Known())
     assert (result.requests, result.latency_s, list(choices)) == (0, None, [])
+
+
+def test_a_policy_that_stays_with_the_model_asked_for_is_given_only_that_model() -> None:
+    seen: set[tuple[str, ...]] = set()
+
+    class Watched(Known):
+        def estimate(
+            self, features: Features, backends: Sequence[Backend], loads: Sequence[Load]
+        ) -> list[Estimate]:
+            seen.add(tuple(b.name for b in backends))
+            return super().estimate(features, backends, loads)
+
+    backends = [Backend(name=f"{g}@{p}", group=g, precision=p) for g in "ab" for p in ("x", "y")]
+    trace = [Arrival(0.0, 10, 10, asked="a"), Arrival(1.0, 10, 10, asked="nobody")]
+    policy = Pinned()
+    result, choices = replay(trace, backends, policy, Watched(), beyond=False)
+    assert seen == {("a@x", "a@y"), tuple(b.name for b in backends)}
+    assert list(choices)[1] is None
+    assert result.refusals == {"not_asked_for": 4}

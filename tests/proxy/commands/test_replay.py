@@ -54,3 +54,18 @@ def test_what_a_user_can_mend_is_said(
     assert "There is no policy 'mien'. Did you mean 'mine'?" in capsys.readouterr().err
     assert main(["replay", "--trace", "none.csv", "--config", config]) == 1
     assert "Name a readable CSV file" in capsys.readouterr().err
+
+
+def test_every_request_that_would_move_can_be_had_as_a_list(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    moved = tmp_path / "moved.csv"
+    arguments = ["replay", "--trace", trace, "--config", config, "--asked", "m"]
+    arguments += ["--policy", "pinned", "--policy", "mine", "--moved", str(moved)]
+    assert main(arguments) == 0
+    assert "80 % interval" in capsys.readouterr().out
+    rows = moved.read_text().splitlines()
+    assert rows[0] == "policy,at_s,team,task,asked,prompt_tokens,from,to"
+    assert rows[1] == "mine,0.000,,,m,300,m@bf16,m@fp8"
+    assert len(rows) == 41
