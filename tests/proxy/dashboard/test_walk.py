@@ -64,12 +64,12 @@ def browser() -> Iterator[Browser]:
         yield found
 
 
-def signed_in(browser: Browser, root: str, key: str) -> Page:
-    """A page of someone who went in by the front door, without any script."""
+def signed_in(browser: Browser, wanted: str, key: str) -> Page:
+    """A page of someone who wanted that one and had to sign in first, without any script."""
     context = browser.new_context(java_script_enabled=False, locale="en-GB")
     context.set_default_timeout(15_000)
     page = context.new_page()
-    page.goto(root)
+    page.goto(wanted)
     expect(page.get_by_role("heading", level=1)).to_contain_text("Sign in")
     page.locator("#key").fill(key)
     page.get_by_role("button", name="Sign in").first.click()
@@ -80,8 +80,8 @@ def test_a_lead_from_the_door_to_the_printed_page(
     browser: Browser, running: Joulegate, month: Period
 ) -> None:
     root = f"http://127.0.0.1:{running.port}/dashboard"
-    page = signed_in(browser, root, LEAD)
-    expect(page).to_have_url(re.compile("/dashboard/search/overview"))
+    page = signed_in(browser, f"{root}/search/overview?period={month.next.name}&lang=en", LEAD)
+    expect(page).to_have_url(re.compile(f"/search/overview.period={month.next.name}&lang=en"))
 
     page.locator("a[rel=prev]").click()
     expect(page).to_have_url(re.compile(re.escape(month.name)))
