@@ -18,6 +18,7 @@ import msgspec
 from estimators.types import Estimate, Features
 from meters.carbon import operational_g
 from proxy import budgets
+from proxy.alerts import Alerts
 from proxy.auth import Caller
 from proxy.budgets import Amounts, Charge
 from proxy.flight import Admitted, Flight
@@ -57,11 +58,13 @@ class Gate:
         store: Store,
         claim_s: float = 60.0,
         recount: Recount | None = None,
+        alerts: Alerts | None = None,
     ) -> None:
         """``claim_s``: how long others wait for an answer whose request may have died.
         ``recount`` corrects an estimate once tokens have been counted."""
         self.store = store
         self.recount = recount
+        self.alerts = alerts
         self._unmetered: OrderedDict[str, _Unmetered] = OrderedDict()
         self._correcting: set[asyncio.Task[None]] = set()
         self.instant = isinstance(store, LocalStore)  # never waits for anything
@@ -96,6 +99,8 @@ class Gate:
                 claim_s=self.claim_s if lookup is not None else 0.0,
             )
         )
+        if self.alerts is not None and admission.spent:
+            self.alerts.look(holder, admission.spent, admission.denied)
         if admission.denied is not None:
             raise budgets.refusal(admission.denied, time.time())
         claims = lookup is not None and admission.leads and admission.cached is None

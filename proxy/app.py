@@ -35,6 +35,7 @@ from proxy.accounts import Accounts
 from proxy.admin import Admin
 from proxy.admission import Gate
 from proxy.aftermath import Aftermath
+from proxy.alerts import Alerts
 from proxy.auth import Caller
 from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
@@ -237,6 +238,9 @@ class Proxy:
             on_flight=self.aftermath.finished,
         )
         self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
+        self.alerts = Alerts(
+            settings.budget_alerts, self.store, lambda labels: self.telemetry.thresholds.add(labels)
+        )
         self.steps = Steps(
             settings=settings,
             keys=self.keys,
@@ -245,7 +249,7 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            gate=Gate(settings.organisations, self.store, recount=self.recount),
+            gate=Gate(settings.organisations, self.store, recount=self.recount, alerts=self.alerts),
             describe=describe,
         )
         self.judging = self.steps.judging = Judging(
@@ -328,6 +332,7 @@ class Proxy:
         self.watch.start(lambda _: self.look_at_the_grid())
         self.grid.refresher.start()
         self.accounts.start()
+        self.alerts.start()
         await self.canaries.start()
         if self.otlp is not None:
             self.otlp.start()
@@ -354,6 +359,7 @@ class Proxy:
             self.siblings.stop if self.siblings is not None else None,
             leftovers.stop,
             self.accounts.stop,
+            self.alerts.stop,
             self.canaries.stop,
             partial(asyncio.to_thread, self.otlp.stop) if self.otlp is not None else None,
             partial(asyncio.to_thread, self.save) if self.worker == 0 else None,

@@ -26,6 +26,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     project: str | None = None
     organisation: str | None = None
     policy: str | None = None
+    policies: tuple[str, ...] | None = None  # those it may choose by itself; None: any
     limits: Limits = Limits()
     share_cache: bool = False
     similar_answers: float | None = None  # least likeness of prompts answered alike
@@ -192,6 +193,7 @@ def caller_of(
         project=project,
         organisation=team.organisation,
         policy=team.policy,
+        policies=None if team.policies is None else tuple(team.policies),
         limits=limits_of(team.limits),
         share_cache=team.share_cache,
         similar_answers=team.similar_answers,

@@ -233,22 +233,18 @@ def refusal(denied: Spent, now_s: float) -> ApiError:
         f"{_figure(rule.limit)} {_SHOWN[rule.metric]} of this {rule.per}, and this request would "
         f"take about {_figure(charge.amount / unit)}. It resets at {resets.isoformat()}."
     )
-    if rule.per == "minute":
-        return rate_limited(message, wait_s)
-    return over_budget(
-        message,
-        code="budget_exceeded",
-        retry_after_s=wait_s,
-        details={
-            "scope": rule.scope,
-            "metric": rule.metric,
-            "per": rule.per,
-            "limit": rule.limit,
-            "used": denied.used / unit,
-            "needed": charge.amount / unit,
-            "resets_at": resets.astimezone(UTC).isoformat(),
-        },
-    )
+    details: dict[str, object] = {
+        "scope": rule.scope,
+        "metric": rule.metric,
+        "per": rule.per,
+        "limit": rule.limit,
+        "used": denied.used / unit,
+        "needed": charge.amount / unit,
+        "resets_at": resets.astimezone(UTC).isoformat(),
+    }
+    if rule.per == "minute":  # worth trying again, by itself and soon
+        return rate_limited(message, wait_s, details)
+    return over_budget(message, code="budget_exceeded", retry_after_s=wait_s, details=details)
 
 
 def warning(spent: Spent) -> str:

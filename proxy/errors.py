@@ -140,13 +140,16 @@ def over_budget(
     )
 
 
-def rate_limited(message: str, retry_after_s: float) -> ApiError:
+def rate_limited(
+    message: str, retry_after_s: float, details: dict[str, object] | None = None
+) -> ApiError:
     return ApiError(
         429,
         "rate_limit_exceeded",
         message,
         kind="rate_limit_error",
         retry_after_s=retry_after_s,
+        details=details,
     )
 
 

@@ -9,7 +9,7 @@ from policies.findings import Finding, TeamRules, check_policies
 from policies.language import Book, mistakes, read_policies
 from proxy.auth import limits_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
-from proxy.settings import Settings
+from proxy.settings import KeySettings, Settings
 
 
 def book_of(settings: Settings, document: Document | None = None) -> Book:
@@ -35,7 +35,28 @@ def findings(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> li
         )
         for name, team in settings.teams.items()
     }
-    return check_policies(book, list(facts.values()), teams, settings.default_policy)
+    found = check_policies(book, list(facts.values()), teams, settings.default_policy)
+    return found + _unknown(settings, book)
+
+
+def _unknown(settings: Settings, book: Book) -> list[Finding]:
+    """Policies that budgets fall back to, or teams may choose, and that there are none of."""
+    named: list[tuple[tuple[str | int, ...], str | None]] = []
+    for name, team in settings.teams.items():
+        at: tuple[str | int, ...] = ("teams", name)
+        named += [((*at, "policies"), policy) for policy in team.policies or ()]
+        named += [((*at, "budgets"), budget.fallback_policy) for budget in team.budgets]
+        for index, key in enumerate(team.keys):
+            budgets = key.budgets if isinstance(key, KeySettings) else []
+            named += [((*at, "keys", index), budget.fallback_policy) for budget in budgets]
+    for name, organisation in settings.organisations.items():
+        for budget in organisation.budgets:
+            named.append((("organisations", name), budget.fallback_policy))
+    return [
+        Finding("unknown_name", True, path, f"there is no policy {policy!r}.")
+        for path, policy in named
+        if policy is not None and policy not in book.policies
+    ]
 
 
 def refuse_errors(found: list[Finding], document: Document | None) -> list[str]:

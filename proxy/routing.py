@@ -21,6 +21,7 @@ from proxy.canaries import Canaries
 from proxy.conversations import Conversations, Turn
 from proxy.errors import (
     ApiError,
+    forbidden,
     invalid_header,
     model_not_found,
     no_backend_within_limits,
@@ -101,6 +102,14 @@ class Router:
         where = "x-joulegate-policy"
         if name is None and asked.startswith("auto:"):
             name, where = asked.removeprefix("auto:"), "model"
+        if (
+            name is not None
+            and caller.policies is not None
+            and name not in caller.policies
+            and not wishes.ours
+        ):
+            allowed = ", ".join(caller.policies) or "none"
+            raise forbidden(f"Your team may not choose the policy {name!r}. Allowed: {allowed}.")
         name = name or caller.policy or self.default_policy
         policy = self.policies.get(name)
         if policy is None:

@@ -326,6 +326,9 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     keys: Annotated[list[str | KeySettings], help_("Its keys.")] = []
     policy: Annotated[str | None, help_("Policy of its requests.")] = None
+    policies: Annotated[
+        list[str] | None, help_("Policies its callers may choose themselves; none: any, []: none.")
+    ] = None
     limits: Annotated[LimitSettings, help_("Hard limits of each request.")] = LimitSettings()
     budgets: Annotated[list[Budget], help_("How much it may use in a period.")] = []
     share_cache: Annotated[bool, help_("Whether it shares cached answers.")] = False
@@ -356,6 +359,18 @@ class Judging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting: Annotated[
         int, Meta(ge=1, le=10_000), help_("Requests that wait to be judged; more are dropped.")
     ] = 32
+
+
+class BudgetAlerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A webhook told when a budget passes its soft threshold, or its limit."""
+
+    url: Annotated[str | None, help_("Address to POST to; none: only header and metric.")] = None
+    secret: Annotated[
+        str | None, help_("Signs each message (HMAC-SHA256); `os.environ/NAME` reads one.")
+    ] = None
+    attempts: Annotated[int, Meta(ge=1, le=20), help_("Tries of one message.")] = 6
+    wait_s: Annotated[Positive, help_("Before the second try; doubled each time.")] = 2.0
+    timeout_s: Annotated[Positive, help_("Longest wait for an answer.")] = 10.0
 
 
 class Grant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -437,6 +452,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     organisations: Annotated[
         dict[str, Organisation], help_("Budgets that the teams of an organisation share.")
     ] = {}
+    budget_alerts: Annotated[BudgetAlerts, help_("Who is told of budgets.")] = BudgetAlerts()
     policies: Annotated[dict[str, Any], help_("Policies by name; see docs/policies.md.")] = {}
     default_policy: Annotated[str, help_("Policy of teams that name none.")] = "least_energy"
     server: Annotated[Server, help_("Listening.")] = Server()

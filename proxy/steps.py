@@ -217,7 +217,7 @@ class Steps:
             warnings = warning_headers(admitted.admission)
             thriftier = admitted.admission.fallback_policy
             if thriftier is not None:
-                wishes = msgspec.structs.replace(wishes, policy=thriftier)
+                wishes = msgspec.structs.replace(wishes, policy=thriftier, ours=True)
             if admitted.admission.spent:
                 left = admitted.admission.budget_left
                 if thriftier is not None or routed.needs.budget_left:

@@ -86,6 +86,10 @@ class Store(Protocol):
         A counter that is gone stays gone: the ledger knows."""
         ...
 
+    async def first(self, holder: str, name: str, until_s: float) -> bool:
+        """Whether nobody has asked for that name before; it is forgotten at that Unix time."""
+        ...
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         """Keep an answer, and end the claim on it; None only ends the claim."""
         ...

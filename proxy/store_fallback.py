@@ -93,6 +93,12 @@ class FallbackStore:
             return
         await self._stand_in.correct(holder, more)
 
+    async def first(self, holder: str, name: str, until_s: float) -> bool:
+        return await self._either(
+            lambda: self._redis.first(holder, name, until_s),
+            lambda: self._stand_in.first(holder, name, until_s),
+        )
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         # also here: whoever waits on a claim made while Redis was away waits in this process
         await self._stand_in.put(holder, cache_key, answer if self.down else None, ttl_s)

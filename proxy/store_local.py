@@ -55,6 +55,7 @@ class LocalStore:
         self._cache_bytes = cache_bytes
         self._cached_bytes = 0
         self._claims: dict[str, tuple[asyncio.Event, float]] = {}
+        self._asked: dict[str, float] = {}  # names that somebody was first to ask for
         self._seed = seed
         self._sowing: dict[str, asyncio.Future[None]] = {}  # counters that the ledger is asked for
         self._clock = clock
@@ -99,6 +100,12 @@ class LocalStore:
         for charge, amount in more:
             if charge.counter in self.counters:
                 self.counters[charge.counter].settled += amount
+
+    async def first(self, holder: str, name: str, until_s: float) -> bool:
+        if name in self._asked:
+            return False
+        self._asked[name] = until_s
+        return True
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         if answer is not None and len(answer) + ENTRY_BYTES <= self._cache_bytes:
@@ -215,5 +222,7 @@ class LocalStore:
             n for n, c in self.counters.items() if c.charge.period.end_s + LEASE_S < now_s
         ]:
             del self.counters[name]
+        for name in [n for n, until_s in self._asked.items() if until_s < now_s]:
+            del self._asked[name]
         for key in [k for k, (_, until_s) in self._claims.items() if until_s < now_s]:
             self._claims.pop(key)[0].set()

@@ -203,6 +203,10 @@ class RedisStore:
         if more:
             await self.add(holder, more, [], mark=token_hex(8), making=False)
 
+    async def first(self, holder: str, name: str, until_s: float) -> bool:
+        asked = self.client.set(self._key(holder, name), "1", nx=True, pxat=int(until_s * 1000))
+        return bool(await self._timed(asked))
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         pipeline = self.client.pipeline(transaction=False)
         if answer is not None:

@@ -83,6 +83,12 @@ class Telemetry:
             registry=registry,
         )
 
+        self.thresholds = Tally(
+            "joulegate_budget_thresholds",
+            "Budgets that passed a threshold, each counted once a period by each replica.",
+            ["holder", "metric", "per", "threshold"],
+            registry,
+        )
         self.failed_keys = Tally(
             "joulegate_failed_keys", "Keys that were looked up and not good.", [], registry
         )

@@ -13,12 +13,14 @@ from proxy.errors import invalid_header
 
 MAX_TAGS = 16
 MAX_TAG_LENGTH = 64
+MAX_SESSION_LENGTH = 256
 
 
 class Wishes(msgspec.Struct, frozen=True):
     """A caller's wishes for one request."""
 
     policy: str | None = None
+    ours: bool = False  # the policy is what a budget falls back to, not what the caller chose
     limits: Limits | None = None
     tags: tuple[str, ...] = ()
     session: str | None = None
@@ -65,7 +67,7 @@ def wishes_in(headers: Mapping[bytes, bytes]) -> Wishes:
         policy=text.get(b"x-joulegate-policy") or None,
         limits=limits,
         tags=_tags(text.get(b"x-joulegate-tags", "")),
-        session=text.get(b"x-session-id") or None,
+        session=_session(text.get(b"x-session-id", "")),
         no_cache="no-cache" in control or "no-store" in control,
         no_store="no-store" in control,
         max_age_s=_max_age_s(control),
@@ -89,6 +91,12 @@ def _number(text: Mapping[bytes, str], name: bytes) -> float | None:
     if not (math.isfinite(value) and value >= 0):
         raise invalid_header(name.decode(), f"should be a number of at least 0, not {given!r}.")
     return value
+
+
+def _session(text: str) -> str | None:
+    if len(text) > MAX_SESSION_LENGTH:
+        raise invalid_header("x-session-id", f"takes at most {MAX_SESSION_LENGTH} characters.")
+    return text or None
 
 
 def _tags(text: str) -> tuple[str, ...]:
