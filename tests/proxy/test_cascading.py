@@ -233,6 +233,11 @@ def test_both_answers_are_metered(joulegate: Start) -> None:
             for engine, facts in zip(engines, (SMALL, LARGE), strict=True)
         ]
         running = joulegate({"backends": backends, "cache": {"enabled": False}, **cascade()})
+        assert running.proxy is not None
+        deadline_s = time.monotonic() + 30.0
+        while not all(engine.reported for engine in running.proxy.pool.engines):
+            assert time.monotonic() < deadline_s, "nothing is metered"
+            time.sleep(0.02)  # until both meters have closed a window: before that nothing is read
         reply = running.post({**ASK, "max_tokens": 8})  # cut off at its limit
         assert reply.header("x-joulegate-escalated-from") == "m@small"
         deadline_s = time.monotonic() + 30.0
@@ -249,7 +254,6 @@ def test_both_answers_are_metered(joulegate: Start) -> None:
         }
         assert min(by_node.values()) > 0.0
         assert receipt["energy"]["attributed_j"] == pytest.approx(sum(by_node.values()))
-        assert running.proxy is not None
         assert abs(running.proxy.accounts.imbalance_j) < 1e-6
     finally:
         for engine in engines:
