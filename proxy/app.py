@@ -62,6 +62,7 @@ from proxy.providers import litellm_sdk
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
+from proxy.savings import Validated, validated
 from proxy.settings import Settings, Team
 from proxy.siblings import FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_of, to_sign_in
@@ -291,6 +292,7 @@ class Proxy:
             feedback=self.feedback,
             judging=self.judging.shown,
             intake=self.intake,
+            find_savings=self.find_savings,
         )
         self.api.include_router(self.routes.router)
         self.api.include_router(Admin(self.keys, self.team_store).router)
@@ -526,6 +528,16 @@ class Proxy:
                 return found
         record = self.accounts.recent.get(request_id)
         return of_record(record) if record is not None else None
+
+    def find_savings(self, team: str, from_s: float, to_s: float) -> list[Validated]:
+        """What a team's hold-out proves; nothing while the ledger cannot be read."""
+        if self.ledger is None:
+            return []
+        try:
+            return validated(self.ledger, from_s, to_s, team=team)
+        except SQLAlchemyError as error:
+            log.warning("the ledger cannot be read (%s)", type(error).__name__)
+            return []
 
     def refresh_metrics(self) -> None:
         """Set the gauges, just before they are read."""

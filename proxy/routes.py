@@ -24,6 +24,7 @@ from proxy.errors import ApiError
 from proxy.failed_keys import address_of
 from proxy.flight import Flight
 from proxy.routing import Router
+from proxy.savings import Validated
 from proxy.steps import Steps
 from proxy.wishes import wishes_in
 
@@ -57,6 +58,7 @@ class Routes:
         feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
         judging: Callable[[], dict[str, Any]],
         intake: WindowIntake,
+        find_savings: Callable[[str, float, float], list[Validated]],
     ) -> None:
         self.keys = keys
         self.steps = steps
@@ -68,6 +70,7 @@ class Routes:
         self.feedback = feedback
         self.judging = judging
         self.intake = intake
+        self.find_savings = find_savings
         self.started_s = int(time.time())
         self.router = APIRouter()
         add = self.router.add_api_route
@@ -76,6 +79,7 @@ class Routes:
         add("/v1/route", self.route, methods=["POST"])
         add("/v1/usage/{request_id}", self.usage, methods=["GET"])
         add("/v1/feedback", self.give_feedback, methods=["POST"])
+        add("/v1/savings", self.savings, methods=["GET"])
         add("/v1/judging", self.judged, methods=["GET"])
         add("/meters/windows", self.windows, methods=["POST"])
         add("/meters/clock", self.clock, methods=["GET"])
@@ -197,6 +201,21 @@ class Routes:
         if self.caller(request).role != "admin":
             raise errors.forbidden("Only an administrator sees how backends were judged.")
         return answer(await asyncio.to_thread(self.judging))
+
+    async def savings(self, request: Request) -> Response:
+        """What the hold-out of the caller's team proves; ``days`` back from now, 30 if not said."""
+        caller = self.caller(request)
+        days = request.query_params.get("days", "30")
+        if not days.isdigit() or not 1 <= int(days) <= 3660:
+            raise errors.invalid_body(
+                "'days' should be a whole number of days.", code="invalid_value", param="days"
+            )
+        now_s = time.time()
+        found = await asyncio.to_thread(
+            self.find_savings, caller.team, now_s - int(days) * 86_400.0, now_s
+        )
+        data = [{**msgspec.to_builtins(one), "validates": one.validates} for one in found]
+        return answer({"object": "list", "data": data})
 
     # -- agents ----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "estimate": "proxy.commands.estimate",
     "estimators": "proxy.commands.estimators",
     "report": "proxy.commands.report",
+    "savings": "proxy.commands.savings",
 }
 
 
