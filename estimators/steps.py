@@ -18,13 +18,21 @@ engine has changed, and what was learnt of it is dropped at once.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from meters.attribution import Regressors
-from meters.fitting import CONTEXT_PER_STEP, PREFILL_PER_STEP, TOKEN_PER_STEP, non_negative
+from meters.fitting import (
+    CONTEXT_PER_STEP,
+    PREFILL_PER_STEP,
+    TOKEN_PER_STEP,
+    Spans,
+    non_negative,
+    regress,
+)
 from meters.types import StepPhysics, Window
 
 Floats = npt.NDArray[np.float64]
@@ -39,6 +47,8 @@ MOST_MEMORY = 0.9
 CHANGED = 1.5  # deviations to one side, on that average, that say the engine has changed
 KEPT_AFTER_CHANGE = 0.02  # of what was learnt
 SETTLED_WINDOWS = 30.0  # before which nothing is called a change
+MEMORY = 2400  # windows of which the work is kept, to look at all of them together
+TOGETHER_S = 60.0  # how often that is done
 ENERGY = ("step_j", "token_j", "context_j", "prefill_j")
 TIME = ("step_s", "token_s", "context_s", "prefill_s")
 NAMES = ("idle_power_w", *ENERGY, *TIME)
@@ -61,6 +71,7 @@ class _Line:
         self._before: tuple[Floats, float] | None = None
         self.weight = 0.0  # windows, as far as they are remembered
         self.relative = np.ones(n)
+        self.changes = 0  # how often the engine was found to be another one
 
     def observe(
         self, row: Floats, value: float, weight: float, keep: float, *, next_: bool
@@ -85,6 +96,7 @@ class _Line:
             self.weight *= KEPT_AFTER_CHANGE
             self.noise = self.spread = FIRST_NOISE
             self.lean = self.memory = 0.0
+            self.changes += 1
         before = self._before if next_ else None
         self._before = (units, value)
         fresh = off
@@ -164,6 +176,64 @@ def _followed(deviation: float, off: float, rate: float) -> float:
     return float(np.clip(deviation * up**rate, LEAST_NOISE, 1.0))
 
 
+class _Memory:
+    """The latest windows of an engine, looked at together once a minute.
+
+    One window at a time cannot tell drift and what edges do from what a token costs; many
+    windows in a row can (``meters.deviations``).
+    """
+
+    def __init__(self, prior: Floats, half_life_s: float) -> None:
+        self.prior = prior
+        self.half_life_s = half_life_s
+        self.rows: deque[list[float]] = deque(maxlen=MEMORY)  # start, end, doubt, joules, work
+        self.relative: Floats | None = None
+        self.errors: Floats | None = None
+        self._solved_s = -math.inf
+
+    def keep(self, window: Window, above_j: float, did: Floats, doubt: float) -> None:
+        """Add a window; ``doubt`` in half-lives, for one that says less than others."""
+        self.rows.append([window.start_s, window.end_s, doubt, above_j, *did.tolist()])
+        if window.end_s - self._solved_s >= TOGETHER_S and len(self.rows) >= SETTLED_WINDOWS:
+            self._solved_s = window.end_s
+            self._solve()
+
+    def forget(self) -> None:
+        """The engine is another one since the last few windows."""
+        for _ in range(len(self.rows) - round(LOOK_BACK / 2)):
+            self.rows.popleft()
+        self.relative = self.errors = None
+        self._solved_s = -math.inf
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rows": list(self.rows),
+            "solved_s": self._solved_s if math.isfinite(self._solved_s) else None,
+            "relative": None if self.relative is None else self.relative.tolist(),
+            "errors": None if self.errors is None else self.errors.tolist(),
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Take back what ``as_dict`` saved."""
+        n = len(self.prior)
+        self.rows.extend([float(value) for value in row] for row in saved["rows"])
+        if any(len(row) != 4 + n for row in self.rows):
+            raise ValueError("rows of another length")
+        if saved["relative"] is not None and saved["errors"] is not None:
+            self.relative = np.array(saved["relative"], dtype=np.float64)
+            self.errors = np.array(saved["errors"], dtype=np.float64)
+        if saved["solved_s"] is not None:
+            self._solved_s = float(saved["solved_s"])
+
+    def _solve(self) -> None:
+        table = np.array(self.rows)
+        starts, ends, doubt, above, did = *table[:, :4].T, table[:, 4:]
+        age = (ends[-1] - ends) / self.half_life_s + doubt
+        loose = np.full(len(self.prior), PRIOR_DEVIATION)
+        found = regress(did, above, self.prior, loose, Spans(starts, ends, did[:, 0]), age)
+        self.relative, self.errors = found.relative, found.errors
+
+
 class StepLearner:
     """One engine's physics: the prior at first, then what its windows teach."""
 
@@ -177,6 +247,7 @@ class StepLearner:
         self._idle = _Line(np.array([self.prior.idle_power_w or USUAL_IDLE_W]))
         self._energy = _Line(_usable(self.prior, ENERGY))
         self._time = _Line(_usable(self.prior, TIME))
+        self._memory = _Memory(self._energy.prior, self.half_life_s)
         self._last_s: float | None = None
 
     def serves(self, engine: str) -> bool:
@@ -215,7 +286,11 @@ class StepLearner:
         above_j = window.energy_j - idle_w * work.seconds
         if above_j <= 0 or not did.any():
             return
+        changes = self._energy.changes
         self._energy.observe(did, above_j, weight, keep, next_=next_)
+        if self._energy.changes != changes:
+            self._memory.forget()
+        self._memory.keep(window, above_j, did, -2 * math.log2(1 - min(work.external, 0.9)))
         if work.external == 0 and work.busy_s > 0.1 * work.seconds and work.steps > 0:
             self._time.observe(did, work.busy_s, weight, keep, next_=next_)
 
@@ -227,17 +302,22 @@ class StepLearner:
     @property
     def trained(self) -> bool:
         """Whether windows, rather than the prior, decide what a step and a token cost."""
-        share = self._energy.errors / self._energy.prior
+        share = self._errors() / self._energy.prior
         return bool(self.windows >= SETTLED_WINDOWS and share[:2].min() < PRIOR_DEVIATION / 2)
 
     def physics(self) -> StepPhysics:
         """The coefficients as known now; all finite and >= 0."""
-        lines = (self._idle, self._energy, self._time)
-        return _physics([line.coefficients for line in lines])
+        together = self._memory.relative
+        energy = self._energy.coefficients if together is None else together * self._energy.prior
+        return _physics([self._idle.coefficients, energy, self._time.coefficients])
 
     def uncertainty(self) -> StepPhysics:
         """The standard error of each coefficient, in its own unit."""
-        return _physics([line.errors for line in (self._idle, self._energy, self._time)])
+        return _physics([self._idle.errors, self._errors(), self._time.errors])
+
+    def _errors(self) -> Floats:
+        together = self._memory.errors
+        return self._energy.errors if together is None else together * self._energy.prior
 
     def as_dict(self) -> dict[str, Any]:
         """All of it, for a file; ``from_dict`` is the way back."""
@@ -249,6 +329,7 @@ class StepLearner:
             "idle": self._idle.as_dict(),
             "energy": self._energy.as_dict(),
             "time": self._time.as_dict(),
+            "together": self._memory.as_dict(),
         }
 
     @classmethod
@@ -260,6 +341,8 @@ class StepLearner:
         learner._idle = _Line.from_dict(saved["idle"])
         learner._energy = _Line.from_dict(saved["energy"])
         learner._time = _Line.from_dict(saved["time"])
+        if "together" in saved:  # not in files of earlier versions
+            learner._memory.restore(saved["together"])
         return learner
 
 

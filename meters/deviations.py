@@ -15,14 +15,13 @@ sizes are found by maximum likelihood, and rows are whitened with the covariance
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from meters.phases import SHORTEST_S, Booleans, Floats
+from meters.phases import SHORTEST_S, Floats
 
-BLOCK = 100  # windows whose deviations are looked at together; the cost grows with its square
+BLOCK = 50  # windows whose deviations are looked at together; the cost grows with its square
 ROUNDS = 2
 STEP = 1.7  # factor by which sizes are tried larger and smaller
 LEAST = 1e-4
@@ -44,21 +43,38 @@ FLOORS = Sizes(1e-3, 20.0, 2e-3, LEAST)
 class Deviations:
     """The covariance of windows' relative deviations from a model."""
 
-    def __init__(self, starts: Floats, ends: Floats, step: Floats) -> None:
-        """``step``: one step's energy beside each window's own, which edges are off by."""
+    def __init__(
+        self, starts: Floats, ends: Floats, step: Floats, age: Floats | None = None
+    ) -> None:
+        """``step``: one step's energy beside each window's own, which edges are off by.
+
+        ``age``: by window, in half-lives; what a window says fades with it.
+        """
         n = len(starts)
         self.sizes = Sizes()
         self.extra = np.zeros(n)  # variance added to windows that fit badly
-        self._blocks = [slice(i, min(i + BLOCK, n)) for i in range(0, n, BLOCK)]
-        middle = (starts + ends) / 2
-        self._apart = [np.abs(np.subtract.outer(middle[b], middle[b])) for b in self._blocks]
-        next_: Booleans = np.zeros(n, dtype=np.bool_)
+        self._n, self._blocks = n, max(-(-n // BLOCK), 1)
+        self._fading = np.ones(n) if age is None else np.exp2(age / 2)
+        # The last block is filled up with windows that say nothing.
+        real = self._stacked(np.ones(n))
+        self._empty = 1.0 - real
+        middle = self._stacked((starts + ends) / 2)
+        both = real[:, :, None] * real[:, None, :]
+        self._apart = np.where(both > 0, np.abs(middle[:, :, None] - middle[:, None, :]), np.inf)
+        next_ = np.zeros(n)
         next_[1:] = starts[1:] <= ends[:-1] + SHORTEST_S
-        self._edges = [_edges(step[b], next_[b]) for b in self._blocks]
+        steps, touching = self._stacked(step), self._stacked(next_)
+        # An edge is off by a step's part: as many joules in the window before as in the one after.
+        self._edges = np.zeros_like(both)
+        at = np.arange(BLOCK)
+        self._edges[:, at, at] = 2 * steps**2
+        shared = -steps[:, 1:] * steps[:, :-1] * touching[:, 1:]
+        self._edges[:, at[1:], at[:-1]] = self._edges[:, at[:-1], at[1:]] = shared
 
     def fit(self, off: Floats) -> None:
         """Find the sizes that make these deviations most likely."""
-        best = self._likelihood(self.sizes, off)
+        stacked = self._stacked(off)
+        best = self._likelihood(self.sizes, stacked)
         for _ in range(ROUNDS):
             before = best
             for i in range(len(self.sizes)):
@@ -69,7 +85,7 @@ class Deviations:
                         tried = Sizes(*values)
                         if tried == self.sizes:
                             break
-                        likelihood = self._likelihood(tried, off)
+                        likelihood = self._likelihood(tried, stacked)
                         if likelihood <= best + 1e-3:
                             break
                         best, self.sizes = likelihood, tried
@@ -78,46 +94,36 @@ class Deviations:
 
     def doubt(self, off: Floats, huber: float) -> None:
         """Add variance to windows that are further off than all of this explains (Huber)."""
-        usual = np.sqrt(self._variances())
+        sizes = self.sizes
+        edges = np.diagonal(self._edges, axis1=1, axis2=2).ravel()[: self._n]
+        usual = np.sqrt(sizes.drift**2 + sizes.noise**2 + sizes.edge**2 * edges)
         too_far = np.maximum(np.abs(off) / (huber * usual), 1.0)
         self.extra = usual**2 * (too_far - 1.0)
 
-    def whitened(self, *columns: Floats) -> list[Floats]:
-        """Columns such that rows' deviations are independent and of size one."""
-        parts: list[list[Floats]] = [[] for _ in columns]
-        for i, block in enumerate(self._blocks):
-            lower = np.linalg.cholesky(self._covariance(i, self.sizes))
-            for part, column in zip(parts, columns, strict=True):
-                part.append(np.linalg.solve(lower, column[block]))
-        return [np.concatenate(part) for part in parts]
+    def whitened(self, rows: Floats, goal: Floats) -> tuple[Floats, Floats]:
+        """Rows and what they add up to, such that deviations are independent and of size one."""
+        both = np.concatenate([rows, goal[:, None]], axis=1)
+        stacked = np.stack([self._stacked(column) for column in both.T], axis=-1)
+        white = np.linalg.solve(np.linalg.cholesky(self.covariance(self.sizes)), stacked)
+        flat = white.reshape(-1, both.shape[1])[: self._n] / self._fading[:, None]
+        return flat[:, :-1], flat[:, -1]
 
-    def _likelihood(self, sizes: Sizes, off: Floats) -> float:
-        found = 0.0
-        for i, block in enumerate(self._blocks):
-            lower = np.linalg.cholesky(self._covariance(i, sizes))
-            white = np.linalg.solve(lower, off[block])
-            found -= 0.5 * float(white @ white) + float(np.log(np.diag(lower)).sum())
+    def covariance(self, sizes: Sizes) -> Floats:
+        """By block of windows."""
+        drift = sizes.drift**2 * np.exp(-self._apart / sizes.drift_s)
+        found = np.asarray(drift + sizes.edge**2 * self._edges, dtype=np.float64)
+        own = self._stacked(sizes.noise**2 + self.extra) + self._empty
+        at = np.arange(BLOCK)
+        found[:, at, at] += own
         return found
 
-    def _covariance(self, i: int, sizes: Sizes) -> Floats:
-        own = sizes.noise**2 + self.extra[self._blocks[i]]
-        drift = sizes.drift**2 * np.exp(-self._apart[i] / sizes.drift_s)
-        return np.asarray(drift + sizes.edge**2 * self._edges[i] + np.diag(own), dtype=np.float64)
+    def _likelihood(self, sizes: Sizes, off: Floats) -> float:
+        lower = np.linalg.cholesky(self.covariance(sizes))
+        white = np.linalg.solve(lower, off[:, :, None])
+        spread = np.diagonal(lower, axis1=1, axis2=2)
+        return -0.5 * float((white**2).sum()) - float(np.log(spread).sum())
 
-    def _variances(self) -> Floats:
-        edges = [np.diag(edge) for edge in self._edges]
-        whole = np.concatenate(edges) if edges else np.zeros(0)
-        sizes = self.sizes
-        return np.asarray(sizes.drift**2 + sizes.noise**2 + sizes.edge**2 * whole)
-
-
-def _edges(step: Floats, next_: Sequence[bool] | Booleans) -> Floats:
-    """The covariance of what edges do to neighbours, for an edge that is off by one step."""
-    n = len(step)
-    covariance = np.zeros((n, n))
-    # An edge is off by a step's part: as many joules in the window before as in the one after.
-    np.fill_diagonal(covariance, 2 * step**2)
-    for i in range(1, n):
-        if next_[i]:
-            covariance[i, i - 1] = covariance[i - 1, i] = -step[i] * step[i - 1]
-    return covariance
+    def _stacked(self, values: Floats) -> Floats:
+        padded = np.zeros(self._blocks * BLOCK)
+        padded[: self._n] = values
+        return padded.reshape(self._blocks, BLOCK)

@@ -183,9 +183,34 @@ def _solve(
     if not timed:
         columns, target, energy = columns[busy], target[busy], energy[busy]
         when = Spans(when.starts[busy], when.ends[busy], when.steps[busy])
-    floor = 1e-3 * float(energy.max())
-    relative = np.ones(names)
-    deviations = Deviations(when.starts, when.ends, 1.0 / np.maximum(when.steps, 1.0))
+    found = regress(columns, target, prior, loose, when)
+    return found.relative * prior, found.deviation, found.errors * prior
+
+
+class Regression(NamedTuple):
+    """Coefficients in units of their prior."""
+
+    relative: Floats
+    errors: Floats  # standard errors
+    deviation: float  # relative, of windows from the model
+
+
+def regress(
+    columns: Floats,
+    target: Floats,
+    prior: Floats,
+    loose: Floats,
+    when: Spans,
+    age: Floats | None = None,
+) -> Regression:
+    """``target`` by ``columns``, with coefficients >= 0.
+
+    ``prior``: what they are taken to be, with relative deviations ``loose``. ``age``: by window,
+    in half-lives; the older one is the less it counts.
+    """
+    floor = 1e-3 * float(target.max())
+    relative = np.ones(len(prior))
+    deviations = Deviations(when.starts, when.ends, 1.0 / np.maximum(when.steps, 1.0), age)
     enough = len(target) >= ENOUGH_WINDOWS
     for _ in range(ROUNDS):
         # Relative to what the model expects: beside the energy itself all windows would be one.
@@ -200,9 +225,8 @@ def _solve(
         if enough:
             deviations.fit(off)
             deviations.doubt(off, HUBER)
-    spread = np.sqrt(np.diag(np.linalg.inv(normal))) * prior
-    deviation = float(1.48 * np.median(np.abs(off)))
-    return relative * prior, deviation, spread
+    errors = np.sqrt(np.diag(np.linalg.inv(normal)))
+    return Regression(relative, errors, float(1.48 * np.median(np.abs(off))))
 
 
 def non_negative(normal: npt.NDArray[np.float64], right: Floats) -> Floats:
