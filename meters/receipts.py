@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, select
 
 from meters.exact import from_micro
 from meters.rows import record_of
-from meters.schema import requests, shares, window_totals
+from meters.schema import requests, shares, window_totals, windows
 from meters.types import Evidence, UsageRecord
 
 # Windows are closed by another process's clock: gaps below this are its jitter, not missing time.
@@ -28,6 +28,7 @@ class WindowShare(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_j: float
     evidence: Evidence
     meter: str
+    host_energy_j: float | None = None  # of CPU and memory in the window, where they were read
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,8 +81,9 @@ def receipt(connection: Connection, request_id: str) -> Receipt | None:
 def _shares(connection: Connection, request_id: str) -> list[tuple[int, WindowShare]]:
     w = window_totals.c
     rows = connection.execute(
-        select(shares.c.energy_uj, window_totals)
+        select(shares.c.energy_uj, window_totals, windows.c.host_energy_uj)
         .join(window_totals, w.window_id == shares.c.window_id)
+        .outerjoin(windows, windows.c.window_id == w.window_id)
         .where(shares.c.request_id == request_id)
         .order_by(w.start_s)
     ).mappings()
@@ -100,6 +102,7 @@ def _shares(connection: Connection, request_id: str) -> list[tuple[int, WindowSh
                 unattributed_j=row["unattributed_uj"] / 1e6,
                 evidence=Evidence(row["evidence"]),
                 meter=row["meter"],
+                host_energy_j=from_micro(row["host_energy_uj"]),
             ),
         )
         for row in rows

@@ -77,7 +77,16 @@ def shown(found: Receipt, book: IntensityBook, sites: Sites) -> Shown:
         )
 
     gpu_j = found.energy_j
-    host_j = None if gpu_j is None else 0.0 if hosted else gpu_j * HOST_PER_GPU_J
+    metered_host_j = _metered_host_j(found)
+    host_j = (
+        None
+        if gpu_j is None
+        else 0.0
+        if hosted
+        else gpu_j * HOST_PER_GPU_J
+        if metered_host_j is None
+        else metered_host_j
+    )
     idle_j = sum(map(_idle_part_j, found.shares)) if found.shares else None
     active_j = None if gpu_j is None or host_j is None else gpu_j + host_j
     whole_j = None if active_j is None or idle_j is None else active_j + idle_j
@@ -87,7 +96,11 @@ def shown(found: Receipt, book: IntensityBook, sites: Sites) -> Shown:
             component(
                 "Host (CPU, memory)",
                 None if hosted else host_j,
-                "within the model of the hosted API" if hosted else "modelled: 0.43 × GPU energy",
+                "within the model of the hosted API"
+                if hosted
+                else "modelled: 0.43 × GPU energy"
+                if metered_host_j is None
+                else "metered on the node, in proportion",
             ),
             component(
                 "Idle, its part of its windows’",
@@ -99,7 +112,7 @@ def shown(found: Receipt, book: IntensityBook, sites: Sites) -> Shown:
         ),
         active=component("Active", active_j, "GPUs and host"),
         with_idle=component("With idle share", whole_j, "as the team’s account shows it"),
-        range=_range(found, host_j, pue, answer),
+        range=_range(found, host_j, metered_host_j is not None, pue, answer),
         embodied_g=None if hosted else _embodied_g(found, site),
         embodied_source="hardware of a hosted API is not known"
         if hosted
@@ -122,6 +135,18 @@ def _idle_part_j(share: WindowShare) -> float:
     return share.idle_j * share.energy_j / caused_j if caused_j > 0 else 0.0
 
 
+def _metered_host_j(found: Receipt) -> float | None:
+    """The request's part of what its windows' hosts used; None where any was not read."""
+    if found.state != "metered":
+        return None
+    total_j = 0.0
+    for share in found.shares:
+        if share.host_energy_j is None or share.metered_j <= 0:
+            return None
+        total_j += share.host_energy_j * share.energy_j / share.metered_j
+    return total_j
+
+
 def _embodied_g(found: Receipt, site: Site) -> float | None:
     if site.gpus is None:
         return None
@@ -136,7 +161,9 @@ def _embodied_g(found: Receipt, site: Site) -> float | None:
     )
 
 
-def _range(found: Receipt, host_j: float | None, pue: float, answer: Intensity) -> Part | None:
+def _range(
+    found: Receipt, host_j: float | None, host_metered: bool, pue: float, answer: Intensity
+) -> Part | None:
     """80 % range of the active figure: meter or estimate, host model and grid, in quadrature."""
     energy_j, record = found.energy_j, found.record
     if energy_j is None or host_j is None:
@@ -152,5 +179,8 @@ def _range(found: Receipt, host_j: float | None, pue: float, answer: Intensity) 
     host = ug(host_j)
     return combine(
         [Part(ug(low_j), ug(energy_j), ug(high_j)), Part(host, host, host)],
-        [(host, HOST_MODEL_ERROR), (ug(energy_j + host_j), TIER_ERROR[answer.tier])],
+        [
+            (host, METERED_ERROR if host_metered else HOST_MODEL_ERROR),
+            (ug(energy_j + host_j), TIER_ERROR[answer.tier]),
+        ],
     )

@@ -18,6 +18,7 @@ from proxy.dashboard.periods import parse
 from proxy.dashboard.sites import Instrument, Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots
 from tests.seed_ledger import MONTH
+from tests.servers import new_database
 
 DAY = parse("2026-06-01", "UTC")
 HOUR_S = 3600
@@ -332,3 +333,26 @@ def test_use_before_a_day_is_the_28_days_added_up(
     weights, lately = cells.Use(trailing).before("n", day, entitled)
     assert {name: uj for name, uj in weights.items() if uj} == expected
     assert lately is any(entitled is None or name in entitled for name in late)
+
+
+def test_both_databases_give_the_same_account(tmp_path: Path, postgres_url: str) -> None:
+    def snapshot(url: str) -> Snapshot:
+        ledger = Ledger(url)
+        ledger.write(
+            [record(n, n % 24, group="ab"[n % 2], tags=("x", "y")[: n % 3]) for n in range(60)],
+            [divided(hour, {f"r{hour}": 90.0, f"r{hour + 24}": 30.0}, 400.0) for hour in range(24)],
+        )
+        sites = Sites(nodes={"n": Site(node="n", zone="FR", gpus=2)})
+        snapshots = Snapshots(ledger, IntensityBook(AnnualTable()), sites, clock=lambda: DAY.end_s)
+        made = snapshots.of("t", DAY)
+        frozen = FrozenSnapshots(lambda: ledger)
+        assert frozen.find(frozen.keep(made)) == made
+        ledger.close()
+        return made
+
+    made = snapshot(f"sqlite:///{tmp_path / 'ledger.db'}")
+    assert made.total.requests == 60
+    assert made.total.active_uj == (24 * 120 + 12 * 100) * 10**6
+    assert made.total.idle_uj == 24 * 400 * 10**6
+    assert made.reconciliation.balanced
+    assert snapshot(new_database(postgres_url, "dashboard")) == made

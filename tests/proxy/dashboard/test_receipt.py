@@ -8,7 +8,7 @@ from meters.carbon import HOST_PER_GPU_J
 from meters.intensity import IntensityBook, Tier
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
-from meters.types import Attribution, Evidence
+from meters.types import Attribution, Evidence, Window
 from proxy.dashboard.receipt import Shown, shown
 from proxy.dashboard.sites import Site, Sites
 from tests.proxy.dashboard.test_account import divided, record
@@ -70,3 +70,23 @@ def test_an_intensity_set_by_hand_is_the_receipts_too(tmp_path: Path) -> None:
     found = receipt(tmp_path, sites)
     assert (found.intensity.g_per_kwh, found.intensity.tier) == (10.0, Tier.ANNUAL_ZONE)
     assert found.intensity.method == "set by hand"
+
+
+def test_a_host_that_was_read_is_metered_and_not_modelled(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    attribution = divided(1, {"r1": 90.0, "r2": 110.0}, idle_j=200.0)
+    window = Window(
+        window_id=attribution.window_id,
+        node="n",
+        start_s=attribution.start_s,
+        end_s=attribution.end_s,
+        energy_j=attribution.metered_j,
+        host_energy_j=80.0,
+    )
+    ledger.write([record(1, 1)], [attribution], [window])
+    receipt = ledger.receipt("r1")
+    ledger.close()
+    assert receipt is not None
+    host = shown(receipt, IntensityBook(AnnualTable()), SITES).components[1]
+    assert host.device_j == pytest.approx(80.0 * 90.0 / 400.0)
+    assert "metered" in host.source
