@@ -196,7 +196,10 @@ class QualityEstimator:
                 return Prior(mid, worth, "scored outcomes")
         stated = backend.quality_by_task.get(task, backend.quality)
         if stated is not None:
-            return Prior(stated, _CONFIG_WEIGHT, "the config", _CONFIG_ERROR)
+            known = task if task in backend.quality_by_task else ""
+            error = backend.quality_error.get(known)
+            source = "the config" if error is None else "a prompt set"
+            return Prior(stated, _CONFIG_WEIGHT, source, error or _CONFIG_ERROR)
         key = backend.name, backend.precision, task
         if key not in self._priors:
             model = backend.provider_model or backend.group

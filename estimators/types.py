@@ -128,6 +128,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     declared: Declared | None = None  # by the provider, of an API
     quality: float | None = None  # 0..1, from the config
     quality_by_task: dict[str, float] = {}
+    quality_error: dict[str, float] = {}  # standard errors by task, "" of ``quality``
     supports_tools: bool = True
     supports_schema: bool = True
     supports_images: bool = False

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -40,9 +41,43 @@ def all_facts(settings: Settings, document: Document | None = None) -> dict[str,
             path = ("backends", index)
             line = document.line(path) if document else 0
             problems.append(Problem(line, key_text(path), str(error)))
+    if settings.quality_table is not None:
+        try:
+            facts = with_qualities(facts, settings.quality_table)
+        except (OSError, ValueError) as error:
+            line = document.line(("quality_table",)) if document else 0
+            message = f"{settings.quality_table} is no table of qualities ({error})."
+            problems.append(Problem(line, "quality_table", message))
     if problems:
         raise ConfigError(document.path if document else "config", problems)
     return facts
+
+
+class Quality(msgspec.Struct, frozen=True):
+    """One entry of a table of qualities, 0..1."""
+
+    mean: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    error: Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+def with_qualities(facts: Mapping[str, Backend], path: str) -> dict[str, Backend]:
+    """The facts with what a prompt set said of their quality (``joulegate eval --save``); of other
+    backends the table may speak too. Raises OSError or ValueError."""
+    table = msgspec.json.decode(Path(path).read_bytes(), type=dict[str, dict[str, Quality]])
+    found = dict(facts)
+    for name, tasks in table.items():
+        if name not in found:
+            continue
+        old, whole = found[name], tasks.get("all")
+        own = {task: quality for task, quality in tasks.items() if task != "all"}
+        errors = {task: quality.error for task, quality in own.items()}
+        found[name] = msgspec.structs.replace(
+            old,
+            quality=old.quality if whole is None else whole.mean,
+            quality_by_task={**old.quality_by_task, **{t: q.mean for t, q in own.items()}},
+            quality_error=errors if whole is None else {**errors, "": whole.error},
+        )
+    return found
 
 
 def _gpu(backend: BackendSettings) -> GpuFacts | None:

@@ -10,11 +10,14 @@ import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +197,29 @@ def serve(
         end()
         prepared.close()
         listening.close()
+
+
+@contextmanager
+def beside(config: str) -> Iterator[str]:
+    """Serve a config in a process of its own on a free port of this machine; gives its address.
+    Raises CommandError when it does not start."""
+    command = [sys.executable, "-m", "proxy", "serve", "--config", config, "--port", "0"]
+    process = subprocess.Popen([*command, "--host", "127.0.0.1"], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said: list[str] = []
+    try:
+        for line in process.stderr:
+            said.append(line.strip())
+            found = re.search(r"serves (http://127\.0\.0\.1:\d+)/v1", line)
+            if found:
+                rest = threading.Thread(target=process.stderr.read, daemon=True)
+                rest.start()  # or it would stop once the pipe is full
+                yield found[1]
+                return
+        raise CommandError(f"{config} cannot be served: {' '.join(said[-3:])}")
+    finally:
+        process.terminate()
+        process.wait()
 
 
 class Origin(msgspec.Struct, frozen=True):

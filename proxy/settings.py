@@ -476,6 +476,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality_model: Annotated[
         str | None, help_("File of `joulegate learn-quality` that predicts quality and length.")
     ] = None
+    quality_table: Annotated[
+        str | None, help_("File of `joulegate eval --save`; counts before the backends' `quality`.")
+    ] = None
     state_dir: Annotated[str, help_("Folder of journal, ledger and learnt estimators.")] = "state"
 
     @property

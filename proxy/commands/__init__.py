@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "learn-quality": "proxy.commands.learn_quality",
     "predict-quality": "proxy.commands.predict_quality",
     "replay": "proxy.commands.replay",
+    "eval": "proxy.commands.eval",
     "estimate": "proxy.commands.estimate",
     "estimators": "proxy.commands.estimators",
     "report": "proxy.commands.report",

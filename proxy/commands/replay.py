@@ -149,8 +149,10 @@ def show(results: list[Replayed]) -> None:
         )
         part = f"{r.moved / r.requests:.1%}" if r.requests else "-"
         print(f"{r.policy:24}" + "".join(f"{c:>12}" for c in cells) + f"{r.refused:>9}{part:>9}")
-        spans = _interval(per), _interval(_carbon(r)), _interval(r.quality)
-        print(f"{'  80 % interval':48}{spans[0]:>12}{spans[1]:>12}{'':12}{spans[2]:>12}".rstrip())
+        spans = (("J/request", per), ("g of carbon", _carbon(r)), ("quality", r.quality))
+        known = [f"{span.low:.3g} to {span.high:.3g} {word}" for word, span in spans if span]
+        if known:
+            print(f"  80 % intervals: {', '.join(known)}")
     for r in results:
         shares = ", ".join(f"{name} {count / r.requests:.1%}" for name, count in r.backends.items())
         print(f"  {r.policy}: {shares or 'nothing was served'}")
@@ -168,14 +170,6 @@ def _carbon(r: Replayed) -> Span | None:
     busy_g = r.carbon_g * r.active_energy_j / r.energy_j
     low, high = (busy_g * (end / per.mid - 1.0) for end in (per.low, per.high))
     return Span(r.carbon_g + low, r.carbon_g, r.carbon_g + high)
-
-
-def _interval(span: Span | None) -> str:
-    return "" if span is None else f"{_short(span.low)}-{_short(span.high)}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _kwh(joules: float | None) -> str:

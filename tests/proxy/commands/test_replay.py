@@ -64,7 +64,7 @@ def test_every_request_that_would_move_can_be_had_as_a_list(
     arguments = ["replay", "--trace", trace, "--config", config, "--asked", "m"]
     arguments += ["--policy", "pinned", "--policy", "mine", "--moved", str(moved)]
     assert main(arguments) == 0
-    assert "80 % interval" in capsys.readouterr().out
+    assert "80 % intervals: " in capsys.readouterr().out
     rows = moved.read_text().splitlines()
     assert rows[0] == "policy,at_s,team,task,asked,prompt_tokens,from,to"
     assert rows[1] == "mine,0.000,,,m,300,m@bf16,m@fp8"

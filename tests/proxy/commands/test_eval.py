@@ -1,0 +1,166 @@
+"""`joulegate eval` over a running proxy: answers, checks, a judge, metered energy, and what is
+saved is loaded. Real sockets, real proxy."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from proxy import serving
+from proxy.__main__ import main
+from tests.fakes import answers
+from tests.fakes.upstream import Received, Script, Upstream
+from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, write
+
+Start = Callable[[Config], Joulegate]
+SUM = '{"prompt": "2+2? Only the number.", "check": {"exact": "4"}}'
+
+
+def saying(text: str) -> Script:
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
+    return answers.answer({**answers.CHAT, "choices": [{**choice, "finish_reason": "stop"}]})
+
+
+def counting(right: bool) -> Callable[[Received], Script]:
+    def script(request: Received) -> Script:
+        messages: Any = request.json()["messages"]
+        text = messages[-1]["content"]
+        if "tides" in text:
+            return saying("the golden moon" if right else "no idea")
+        return saying("4" if right or text.endswith("1.") else "5")
+
+    return script
+
+
+def verdict(request: Received) -> Script:
+    messages: Any = request.json()["messages"]
+    text = messages[-1]["content"]
+    first = text.index("golden") < text.index("<|end of A|>")
+    return saying("[[A>>B]]" if first else "[[B>A]]")
+
+
+@pytest.fixture
+def servers() -> Iterator[dict[str, Upstream]]:
+    with Upstream(counting(False)) as a, Upstream(counting(True)) as b, Upstream(verdict) as judge:
+        yield {"small": a, "large": b, "judge": judge}
+
+
+def config_of(servers: dict[str, Upstream], **more: Any) -> dict[str, Any]:
+    facts = {"gpu": "H100-SXM", "quality": 0.5}
+    sizes = {"small": 1.0, "large": 70.0, "judge": 8.0}
+    backends = [
+        {**facts, "model": n, "name": n, "url": s.base_url, "params_b": sizes[n]}
+        for n, s in servers.items()
+    ]
+    return {
+        "backends": backends,
+        "teams": TEAMS,
+        "retries": {"health_check_s": 0},
+        "log": {"level": "error"},
+        **more,
+    }
+
+
+def run(running: Joulegate, tmp_path: Path, lines: list[str], *more: str) -> int:
+    (tmp_path / "set.jsonl").write_text("\n".join(lines))
+    call = ["eval", "--set", str(tmp_path / "set.jsonl"), "--url", running.address, "--key", KEY]
+    call += ["--out", str(tmp_path / "out.jsonl"), "--wait-s", "0", "--json"]
+    return main([*call, "--backend", "small", "--backend", "large", *more])
+
+
+def sums(number: int) -> list[str]:
+    return [SUM.replace("Only", f"Only the number, number {i}.") for i in range(number)]
+
+
+def test_checked_answers_make_a_table_a_plot_and_a_table_of_qualities_that_a_config_loads(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = joulegate(config_of(servers))
+    plot, saved = tmp_path / "front.svg", tmp_path / "quality.json"
+    assert run(running, tmp_path, sums(12), "--plot", str(plot), "--save", str(saved)) == 0
+    small, large = json.loads(capsys.readouterr().out)["backends"]
+    assert (small["backend"], small["quality"]["mid"]) == ("small", 0.0)
+    assert (large["backend"], large["quality"]["mid"]) == ("large", 1.0)
+    assert small["energy_j"]["mid"] < large["energy_j"]["mid"]
+    assert small["on_front"]
+    assert large["on_front"]
+    picture = ElementTree.fromstring(plot.read_text())
+    texts = [element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"small", "large", "quality"} <= set(texts)
+    # What was saved is what the estimates of a proxy start from.
+    again = config_of(servers, quality_table=str(saved))
+    facts = serving.prepare(str(write(again, tmp_path / "again")), environment={}).facts
+    assert (facts["small"].quality, facts["large"].quality) == (0.0, 1.0)
+    assert facts["judge"].quality == 0.5
+    assert 0 < facts["large"].quality_error[""] < 0.1
+    told = joulegate(again)
+    body = {"model": "large", "messages": [{"role": "user", "content": "2+2?"}]}
+    route = told.post(body, path="/v1/route", headers={"x-api-key": KEY}).json()
+    assert route["candidates"][0]["quality"]["mid"] == 1.0
+
+
+def test_a_run_that_was_broken_off_goes_on_where_it_was(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = joulegate(config_of(servers))
+    assert run(running, tmp_path, sums(3)) == 0
+    assert len(servers["small"].received) == 3
+    kept = tmp_path / "out.jsonl"
+    kept.write_bytes(kept.read_bytes() + b'{"item": "half')  # as a killed run leaves it
+    capsys.readouterr()
+    assert run(running, tmp_path, sums(5)) == 0
+    assert len(servers["small"].received) == len(servers["large"].received) == 5
+    assert [b["answered"] for b in json.loads(capsys.readouterr().out)["backends"]] == [5, 5]
+
+
+def test_a_judge_compares_with_the_first_backend_in_both_orders(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = joulegate(config_of(servers))
+    lines = ['{"prompt": "Explain tides.", "check": {"judge": true}}']
+    assert run(running, tmp_path, lines, "--judge", "judge") == 0
+    rows = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
+    assert rows["small"]["quality"]["mid"] == 0.5
+    assert rows["large"]["quality"]["mid"] == 1.0
+    assert len(servers["judge"].received) == 2
+    assert running.records(lambda r: r.tags == ("eval",))  # on the books like anything else
+
+
+def test_a_failing_backend_is_counted_and_tried_again_next_time(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    servers["large"].play(answers.failure(400, "broken", "broken"))
+    running = joulegate(config_of(servers))
+    assert run(running, tmp_path, sums(1)) == 0
+    rows = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
+    assert (rows["large"]["failed"], rows["large"]["quality"]) == (1, None)
+    servers["large"].play(counting(True))
+    assert run(running, tmp_path, sums(1)) == 0
+    rows = {b["backend"]: b for b in json.loads(capsys.readouterr().out)["backends"]}
+    assert (rows["large"]["failed"], rows["large"]["answered"]) == (0, 1)
+
+
+def test_what_a_user_can_mend_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set.jsonl").write_text(SUM)
+    call = ["eval", "--set", str(tmp_path / "set.jsonl"), "--out", str(tmp_path / "o")]
+    assert main([*call, "--url", "http://127.0.0.1:9"]) == 1
+    assert "does not answer" in capsys.readouterr().err
+    assert main(["eval", "--set", str(tmp_path / "none"), "--url", "x"]) == 1
+    assert "Name a readable JSON Lines file" in capsys.readouterr().err
