@@ -66,7 +66,7 @@ METHOD: tuple[tuple[str, str], ...] = (
         "Against the model asked for (or the organisation's declared default for auto), frozen "
         "when the request was decided, with the same estimator on both sides and corrected by "
         "measured/predicted of what was served. Claimed only where the range excludes zero; never "
-        "subtracted from the footprint.",
+        "subtracted from the footprint. A randomised hold-out, where one ran, is stated beside it.",
     ),
     (
         "References",

@@ -80,6 +80,7 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
             "market_based",
             "by stated instruments" if s.market_instruments else "no instruments supplied",
         ),
+        ("hold_out", _hold_out(s)),
         ("method_version", s.method_version),
         *((f"method: {name.lower()}", words) for name, words in METHOD),
         ("factor_set", s.set_version),
@@ -94,6 +95,18 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("attribution", "; ".join(s.attributions) or "none"),
         ("sha256", s.hash),
     ]
+
+
+def _hold_out(snapshot: Snapshot) -> str:
+    """What the randomised hold-out says, in words."""
+    found = snapshot.holdout
+    if found is None:
+        return "none ran"
+    words = f"{found.requests} requests, {found.share:.2%} of the experiment's"
+    if found.saved is None:
+        return f"{words}; too few days to compare"
+    low, high = found.saved_low or 0.0, found.saved_high or 0.0
+    return f"{words}; the others took {found.saved:.1%} less energy ({low:.1%} to {high:.1%})"
 
 
 def rows(
