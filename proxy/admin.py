@@ -32,6 +32,12 @@ class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
     settings: Team = Team()
 
 
+class NewProject(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of ``POST /admin/teams/{team}/projects``."""
+
+    project: str
+
+
 class NewKeyOf(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /admin/keys``."""
 
@@ -58,6 +64,9 @@ class Admin:
         add = self.router.add_api_route
         add("/teams", self.teams, methods=["GET"])
         add("/teams", self.create_team, methods=["POST"])
+        add("/teams/{team}", self.change_team, methods=["PUT"])
+        add("/teams/{team}", self.archive_team, methods=["DELETE"])
+        add("/teams/{team}/projects", self.create_project, methods=["POST"])
         add("/keys", self.list_keys, methods=["GET"])
         add("/keys", self.create_key, methods=["POST"])
         add("/keys/{key_id}/rotate", self.rotate_key, methods=["POST"])
@@ -79,6 +88,28 @@ class Admin:
         actor = _actor(caller)
         await self._ask(lambda store: store.create_team(given.team, given.settings, actor))
         return _json({"object": "team", "team": given.team}, 201)
+
+    async def change_team(self, request: Request, team: str) -> Response:
+        """Set a team's settings anew; the body is as in the config file, without keys."""
+        actor = _actor(self._caller(request, role="admin"))
+        given = await _body(request, Team)
+        await self._ask(lambda store: store.change_team(team, given, actor))
+        return _json({"object": "team", "team": team})
+
+    async def archive_team(self, request: Request, team: str) -> Response:
+        """Refuse a team's keys from now on; its books stay."""
+        actor = _actor(self._caller(request, role="admin"))
+        await self._ask(lambda store: store.archive_team(team, actor))
+        return _json({"object": "team", "team": team, "state": "archived"})
+
+    async def create_project(self, request: Request, team: str) -> Response:
+        """A project of a team; a lead may add one to its own."""
+        caller = self._caller(request)
+        self._may_change(caller, team, "member")
+        given = await _body(request, NewProject)
+        actor = _actor(caller)
+        await self._ask(lambda store: store.create_project(team, given.project, actor))
+        return _json({"object": "project", "team": team, "project": given.project}, 201)
 
     async def list_keys(self, request: Request) -> Response:
         """Keys, without the keys themselves."""

@@ -246,9 +246,9 @@ class Routes:
         )
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' page; needs a key of a lead or an administrator where keys are configured."""
-        if self.caller(request).role == "member":
-            raise errors.forbidden("Metrics need the key of a lead or an administrator.")
+        """Prometheus' page; it tells of every team: where there are keys, it needs an admin's."""
+        if self.caller(request).role != "admin":
+            raise errors.forbidden("Metrics tell of every team: they need an administrator's key.")
         self.refresh()
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 

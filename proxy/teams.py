@@ -130,6 +130,8 @@ class TeamStore:
 
     def change_team(self, team: str, settings: Team, actor: str) -> None:
         """Set a team's settings anew. Raises TeamsError."""
+        if settings.keys:
+            raise TeamsError("Keys are made with `joulegate keys create`, not with the team.")
         with self._database.write() as connection:
             self._require_team(connection, team, own=True)
             connection.execute(
@@ -154,6 +156,8 @@ class TeamStore:
 
     def create_project(self, team: str, project: str, actor: str) -> None:
         """Add a project to a team. Raises TeamsError."""
+        if not project or clean(project) != project or len(project) > 200:
+            raise TeamsError(f"{project!r} cannot be a project's name.")
         with self._database.write() as connection:
             self._require_team(connection, team)
             where = (projects.c.team == team) & (projects.c.project == project)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +72,42 @@ def test_a_team_is_made_and_its_key_belongs_to_it(running: Joulegate) -> None:
     until(lambda: status_with(running, key) == 200)
     teams = running.get("/admin/teams", x_api_key=key).json()["data"]
     assert [team["team"] for team in teams] == ["biology"]
+
+
+def test_a_team_is_changed_given_a_project_and_archived(running: Joulegate) -> None:
+    def put(path: str, body: dict[str, Any]) -> int:
+        connection = running.connect()
+        connection.request("PUT", path, json.dumps(body), {"x-api-key": ADMIN})
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    assert post(running, "/admin/teams", {"team": "biology"}).status == 201
+    key = post(running, "/admin/keys", {"team": "biology"}).json()["key"]
+    until(lambda: status_with(running, key) == 200)
+    assert put("/admin/teams/biology", {"policy": "thrifty", "policies": []}) == 200
+    assert put("/admin/teams/biology", {"polcy": "thrifty"}) == 400
+    assert put("/admin/teams/biology", {"keys": ["sk-a-key-in-the-open"]}) == 400
+    assert put("/admin/teams/physics", {}) == 400  # the config file's
+    path = "/admin/teams/biology/projects"
+    assert post(running, path, {"project": "genomes"}).status == 201
+    assert post(running, path, {"project": "genomes"}).status == 400
+    (team,) = [
+        t
+        for t in running.get("/admin/teams", x_api_key=ADMIN).json()["data"]
+        if t["team"] == "biology"
+    ]
+    assert (team["settings"]["policy"], team["projects"]) == ("thrifty", ["genomes"])
+    assert running.get("/admin/teams/biology", method="DELETE", x_api_key=ADMIN).status == 200
+    until(lambda: status_with(running, key) == 401)
+    actions = [e["action"] for e in running.get("/admin/audit", x_api_key=ADMIN).json()["data"]]
+    assert actions == [
+        "team.archive",
+        "project.create",
+        "team.change",
+        "key.create",
+        "team.create",
+    ]
 
 
 def test_a_lead_keeps_to_its_team_and_a_member_does_nothing(running: Joulegate) -> None:

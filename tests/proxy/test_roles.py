@@ -1,0 +1,217 @@
+"""Who may do what, route by route: a route that is not in the table fails the test.
+
+Each row says what a stranger, a wrong key, a member, a lead and an administrator get. Where a
+request is let in and then found wanting (400, 404, 422, 503), it was let in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from proxy.front import ENDPOINTS
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
+from tests.servers import new_database
+
+Start = Callable[[Config], Joulegate]
+LEAD = "sk-lead-0123456789abcdef"
+TEAMS = {
+    "physics": {"keys": [KEY, {"key": LEAD, "role": "lead"}]},
+    "operators": {"keys": [{"key": ADMIN, "role": "admin"}]},
+}
+WHO = {"nobody": None, "wrong": "sk-wrong", "member": KEY, "lead": LEAD, "admin": ADMIN}
+CHAT: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+
+IN = (200, 201, 303, 400, 404, 422, 502, 503)  # let in, whatever came of it
+ANYONE = dict.fromkeys(WHO, IN)
+KEYS = {"nobody": (401,), "wrong": (401,), "member": IN, "lead": IN, "admin": IN}
+LEADS = {**KEYS, "member": (403,)}
+ADMINS = {**LEADS, "lead": (403,)}
+# Pages lead people without a key to the sign-in; another team's do not exist for them.
+PAGES = {**KEYS, "nobody": (303,)}
+OTHERS = {**PAGES, "member": (404,), "lead": (404,), "admin": (200,)}
+AGENTS = dict.fromkeys(WHO, (401, 403))  # agents have tokens of their own
+
+# (method, route) -> [(path, body, who gets what)]
+TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] = {
+    ("GET", "/v1/models"): [("/v1/models", None, KEYS)],
+    ("GET", "/v1/models/{model:path}"): [("/v1/models/tiny", None, KEYS)],
+    ("POST", "/v1/route"): [("/v1/route", CHAT, KEYS)],
+    ("GET", "/v1/usage/{request_id}"): [("/v1/usage/req_1", None, KEYS)],
+    ("POST", "/v1/feedback"): [("/v1/feedback", {"request_id": "r", "score": 1}, KEYS)],
+    ("GET", "/v1/judging"): [("/v1/judging", None, ADMINS)],
+    ("POST", "/meters/windows"): [("/meters/windows", {}, AGENTS)],
+    ("GET", "/meters/clock"): [("/meters/clock", None, AGENTS)],
+    ("GET", "/health"): [("/health", None, ANYONE)],
+    ("GET", "/health/live"): [("/health/live", None, ANYONE)],
+    ("GET", "/health/ready"): [("/health/ready", None, ANYONE)],
+    ("GET", "/metrics"): [("/metrics", None, ADMINS)],
+    ("GET", "/admin/teams"): [("/admin/teams", None, LEADS)],
+    ("POST", "/admin/teams"): [("/admin/teams", {"team": "new"}, ADMINS)],
+    ("PUT", "/admin/teams/{team}"): [("/admin/teams/physics", {}, ADMINS)],
+    ("DELETE", "/admin/teams/{team}"): [("/admin/teams/physics", None, ADMINS)],
+    ("POST", "/admin/teams/{team}/projects"): [
+        ("/admin/teams/physics/projects", {"project": "p"}, LEADS),
+        ("/admin/teams/operators/projects", {"project": "p"}, ADMINS),
+    ],
+    ("GET", "/admin/keys"): [("/admin/keys", None, LEADS)],
+    ("POST", "/admin/keys"): [
+        ("/admin/keys", {"team": "physics"}, LEADS),
+        ("/admin/keys", {"team": "physics", "role": "admin"}, ADMINS),
+        ("/admin/keys", {"team": "operators"}, ADMINS),
+    ],
+    ("POST", "/admin/keys/{key_id}/rotate"): [
+        ("/admin/keys/{LEADS}/rotate", {}, LEADS),
+        ("/admin/keys/{ADMINS}/rotate", {}, {**ADMINS, "lead": (404,)}),
+    ],
+    ("DELETE", "/admin/keys/{key_id}"): [
+        ("/admin/keys/nosuchkey", None, LEADS),
+        ("/admin/keys/{ADMINS}", None, {**ADMINS, "lead": (404,)}),
+    ],
+    ("GET", "/admin/audit"): [("/admin/audit", None, ADMINS)],
+    ("GET", "/dashboard/sign-in"): [("/dashboard/sign-in", None, ANYONE)],
+    ("POST", "/dashboard/sign-in"): [],  # test_sign_in.py
+    ("GET", "/dashboard/sign-in/provider"): [("/dashboard/sign-in/provider", None, ANYONE)],
+    ("GET", "/dashboard/sign-in/callback"): [("/dashboard/sign-in/callback", None, ANYONE)],
+    ("POST", "/dashboard/sign-out"): [("/dashboard/sign-out", {}, ANYONE)],
+    ("GET", "/dashboard/style.css"): [("/dashboard/style.css", None, ANYONE)],
+    ("GET", "/dashboard"): [("/dashboard", None, PAGES)],
+    ("GET", "/dashboard/"): [("/dashboard/", None, PAGES)],
+    ("GET", "/dashboard/{team}"): [
+        ("/dashboard/physics", None, PAGES),
+        ("/dashboard/operators", None, {**OTHERS, "admin": (303,)}),
+    ],
+    ("GET", "/dashboard/{team}/{page}"): [
+        ("/dashboard/physics/overview", None, PAGES),
+        ("/dashboard/operators/overview", None, OTHERS),
+    ],
+    ("GET", "/dashboard/{team}/export.{ending}"): [
+        ("/dashboard/physics/export.csv", None, PAGES),
+        ("/dashboard/operators/export.csv", None, OTHERS),
+    ],
+    ("GET", "/dashboard/{team}/requests/{request_id:path}"): [
+        ("/dashboard/physics/requests/req_1", None, {**PAGES, "member": (403,)}),
+        ("/dashboard/operators/requests/req_1", None, {**OTHERS, "admin": (404,)}),
+    ],
+    ("GET", "/dashboard/{team}/frozen/{name}"): [
+        ("/dashboard/physics/frozen/abc", None, PAGES),
+        ("/dashboard/operators/frozen/abc", None, {**OTHERS, "admin": (404,)}),
+    ],
+    ("POST", "/dashboard/{team}/freeze"): [
+        # without the form's own token nobody may
+        ("/dashboard/physics/freeze", {}, {**PAGES, **dict.fromkeys(WHO, (303, 401, 403))}),
+        ("/dashboard/operators/freeze", {}, {**OTHERS, "admin": (403,)}),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+def routes_of(running: Joulegate) -> set[tuple[str, str]]:
+    """Every route that FastAPI serves."""
+    assert running.proxy is not None
+    found: set[tuple[str, str]] = set()
+
+    def walk(routes: Any) -> None:
+        for route in routes:
+            if isinstance(route, APIRoute):
+                found.update((method, route.path) for method in route.methods)
+            inner = getattr(route, "original_router", None)
+            if inner is not None:
+                walk(inner.routes)
+
+    walk(running.proxy.api.routes)
+    return found
+
+
+def ask(running: Joulegate, method: str, path: str, body: Any, key: str | None) -> Reply:
+    headers = {} if key is None else {"x-api-key": key}
+    if method == "POST":
+        return running.post({} if body is None else body, path=path, headers=headers)
+    return running.get(path, method=method, **headers)
+
+
+def test_every_route_lets_in_whom_it_should_and_nobody_else(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    running = joulegate(
+        config_of(upstream.base_url, teams=TEAMS, server={"failed_keys_per_minute": 0})
+    )
+    assert routes_of(running) == set(TABLE)
+    listed = running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
+    ids = {key["role"]: key["key_id"] for key in listed}
+    wrong = []
+    for (method, _), rows in TABLE.items():
+        for path, body, expected in rows:
+            path = path.replace("{LEADS}", ids["lead"]).replace("{ADMINS}", ids["admin"])
+            for who, key in WHO.items():
+                if who == "admin" and method == "DELETE" and ids["admin"] in path:
+                    continue  # it would lock this test out
+                status = ask(running, method, path, body, key).status
+                if status not in expected[who]:
+                    wrong.append(f"{method} {path} as {who}: {status}, not {expected[who]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_way_to_spend_needs_a_key(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    for path in [*ENDPOINTS, "/v1/something/else"]:
+        assert running.post(CHAT, path=path).status == 401, path
+        assert running.post(CHAT, path=path, headers={"x-api-key": "sk-no"}).status == 401, path
+    assert not [r for r in upstream.received if r.path.endswith("/chat/completions")]
+
+
+def until(what: Callable[[], bool], within_s: float = 5.0) -> float:
+    begun_s = time.monotonic()
+    while not what():
+        assert time.monotonic() - begun_s < within_s
+        time.sleep(0.01)  # replicas look for changes twice a second
+    return time.monotonic() - begun_s
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_what_one_replica_revokes_all_refuse_within_a_second(
+    joulegate: Start, upstream: Upstream, kind: str, request: pytest.FixtureRequest, tmp_path: Any
+) -> None:
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    else:
+        url = new_database(request.getfixturevalue("postgres_url"), f"roles_{time.time_ns()}")
+    config = config_of(upstream.base_url, teams=TEAMS, ledger={"url": url})
+    one, two = joulegate(config), joulegate(config)
+    made = ask(one, "POST", "/admin/keys", {"team": "physics"}, ADMIN).json()
+
+    def status(running: Joulegate, key: str) -> int:
+        return running.post(CHAT, headers={"x-api-key": key}).status
+
+    until(lambda: status(one, made["key"]) == status(two, made["key"]) == 200)
+    path = f"/admin/keys/{made['key_id']}/rotate"
+    new = ask(two, "POST", path, {"overlap_s": 3}, ADMIN).json()
+    rotated_s = time.monotonic()
+    until(lambda: status(one, new["key"]) == status(two, new["key"]) == 200)
+    assert {status(one, made["key"]), status(two, made["key"])} == {200}  # both for a while
+    assert time.monotonic() - rotated_s < 3, "too slow a machine to see the overlap"
+    until(lambda: status(one, made["key"]) == status(two, made["key"]) == 401)
+    assert time.monotonic() - rotated_s >= 2.9
+    took_s: list[float] = []
+    for revoked in (new, {"key": KEY, "key_id": _id_of(one, "member")}):
+        path = f"/admin/keys/{revoked['key_id']}"
+        assert ask(one, "DELETE", path, None, ADMIN).status == 200
+        took_s.append(until(lambda k=revoked["key"]: status(two, k) == 401))  # type: ignore[misc]
+        until(lambda k=revoked["key"]: status(one, k) == 401)  # type: ignore[misc]
+    assert min(took_s) < 1.0, took_s  # a busy machine may take longer once
+
+
+def _id_of(running: Joulegate, role: str) -> str:
+    listed = running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
+    return str(next(k["key_id"] for k in listed if k["role"] == role and k["source"] == "config"))
