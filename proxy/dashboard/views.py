@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
@@ -15,6 +16,8 @@ from markupsafe import Markup
 from meters.intensity import IntensityBook, Tier
 from meters.overheads import CORE_POWER_W
 from meters.receipts import Receipt
+from policies.explanation import explained
+from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
 from proxy.dashboard.account import IDLE_LINE, Account, Line, by_dim, group_by_dims
 from proxy.dashboard.accounting import METHOD
@@ -366,7 +369,15 @@ def receipt(found: Receipt, book: IntensityBook, sites: Sites) -> Values:
         "receipt": found,
         "shown": shown(found, book, sites),
         "tier_words": TIER_WORDS,
+        "why": sentences(found.record.decision),
+        "earlier": json.loads(found.record.earlier) if found.record.earlier else [],
     }
+
+
+def sentences(recorded: str | None) -> list[str]:
+    """Why this backend and, for each other, why not; empty where there was nothing to decide."""
+    decision = None if recorded is None else decision_from_json(recorded).decision
+    return [] if decision is None else explained(decision)
 
 
 def plan(
