@@ -142,8 +142,9 @@ def seen_tasks(data: OutcomeSet, repeats: int, most: int | None) -> dict[str, li
     return found
 
 
-def unseen_tasks(data: OutcomeSet, most: int) -> list[tuple[str, int, float, float, float]]:
-    """Of each task left out whole: prompts, hull, ours, and plain ridge."""
+def unseen_tasks(data: OutcomeSet, most: int) -> list[tuple[str, int, float, float, float, float]]:
+    """Of each task left out whole: prompts, hull, ours, plain ridge, and the standard error of
+    ours less the hull over prompts."""
     tasks = np.array(data.tasks)
     names = sorted(set(data.tasks))
     folds = [[name] for name in names]
@@ -161,10 +162,16 @@ def unseen_tasks(data: OutcomeSet, most: int) -> list[tuple[str, int, float, flo
             continue
         title = fold[0] if len(fold) == 1 else f"{len(fold)} subjects"
         hull = controls(data, learnt, judged)["hull"]
-        values = [
-            worth(data, router(data, learnt, judged), learnt, judged) for router in (ours, ridge)
-        ]
-        found.append((title, len(judged), hull, values[0], values[1]))
+        guesses = ours(data, learnt, judged)
+        plain = worth(data, ridge(data, learnt, judged), learnt, judged)
+        rng = np.random.default_rng(0)
+        gains = []
+        for _ in range(40):
+            drawn = rng.integers(0, len(judged), len(judged))
+            again = worth(data, guesses[drawn], learnt, judged[drawn])
+            gains.append(again - controls(data, learnt, judged[drawn])["hull"])
+        value = worth(data, guesses, learnt, judged)
+        found.append((title, len(judged), hull, value, plain, float(np.std(gains))))
     return found
 
 
@@ -296,13 +303,13 @@ def main() -> None:
         if len(set(data.tasks)) < 2:
             continue
         rows = unseen_tasks(data, 1500 if args.quick else 2500)
-        for title, number, hull, value, plain in rows:
+        for title, number, hull, value, plain, error in rows:
             print(
                 f"{name:12}{title:20}{number:6d}  hull {hull:.3f}  ours {value:.3f}"
-                f" ({value - hull:+.3f})  ridge {plain:.3f} ({plain - hull:+.3f})",
+                f" ({value - hull:+.4f}±{error:.4f})  ridge {plain:.3f} ({plain - hull:+.3f})",
                 flush=True,
             )
-        gains = [value - hull for _, _, hull, value, _ in rows]
+        gains = [value - hull for _, _, hull, value, _, _ in rows]
         print(f"{name:12}{'mean':26}  ours {np.mean(gains):+.4f}  worst {min(gains):+.4f}")
 
     if "greenserv" in names:

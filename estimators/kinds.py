@@ -74,7 +74,8 @@ class Sight(NamedTuple):
     kinds: Array  # (K,) probabilities, each system's adding to 1
     kind: int  # the likeliest of the first system
     rank: float  # 0..1, how familiar among the prompts of that kind
-    familiarity: float  # the chance that it is of a kind learnt from
+    familiarity: float  # how far to trust that it is of a kind learnt from, to choose by
+    likely: float  # the chance that it is
 
 
 class Judge(NamedTuple):
@@ -128,12 +129,11 @@ class Kinds(NamedTuple):
         signs = signs_of(tops, known, float(counts @ counts))
         kind = int(parts[0].argmax()) if parts else 0
         rank = self.judge.rank(signs, kind)
-        chance = (
-            known_odds(rank, self.judge.usual, self.judge.crowding)
-            if traffic is None
-            else traffic.known(kind, rank)
-        )
-        return Sight(columns, kinds, kind, rank, chance)
+        if traffic is None:
+            likely = known = known_odds(rank, self.judge.usual, self.judge.crowding)
+        else:
+            likely, known = traffic.likely(kind, rank), traffic.known(kind, rank)
+        return Sight(columns, kinds, kind, rank, known, likely)
 
     def traffic(self) -> Traffic:
         """A fresh account of how much of the traffic is new to this map."""

@@ -46,7 +46,7 @@ class Prediction(NamedTuple):
     task: str
     quality: Array | None  # (M, 3) low, mid, high on 0..1
     lengths: Array | None  # (M, 4) q10, q50, q90, mean in tokens
-    familiarity: float  # 0..1, the chance that the prompt is of a kind learnt from
+    familiarity: float  # 0..1, how far it is trusted to be of a kind learnt from
 
 
 class QualityModel(NamedTuple):
@@ -73,7 +73,13 @@ class QualityModel(NamedTuple):
         traffic = self.kinds.traffic()
         traffic.look([(sight.kind, sight.rank) for sight in sights])
         return [
-            self.say(text, sight._replace(familiarity=traffic.known(sight.kind, sight.rank)))
+            self.say(
+                text,
+                sight._replace(
+                    familiarity=traffic.known(sight.kind, sight.rank),
+                    likely=traffic.likely(sight.kind, sight.rank),
+                ),
+            )
             for text, sight in zip(texts, sights, strict=True)
         ]
 
@@ -192,7 +198,11 @@ def quality_bands(head: Head, sight: Sight) -> Array:
 
 
 def length_quantiles(head: Head, bands: LengthBands, kinds: Kinds, sight: Sight) -> Array:
-    """(M, 4): q10, q50, q90 and mean, in tokens."""
+    """(M, 4): q10, q50, q90 and mean, in tokens.
+
+    Lengths go by the chance that the kind is known: no promise about the hull hangs on them.
+    """
+    sight = sight._replace(familiarity=sight.likely)
     middle = head.mean + deviation(head, sight)
     factor = float(sight.kinds @ bands.kind_scale) / len(kinds.systems) if kinds.systems else 1.0
     scale = bands.scale * (factor * bands.widen(sight.familiarity))

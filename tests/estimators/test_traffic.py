@@ -33,12 +33,29 @@ def test_a_batch_tells_which_share_of_it_is_new(share: float) -> None:
 
 def test_one_kind_turning_strange_leaves_the_others_trusted() -> None:
     rng = random.Random(2)
-    batch = [(0, rank) for rank in ranks(300, True, rng)]
-    batch += [(1, rank) for rank in ranks(300, False, rng)]
+    batch = [(0, rank) for rank in ranks(100, True, rng)]
+    batch += [(1, rank) for rank in ranks(500, False, rng)]
     traffic = Traffic(0.3, CROWDING)
     traffic.look(batch)
     assert traffic.known(0, 0.5) < 0.4
     assert traffic.known(1, 0.5) > 0.8
+
+
+def test_a_kind_that_has_slightly_changed_is_not_trusted_either() -> None:
+    rng = random.Random(5)
+    traffic = Traffic(0.3, CROWDING)
+    traffic.look([(0, rng.random() ** 1.6) for _ in range(300)])
+    assert traffic.share(0) < 0.6
+    assert traffic.known(0, 0.9) == 0.0
+
+
+def test_where_nearly_all_is_new_no_kind_is_trusted() -> None:
+    rng = random.Random(6)
+    batch = [(0, rank) for rank in ranks(300, True, rng)]
+    batch += [(1, rank) for rank in ranks(60, False, rng)]
+    traffic = Traffic(0.3, CROWDING)
+    traffic.look(batch)
+    assert traffic.known(1, 0.9) == 0.0
 
 
 def test_follows_traffic_that_changes_and_changes_back() -> None:
