@@ -91,6 +91,7 @@ clean:
 
 bench-attribution: $(VENV)/dev.done  ## attributed against true energy, on the simulated engine
 	$(PY) -m benchmarks.attribution $(ARGS)
+	$(PY) -m benchmarks.attribution --taught $(ARGS)
 
 # Where published measurements lie; nothing of the product needs them.
 DATA ?= ../shared/data

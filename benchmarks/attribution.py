@@ -2,11 +2,14 @@
 
     make bench-attribution
     python -m benchmarks.attribution --requests 8000 --only "256 in flight"
+    python -m benchmarks.attribution --taught --seed 7
 
 The simulated engine knows the energy above idle that each request really caused. Here its windows
 and requests, spoilt in the ways that real ones are (jittered clocks, lost windows, foreign traffic,
 meter noise, missing counters), are divided by ``meters.attribution``, which learns the
-coefficients from the same windows and is told nothing else, and by
+coefficients from the same windows and is told nothing else (with ``--taught``: they were learnt
+before, as the proxy learns them, in half an hour of other traffic that rose and fell, from a prior
+that is off by 30 %), and by
 
 - equal: a window's energy above idle in equal parts to the requests in flight in it,
 - tokens: in proportion to prompt and output tokens, spread over each request's time,
@@ -23,13 +26,15 @@ import argparse
 import random
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 
-from meters.attribution import Books, attribute_all
+from estimators.steps import StepLearner
+from meters.attribution import Books, Divider, attribute_all
 from meters.simulated_physics import (
     LLAMA_8B_BF16,
     LLAMA_8B_INT4,
@@ -300,6 +305,38 @@ def by_rule(seen: Seen, rule: Rule) -> dict[str, float]:
     return total
 
 
+PEAK_PER_S = {"8b": 14.0, "int4": 16.0, "70b": 8.0, "moe": 14.0, "small": 22.0}  # requests
+PRIOR_OFF = 0.3  # relative, of each coefficient
+
+
+def taught(engine: str, seed: int, seconds: float = 1_800.0) -> StepPhysics:
+    """What the proxy's learner knows of an engine after traffic that rose and fell."""
+    random_ = random.Random(f"{engine} taught {seed}")
+    true = ENGINES[engine]
+    jobs = _jobs(Scenario("taught", requests=10**6), random_)
+    arriving: list[Job] = []
+    at_s = 0.0
+    while at_s < seconds:
+        tide = (0.5 - 0.5 * np.cos(at_s / 19)) * (0.6 + 0.4 * np.sin(at_s / 98))
+        at_s += random_.expovariate(PEAK_PER_S[engine] * tide + 0.02)
+        arriving += [_at(job, at_s) for job in _take(jobs, 1)]
+    config = EngineConfig(physics=true, kv_tokens=2_000_000, seed=1_000 + seed)
+    run = simulate(config, arriving, keep_truth=False)
+    off = {
+        name: getattr(true, name) * random_.lognormvariate(0, PRIOR_OFF)
+        for name in true.__struct_fields__
+    }
+    learner, divider = StepLearner(StepPhysics(**off)), Divider()
+    waiting = deque(sorted(run.activities, key=lambda a: a.start_s))
+    active: list[Activity] = []
+    for window in run.windows:
+        while waiting and waiting[0].start_s < window.end_s:
+            active.append(waiting.popleft())
+        active = [a for a in active if a.end_s is None or a.end_s >= window.start_s]
+        learner.observe(window, divider.divide(window, active, learner.physics())[1])
+    return learner.physics()
+
+
 class Score(msgspec.Struct):
     """Errors relative to the truth; all in per cent."""
 
@@ -347,6 +384,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="scenarios whose name contains this")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="coefficients and sums, too")
+    parser.add_argument("--taught", action="store_true", help="with coefficients learnt before")
     args = parser.parse_args(argv)
     print(
         f"{'scenario':30s} {'requests':>8s} {'batch':>5s} | {'median':>6s} {'p95':>6s} "
@@ -354,18 +392,23 @@ def main(argv: list[str] | None = None) -> int:
         f"{'time':>12s}   (error %, then worst bias %; rules: median, p95)"
     )
     began_s = time.monotonic()
-    passed = total = 0
+    passed = within = total = 0
+    learnt: dict[str, StepPhysics] = {}
     for scenario in scenarios(args.requests):
         if args.only not in scenario.name:
             continue
         seen = play(scenario, args.seed)
-        books = attribute_all(seen.windows, seen.activities)
+        known: dict[str, StepPhysics] = {}
+        if args.taught:
+            if scenario.engine not in learnt:
+                learnt[scenario.engine] = taught(scenario.engine, args.seed)
+            known = {seen.windows[0].node: learnt[scenario.engine]}
+        books = attribute_all(seen.windows, seen.activities, known)
         ids = [a.request_id for a in seen.activities]
         ours = score(seen, books.request_j(ids))
+        within += (close := ours.median <= 5 and ours.p95 <= 15)
         good = (
-            ours.median <= 5
-            and ours.p95 <= 15
-            and max(abs(ours.bias_length), abs(ours.bias_team), abs(ours.bias_position)) <= 1
+            close and max(abs(ours.bias_length), abs(ours.bias_team), abs(ours.bias_position)) <= 1
         )
         total += 1
         passed += good
@@ -378,10 +421,11 @@ def main(argv: list[str] | None = None) -> int:
             + ("" if good else "   *"),
             flush=True,
         )
-        if args.details:
+        if args.details and books.fits:
             _details(books, seen)
     print(
-        f"{passed} of {total} within median 5, p95 15, bias 1; {time.monotonic() - began_s:.0f} s"
+        f"{within} of {total} within median 5, p95 15; {passed} also within bias 1; "
+        f"{time.monotonic() - began_s:.0f} s"
     )
     return 0
 

@@ -9,7 +9,7 @@ Each window is looked at on its own, in this order; the first rule that applies 
 | the node is not known, or not this token's | refused: unknown_node, foreign_node |
 | not finite, negative, or it ends before it starts | refused: negative, interval |
 | more power than a rack can draw | refused: implausible |
-| evidence that a meter cannot give | refused: evidence |
+| evidence that a meter cannot give, or metered of a simulated engine | refused: evidence |
 | the agent's clock is off by more than 5 s | repaired: the batch is moved by the difference |
 | it still lies in the future, or 45 days back | refused: future, too_old |
 | seen before, by its id | duplicate: nothing happens |
@@ -82,9 +82,11 @@ class WindowIntake:
         known_nodes: Collection[str],
         clock: Callable[[], float],
         on_window: Callable[[Window], None],
+        simulated_nodes: Collection[str] = (),
     ) -> None:
+        """``simulated_nodes``: those of simulated engines, where nothing can be metered."""
         self._tokens = [(_digest(t), None if n is None else set(n)) for t, n in tokens.items()]
-        self.known_nodes = known_nodes
+        self.known_nodes, self.simulated_nodes = known_nodes, simulated_nodes
         self._clock, self._on_window = clock, on_window
         self._decoder, self._encoder = msgspec.json.Decoder(Submission), msgspec.json.Encoder()
         self._lock = threading.Lock()
@@ -228,6 +230,8 @@ class WindowIntake:
             return "interval"
         if window.energy_j > MAX_POWER_W * seconds:
             return "implausible"
+        if window.node in self.simulated_nodes and window.evidence is not Evidence.SIMULATED:
+            return "evidence"
         return None if window.evidence in _GIVABLE else "evidence"
 
     def _who(self, token: str | None) -> set[str] | None:

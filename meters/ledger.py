@@ -137,6 +137,14 @@ class Ledger:
                 for row in connection.execute(query).mappings()
             ]
 
+    def windows(self, node: str, from_s: float, to_s: float) -> list[Window]:
+        """Windows of a node that ended in a period, in order."""
+        c = windows.c
+        query = select(windows).where(c.node == node, c.end_s >= from_s, c.end_s < to_s)
+        with self.database.read() as connection:
+            rows = connection.execute(query.order_by(c.end_s)).mappings()
+            return [window_of(dict(row)) for row in rows]
+
     def undivided(self, node: str, from_s: float, to_s: float) -> list[Window]:
         """Windows of a node that ended in a period and have not been divided."""
         c = windows.c

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -112,6 +112,12 @@ def agents(settings: Settings) -> dict[str, set[str]]:
     return nodes
 
 
+def simulated_nodes(engines: Iterable[backends.Engine]) -> set[str]:
+    """The nodes on which every engine is simulated."""
+    real = {engine.node for engine in engines if not engine.facts.simulated}
+    return {engine.node for engine in engines if engine.node} - real
+
+
 def store_of(settings: Settings, seed: Seed | None = None) -> Store:
     """Shared state in Redis where it is configured, else in this process."""
     local = LocalStore(
@@ -147,6 +153,9 @@ def canaries_of(settings: Settings, replica: str, worker: int) -> Canaries:
 def describe(prompt: Prompt) -> tuple[str | None, str]:
     """The coarse kind of task of a prompt, and the text that predictors read."""
     return coarse_task(prompt.last), prompt.last
+
+
+REMEMBERED_S = 3600.0  # of windows before a start that are known again
 
 
 class Proxy:
@@ -272,6 +281,7 @@ class Proxy:
             {engine.node for engine in self.pool.engines},
             time.time,
             self.take_sent_window,
+            simulated_nodes(self.pool.engines),
         )
         self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
         self.api = FastAPI(
@@ -322,6 +332,7 @@ class Proxy:
                 type(error).__name__,
             )
         self.key_watch.start()
+        await asyncio.to_thread(self.remember_windows, self.ledger)
         leftovers = Leftovers(
             self.ledger,
             self.journal,
@@ -350,6 +361,16 @@ class Proxy:
         finally:
             self.steps.stopping = True
             await self._stop(leftovers)
+
+    def remember_windows(self, ledger: Ledger) -> None:
+        """Know the last hour's windows again, so that none is taken twice over a restart."""
+        now_s = time.time()
+        try:
+            for node in sorted(self.intake.known_nodes):
+                for window in ledger.windows(node, now_s - REMEMBERED_S, now_s + 60.0):
+                    self.intake.remember(window)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("The last hour's windows cannot be read (%s).", type(error).__name__)
 
     async def _stop(self, leftovers: Leftovers) -> None:
         """End all parts: first what still writes into the books, then the books. One that cannot
@@ -462,6 +483,7 @@ class Proxy:
         self.client.limits = settings.time
         self.health.rules = settings.retries
         self.intake.known_nodes = {engine.node for engine in engines}
+        self.intake.simulated_nodes = simulated_nodes(engines)
         if self.ledger is not None and self.key_watch is not None:
             self.key_watch.watch(TeamStore(self.ledger.database, settings))
         else:

@@ -16,7 +16,7 @@ import pytest
 
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_thread
 
 Start = Callable[[Config], Joulegate]
 TOKEN = "jgm-0123456789abcdef"
@@ -161,3 +161,31 @@ def test_whatever_agents_send_the_books_balance(joulegate: Start) -> None:
     assert balance.metered_uj == pytest.approx(accepted_j * 1e6, abs=65)
     page = running.get("/metrics", x_api_key=ADMIN).body.decode()
     assert 'joulegate_meter_windows_total{outcome="refused",reason="overlapping"} 1.0' in page
+
+
+def test_windows_of_before_a_restart_are_known_again(tmp_path: Path) -> None:
+    """Also by their interval: another id does not make the same second count twice."""
+    now_s = time.time() - 60
+    config = {
+        "backends": [{"model": "tiny", "url": "http://127.0.0.1:9/v1", "node": "gpu-7"}],
+        "teams": TEAMS,
+        "meters": {"tokens": {"gpu-7": TOKEN}},
+        "retries": {"health_check_s": 0},
+    }
+    window = {"node": "gpu-7", "start_s": now_s, "end_s": now_s + 1, "energy_j": 100.0}
+    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    def send(running: Joulegate, window_id: str) -> dict[str, Any]:
+        body = {"windows": [window | {"window_id": window_id}], "sent_s": time.time()}
+        answer: dict[str, Any] = running.post(body, path="/meters/windows", headers=headers).json()
+        return answer
+
+    running, stop = in_thread(config, tmp_path)
+    assert send(running, "run:1")["accepted"] == 1
+    stop()
+    running, stop = in_thread(config, tmp_path)
+    try:
+        assert send(running, "run:1")["duplicates"] == 1
+        assert [r["reason"] for r in send(running, "other:1")["refused"]] == ["overlapping"]
+    finally:
+        stop()

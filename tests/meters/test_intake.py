@@ -93,6 +93,14 @@ def test_a_token_speaks_for_its_own_nodes_only() -> None:
     assert desk.refused(window(0, node="gpu-2"), token="only-2") == []
 
 
+def test_nothing_is_metered_on_a_simulated_engine() -> None:
+    desk = Desk(simulated_nodes={"gpu-2"})
+    simulated = window(0, node="gpu-2", evidence=Evidence.SIMULATED)
+    assert desk.refused(window(1, node="gpu-2")) == ["evidence"]
+    assert desk.refused(simulated, window(2)) == []
+    assert desk.intake.refused_j == {"evidence": 300.0}
+
+
 @pytest.mark.parametrize("payload", [b"", b"{", b"[]", b'{"windows": [{"node": 1}]}', b"\xff\xfe"])
 def test_what_is_no_batch_is_refused_with_a_reason(payload: bytes) -> None:
     desk = Desk()
