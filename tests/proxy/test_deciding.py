@@ -241,3 +241,41 @@ def test_what_was_decided_replays_to_the_same_answer(
         assert record.decision is not None
         seen.add((record.decision.chosen, record.decision.arm))
     assert len(seen) > 2  # not all the same
+
+
+def test_a_split_divides_requests_and_marks_them(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {
+        "thrift": {"objective": "energy"},
+        "best": {"objective": "quality"},
+        "trial": {"split": {"thrift": "70 %", "best": "30 %"}},
+    }
+    running = joulegate(both(small, large, policies=policies, default_policy="trial"))
+    served = {"thrift": "m@small", "best": "m@large"}
+    arms = []
+    for _ in range(100):
+        reply = running.post(ASK)
+        arms.append(running.record(reply.header("x-request-id")).arm)
+        assert reply.header("x-joulegate-backend") == served[str(arms[-1])]
+    assert 10 <= arms.count("best") <= 50
+    # A conversation stays in the arm that its first request was in.
+    named = {"x-session-id": "one"}
+    assert (
+        len({running.post(ASK, headers=named).header("x-joulegate-backend") for _ in range(20)})
+        == 1
+    )
+
+
+def test_hysteresis_holds_requests_of_a_kind_where_the_last_went(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    config = both(small, large, policies={"calm": {"hysteresis": 0.95}}, default_policy="calm")
+    running = joulegate(config)
+    assert running.proxy is not None
+    assert running.post(ASK).header("x-joulegate-backend") == "m@small"
+    flow = next(iter(running.proxy.router.previous))
+    running.proxy.router.previous[flow] = "m@large"  # as if it had been the better one
+    reply = running.post(ASK)
+    assert reply.header("x-joulegate-backend") == "m@large"
+    assert decided(running, reply).kept == "hysteresis"
