@@ -44,7 +44,8 @@ ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback")
 _ALLOWED_HEADERS = (
     b"authorization,content-type,x-api-key,api-key,cache-control,openai-organization,"
     b"openai-project,x-session-id,x-joulegate-policy,x-joulegate-min-quality,"
-    b"x-joulegate-max-energy-j,x-joulegate-max-ttft-ms,x-joulegate-tags,*"
+    b"x-joulegate-max-energy-j,x-joulegate-max-ttft-ms,x-joulegate-tags,"
+    b"x-joulegate-task,x-joulegate-quality,*"
 )
 _EXPOSED = (b"access-control-expose-headers", b"*")
 

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from estimators.text import TASKS
+
 Schema = dict[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -157,6 +159,8 @@ HEADERS: dict[str, Schema] = {
     "x-joulegate-max-energy-j": {"type": "number", "minimum": 0},
     "x-joulegate-max-ttft-ms": {"type": "number", "minimum": 0},
     "x-joulegate-tags": {"type": "string", "pattern": "^[a-z,]{0,30}$"},
+    "x-joulegate-task": {"enum": list(TASKS)},
+    "x-joulegate-quality": {"type": "string", "pattern": "^[a-z]{1,9}=0\\.[0-9]{1,3}$"},
     "x-session-id": {"type": "string", "pattern": "^[a-z0-9]{0,20}$"},
     "cache-control": {"enum": ["no-cache", "no-store", "max-age=60"]},
 }

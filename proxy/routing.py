@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from estimators.types import Estimate, Estimator, Features, unknown
+from estimators.types import Band, Estimate, Estimator, Features, unknown
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.budget_effects import BudgetEffects
 from policies.language import Book, Needs, RollOut
@@ -169,8 +169,12 @@ class Router:
             engines = engines + [
                 e for e in self.pool.everything if e.name not in known and e.available(now_s)
             ]
+        if wishes.task is not None:
+            features = msgspec.structs.replace(features, task=wishes.task)
         flow = (caller.team, features.task, policy.name)
         candidates = self.candidates(features, engines, now_s, estimated)
+        if wishes.qualities:
+            candidates = stated(candidates, wishes.qualities, caller.limits)
         shorter: dict[str, AnswerBudget] = {}
         if need.answer_budgets and caller.answer_budgets and checkable:
             candidates += self.shorter(need.answer_budgets, candidates, features, shorter)
@@ -272,6 +276,27 @@ class Router:
             local = datetime.fromtimestamp(unix_s, UTC).astimezone(ZoneInfo(zone))
             known = self._hours[zone] = (since_1970, local.hour)
         return known[1]
+
+
+def stated(
+    candidates: Sequence[Candidate], qualities: Sequence[tuple[str, float]], team: Limits
+) -> tuple[Candidate, ...]:
+    """The candidates with the qualities that a caller states in place of those predicted. Where the
+    caller's team has a limit on quality, what is stated can only be worse: nobody talks their way
+    past it."""
+    bound = team.min_quality is not None or team.min_relative_quality is not None
+    found = []
+    for candidate in candidates:
+        backend, estimate = candidate.backend, candidate.estimate
+        for name, quality in qualities:
+            if serves(backend, name):
+                old = estimate.quality
+                band: Band | None = Band(quality, quality, quality)
+                if bound:
+                    band = None if old is None else Band(*(min(quality, end) for end in old))
+                estimate = msgspec.structs.replace(estimate, quality=band)
+        found.append(msgspec.structs.replace(candidate, estimate=estimate))
+    return tuple(found)
 
 
 def refusal(error: NoBackendWithinLimits) -> ApiError:

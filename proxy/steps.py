@@ -190,6 +190,8 @@ class Steps:
             if not endpoint.answers:
                 request.max_tokens = request.max_completion_tokens = 1
             told = await self.features_of(flight, request, skeleton, caller)
+            if wishes.task is not None:
+                told = flight.features = msgspec.structs.replace(told, task=wishes.task)
         else:
             flight.opaque = True
             told = Features(prompt_tokens=0, team=caller.team)

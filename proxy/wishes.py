@@ -8,12 +8,15 @@ from collections.abc import Mapping
 
 import msgspec
 
+from estimators.text import TASKS
 from policies.types import Limits
 from proxy.errors import invalid_header
 
 MAX_TAGS = 16
 MAX_TAG_LENGTH = 64
 MAX_SESSION_LENGTH = 256
+MAX_QUALITIES = 32
+_SHARE = re.compile(r"[0-9]*\.?[0-9]{1,17}")
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -27,6 +30,8 @@ class Wishes(msgspec.Struct, frozen=True):
     no_cache: bool = False  # do not answer from the cache
     no_store: bool = False  # do not keep the answer
     max_age_s: float | None = None  # answer from the cache only with what is younger
+    task: str | None = None  # the kind of task, instead of what its words look like
+    qualities: tuple[tuple[str, float], ...] = ()  # of backends or groups, instead of predictions
 
 
 NOTHING = Wishes()
@@ -37,7 +42,9 @@ _NAMES = frozenset(
         b"x-joulegate-min-quality",
         b"x-joulegate-max-energy-j",
         b"x-joulegate-max-ttft-ms",
+        b"x-joulegate-quality",
         b"x-joulegate-tags",
+        b"x-joulegate-task",
         b"x-session-id",
         b"cache-control",
     }
@@ -71,7 +78,29 @@ def wishes_in(headers: Mapping[bytes, bytes]) -> Wishes:
         no_cache="no-cache" in control or "no-store" in control,
         no_store="no-store" in control,
         max_age_s=_max_age_s(control),
+        task=_task(text.get(b"x-joulegate-task", "")),
+        qualities=_qualities(text.get(b"x-joulegate-quality", "")),
     )
+
+
+def _task(text: str) -> str | None:
+    if text and text not in TASKS:
+        raise invalid_header("x-joulegate-task", f"should be one of {', '.join(TASKS)}.")
+    return text or None
+
+
+def _qualities(text: str) -> tuple[tuple[str, float], ...]:
+    found: list[tuple[str, float]] = []
+    for part in text.split(",") if text else ():
+        name, _, value = part.strip().rpartition("=")
+        quality = float(value) if _SHARE.fullmatch(value) else math.nan
+        if not name or not 0.0 <= quality <= 1.0 or len(found) >= MAX_QUALITIES:
+            raise invalid_header(
+                "x-joulegate-quality",
+                f"should be at most {MAX_QUALITIES} like backend=0.7, separated by commas.",
+            )
+        found.append((name, quality))
+    return tuple(found)
 
 
 def _max_age_s(control: str) -> float | None:

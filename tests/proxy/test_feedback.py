@@ -17,6 +17,10 @@ from proxy.errors import ApiError
         ({"score": 1}, 1.0),
         ({"thumb": "up"}, 1.0),
         ({"thumb": "down"}, 0.0),
+        ({"edit": {"answer": "a b c d", "edited": "a b c d"}}, 1.0),
+        ({"edit": {"answer": "a b c d", "edited": "e f g h"}}, 0.0),
+        ({"edit": {"answer": "a b c d", "edited": "a b c e"}}, 0.6),  # 3 of 5 pairs, ends included
+        ({"edit": {"answer": "", "edited": ""}}, 1.0),
     ],
 )
 def test_reads_scores_and_thumbs(given: dict[str, Any], score: float) -> None:
@@ -34,6 +38,10 @@ def test_reads_scores_and_thumbs(given: dict[str, Any], score: float) -> None:
         ({"request_id": "r", "score": float("nan")}, "score"),
         ({"request_id": "r", "thumb": ["up"]}, "thumb"),
         ({"request_id": "r", "scor": 1}, "scor"),
+        ({"request_id": "r", "score": 1, "edit": {}}, "score"),
+        ({"request_id": "r", "edit": {"answer": "a"}}, "edit"),
+        ({"request_id": "r", "edit": "a"}, "edit"),
+        ({"request_id": "r", "edit": {"answer": "a", "edited": "b" * 200_001}}, "edit"),
     ],
 )
 def test_refuses_what_is_no_score(given: dict[str, Any], param: str) -> None:
