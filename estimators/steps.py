@@ -319,6 +319,21 @@ class StepLearner:
         together = self._memory.errors
         return self._energy.errors if together is None else together * self._energy.prior
 
+    @property
+    def last_s(self) -> float | None:
+        """Where the last window ended that taught it, Unix seconds; None before the first."""
+        return self._last_s
+
+    def knows_more_than(self, other: StepLearner | None) -> bool:
+        """Whether it learnt from more windows of the same engine, or later ones of another."""
+        if other is None or other.last_s is None:
+            return self._last_s is not None
+        if self._last_s is None:
+            return False
+        if self.engine == other.engine:
+            return self.windows > other.windows
+        return self._last_s > other.last_s
+
     def as_dict(self) -> dict[str, Any]:
         """All of it, for a file; ``from_dict`` is the way back."""
         return {

@@ -53,6 +53,7 @@ from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
 from proxy.judging import Judging
 from proxy.leftovers import Leftovers
+from proxy.lessons import Lessons
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.otlp import Otlp
@@ -139,6 +140,17 @@ def siblings_of(
     if settings.server.workers > 1:
         board = FileBoard(Path(settings.state_dir) / "activities")
         return Siblings(replica, board, accounts.published, reads=worker == 0)
+    return None
+
+
+def lessons_of(settings: Settings, replica: str, worker: int, learning: Learning) -> Lessons | None:
+    """How replicas tell each other what windows taught them; None for one that is alone."""
+    if settings.redis.url is not None:
+        client = connect(settings.redis.url, settings.redis.timeout_s)
+        return Lessons(replica, RedisBoard(client, "joulegate:lessons"), learning)
+    if settings.server.workers > 1:
+        board = FileBoard(Path(settings.state_dir) / "lessons")
+        return Lessons(f"worker-{worker}", board, learning)
     return None
 
 
@@ -274,6 +286,7 @@ class Proxy:
         self.accounts.on_metered = self.steps.gate.metered
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
         self.accounts.others = self.siblings
+        self.lessons = lessons_of(settings, self.replica, worker, self.learning)
         self.measuring = Measuring(settings, self.pool, self.take_window)
         self.health = HealthChecks(self.pool, self.client, settings.retries)
         self.intake = WindowIntake(
@@ -353,6 +366,8 @@ class Proxy:
         self.judging.start()
         if self.siblings is not None:
             self.siblings.start()
+        if self.lessons is not None:
+            self.lessons.start()
         if self.worker == 0:
             await asyncio.to_thread(self.measuring.start)
         self.on_ready()
@@ -380,6 +395,7 @@ class Proxy:
             self.health.stop,
             self.judging.stop,
             self.siblings.stop if self.siblings is not None else None,
+            self.lessons.stop if self.lessons is not None else None,
             leftovers.stop,
             self.accounts.stop,
             self.alerts.stop,

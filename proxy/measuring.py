@@ -97,6 +97,29 @@ class Learning:
         if learner.trained and (before is None or window.end_s - before[0] >= PUBLISH_S):
             self._published[window.node] = (window.end_s, learner.physics())
 
+    def taught(self) -> dict[str, dict[str, Any]]:
+        """What windows taught here, by node, for other replicas."""
+        learners = list(self.learners.items())
+        return {node: learner.as_dict() for node, learner in learners if learner.windows > 0}
+
+    def take(self, taught: dict[str, dict[str, Any]]) -> int:
+        """Go on from what another replica was taught, where it knows more; of how many nodes."""
+        taken = 0
+        for node, saved in taught.items():
+            if self._engine(node) is None:
+                continue
+            try:
+                theirs = StepLearner.from_dict(saved)
+            except (KeyError, TypeError, ValueError, IndexError):
+                continue  # another version's
+            if not theirs.knows_more_than(self.learners.get(node)):
+                continue
+            self.learners[node] = theirs
+            taken += 1
+            if theirs.trained:
+                self._published[node] = (theirs.last_s or 0.0, theirs.physics())
+        return taken
+
     def save(self) -> None:
         """Keep what was learnt for the next start."""
         if self.path is not None and self.learners:

@@ -168,6 +168,7 @@ READS = {
     "/v1/models": "The models, with their backends",
     "/v1/models/{model}": "One model",
     "/v1/usage/{request_id}": "A request's receipt: estimated, then metered",
+    "/v1/savings": "What was avoided, by lever, with ranges",
     "/v1/judging": "What was learnt by judging answers",
     "/health": "It lives",
     "/health/live": "It lives",
@@ -203,6 +204,8 @@ def document(models: Sequence[str] = ()) -> Schema:
                 "responses": _responses(),
             }
         }
+    told = "Nothing fits the limits: a decision that chose nobody, with each backend's reason"
+    paths["/v1/route"]["post"]["responses"]["422"] = {"description": told}
     for path, about in READS.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         paths[path] = {

@@ -75,26 +75,37 @@ class FileBoard:
         return found
 
 
+# KEYS: what replicas published, when they did. ARGV: who, what, now
+_PUBLISH = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], ARGV[3], ARGV[1])
+"""
+# KEYS: the same. ARGV: who published last before this is gone
+_OTHERS = """
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', ARGV[1])) do
+  redis.call('HDEL', KEYS[1], name)
+  redis.call('ZREM', KEYS[2], name)
+end
+return redis.call('HGETALL', KEYS[1])
+"""
+
+
 class RedisBoard:
-    """For replicas anywhere that share a Redis."""
+    """For replicas anywhere that share a Redis; each question is one script, so atomic."""
 
     def __init__(self, client: Any, prefix: str = "joulegate:activities") -> None:
         self._client = client
-        self._prefix = prefix
+        self._keys = [f"{{{prefix}}}", f"{{{prefix}}}:seen"]  # together in a cluster
+        self._publish = client.register_script(_PUBLISH)
+        self._others = client.register_script(_OTHERS)
 
     async def publish(self, replica: str, value: bytes) -> None:
-        client = self._client
-        await client.hset(self._prefix, replica, value)
-        await client.zadd(f"{self._prefix}:seen", {replica: time.time()})
+        await self._publish(keys=self._keys, args=[replica, value, time.time()])
 
     async def others(self, replica: str) -> list[bytes]:
-        client = self._client
-        gone = await client.zrangebyscore(f"{self._prefix}:seen", "-inf", time.time() - STALE_S)
-        if gone:
-            await client.hdel(self._prefix, *gone)
-            await client.zrem(f"{self._prefix}:seen", *gone)
-        kept = await client.hgetall(self._prefix)
-        return [value for name, value in kept.items() if _text(name) != replica]
+        found = await self._others(keys=self._keys, args=[time.time() - STALE_S])
+        pairs = zip(found[::2], found[1::2], strict=True)
+        return [value for name, value in pairs if _text(name) != replica]
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -106,6 +106,7 @@ def _wrong_with(status: int, body: bytes, method: str) -> str | None:
             if {"message", "type", "param", "code"} <= set(error) and error["message"]:
                 return None
         except (ValueError, TypeError, KeyError):
-            pass
+            if status == 422 and body.startswith(b'{"object":"joulegate.decision"'):
+                return None  # /v1/route: a decision that chose nobody, with the reasons
         return f"not an error of OpenAI's: {status} {body[:200]!r}"
     return None
