@@ -123,6 +123,11 @@ class Accounts:
         """Put a finished request on the books. Never raises into serving."""
         try:
             record = record_of(flight, self.replica)
+            if flight.caller is None and flight.outcome == "refused":  # counted, kept by nobody
+                self.observer.request(flight, record)
+                if self.on_record is not None:
+                    self.on_record(record)
+                return
             self.recent[record.request_id] = record
             if len(self.recent) > RECENT:
                 self.recent.popitem(last=False)

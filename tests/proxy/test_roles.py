@@ -46,6 +46,7 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
     ("GET", "/v1/usage/{request_id}"): [("/v1/usage/req_1", None, KEYS)],
     ("POST", "/v1/feedback"): [("/v1/feedback", {"request_id": "r", "score": 1}, KEYS)],
     ("GET", "/v1/judging"): [("/v1/judging", None, ADMINS)],
+    ("GET", "/v1/savings"): [("/v1/savings", None, KEYS)],
     ("POST", "/meters/windows"): [("/meters/windows", {}, AGENTS)],
     ("GET", "/meters/clock"): [("/meters/clock", None, AGENTS)],
     ("GET", "/health"): [("/health", None, ANYONE)],
@@ -169,6 +170,23 @@ def test_every_way_to_spend_needs_a_key(joulegate: Start, upstream: Upstream) ->
         assert running.post(CHAT, path=path).status == 401, path
         assert running.post(CHAT, path=path, headers={"x-api-key": "sk-no"}).status == 401, path
     assert not [r for r in upstream.received if r.path.endswith("/chat/completions")]
+
+
+def test_strangers_are_counted_but_fill_no_books(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    refused = [running.post(CHAT).header("x-request-id") for _ in range(3)]
+    served = running.post(CHAT, headers={"x-api-key": KEY}).header("x-request-id")
+    assert running.record(served).team == "physics"
+    assert running.proxy is not None
+    assert not set(refused) & set(running.proxy.accounts.recent)
+    until(lambda: running.proxy.ledger.receipt(str(served)) is not None)  # type: ignore[union-attr]
+    for name in refused:
+        path = f"/v1/usage/{name}"
+        assert running.get(path, x_api_key=ADMIN).status == 404
+    page = running.get("/metrics", x_api_key=ADMIN).body.decode()
+    (counted,) = [line for line in page.splitlines() if 'status="401"' in line]
+    assert counted.startswith("joulegate_requests_total")
+    assert counted.endswith(" 3.0")
 
 
 def until(what: Callable[[], bool], within_s: float = 5.0) -> float:
