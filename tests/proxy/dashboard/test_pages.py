@@ -127,13 +127,20 @@ def test_forms_from_elsewhere_or_without_a_token_are_refused(page: Page, site: s
 AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
-@pytest.mark.parametrize("name", list(PAGES))
+@pytest.mark.parametrize("name", [*PAGES, "receipt", "frozen"])
 def test_axe_finds_no_barrier_and_nothing_is_wider_than_the_screen(
     browser: Browser, site: str, name: str
 ) -> None:
     made = browser.new_context(bypass_csp=True)
     page = made.new_page()
-    page.goto(f"{site}/dashboard/search/{name}?period=2026-10")
+    if name == "receipt":
+        page.goto(f"{site}/dashboard/search/requests?period=2026-10")
+        page.locator("[aria-label=Requests] tbody a").first.click()
+    elif name == "frozen":
+        page.goto(f"{site}/dashboard/search/overview?period=2026-10")
+        page.get_by_role("button", name="Freeze").click()
+    else:
+        page.goto(f"{site}/dashboard/search/{name}?period=2026-10")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         found = Axe().run(page, options=AXE)
