@@ -214,13 +214,13 @@ def test_what_one_replica_revokes_all_refuse_within_a_second(
 
     until(lambda: status(one, made["key"]) == status(two, made["key"]) == 200)
     path = f"/admin/keys/{made['key_id']}/rotate"
-    new = ask(two, "POST", path, {"overlap_s": 3}, ADMIN).json()
     rotated_s = time.monotonic()
+    new = ask(two, "POST", path, {"overlap_s": 4}, ADMIN).json()
     until(lambda: status(one, new["key"]) == status(two, new["key"]) == 200)
     assert {status(one, made["key"]), status(two, made["key"])} == {200}  # both for a while
-    assert time.monotonic() - rotated_s < 3, "too slow a machine to see the overlap"
+    assert time.monotonic() - rotated_s < 4, "too slow a machine to see the overlap"
     until(lambda: status(one, made["key"]) == status(two, made["key"]) == 401)
-    assert time.monotonic() - rotated_s >= 2.9
+    assert time.monotonic() - rotated_s >= 3.9
     took_s: list[float] = []
     for revoked in (new, {"key": KEY, "key_id": _id_of(one, "member")}):
         path = f"/admin/keys/{revoked['key_id']}"
