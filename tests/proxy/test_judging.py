@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from meters import simulated_engine
+from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig
 from proxy.config_file import ConfigError
 from proxy.judged import JudgedBook
 from proxy.settings import OVERHEAD, load
@@ -19,6 +22,8 @@ from tests.fakes.upstream import Gate, Received, Script, Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, write
 
 Start = Callable[[Config], Joulegate]
+# Little idle power: until a meter has seen an engine idle, requests share that too.
+QUIET = msgspec.structs.replace(LLAMA_8B_BF16, idle_power_w=20.0)
 SECRET = "the-heron-flies-at-dawn"
 HARDWARE = {"gpu": "H100-SXM", "params_b": 8.03, "quality": 0.5}
 
@@ -141,6 +146,35 @@ def test_every_call_is_on_the_books_on_a_line_of_its_own(
         assert record.energy_j is not None
         assert record.counterfactual_energy_j is None  # it saves nothing, and claims nothing
     assert running.record(own).team == "physics"
+
+
+def test_the_energy_of_judging_is_metered_like_any_other(
+    joulegate: Start, servers: dict[str, Upstream]
+) -> None:
+    with simulated_engine.start(EngineConfig(model="second", physics=QUIET)) as engine:
+        config = config_of(servers)
+        config["backends"][1] |= {
+            "url": f"{engine.url}/v1",
+            "simulated": True,
+            "meter": {"kind": "simulated", "url": engine.url, "window_s": 0.5},
+        }
+        servers["judge"].play(saying("[[A=B]]"))
+        running = joulegate(config)
+        ask(running)
+        counted(running, "judged")
+        (record,) = running.records(lambda r: r.team == OVERHEAD and r.backend == "second")
+        proxy = running.proxy
+        assert proxy is not None
+        deadline_s = time.monotonic() + 30
+        while True:
+            receipt = proxy.ledger.receipt(record.request_id) if proxy.ledger else None
+            if receipt is not None and receipt.state == "metered":
+                break
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)  # between two looks at the books
+        true_j = engine.engine.totals.active_energy_j
+        assert receipt.energy_j is not None
+        assert 0 < receipt.energy_j < 2 * true_j
 
 
 def test_nothing_of_the_prompt_or_the_answers_is_kept(

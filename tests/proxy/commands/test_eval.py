@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from meters import simulated_engine
+from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig
 from proxy import serving
 from proxy.__main__ import main
 from tests.fakes import answers
@@ -18,6 +21,8 @@ from tests.fakes.upstream import Received, Script, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, write
 
 Start = Callable[[Config], Joulegate]
+# Little idle power: until a meter has seen an engine idle, requests share that too.
+QUIET = msgspec.structs.replace(LLAMA_8B_BF16, idle_power_w=20.0)
 SUM = '{"prompt": "2+2? Only the number.", "check": {"exact": "4"}}'
 
 
@@ -164,3 +169,30 @@ def test_what_a_user_can_mend_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "does not answer" in capsys.readouterr().err
     assert main(["eval", "--set", str(tmp_path / "none"), "--url", "x"]) == 1
     assert "Name a readable JSON Lines file" in capsys.readouterr().err
+
+
+def test_a_config_is_served_meanwhile_and_energy_is_the_metered_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with simulated_engine.start(EngineConfig(model="m", physics=QUIET)) as engine:
+        backend = {
+            "model": "m",
+            "name": "m",
+            "url": f"{engine.url}/v1",
+            "simulated": True,
+            "meter": {"kind": "simulated", "url": engine.url, "window_s": 0.5},
+        }
+        config = write({"backends": [backend]}, tmp_path / "served")
+        prompts = tmp_path / "set.jsonl"
+        lines = [
+            {"prompt": f"Number {i}", "check": {"regex": "simulated"}, "max_tokens": 30}
+            for i in range(3)
+        ]
+        prompts.write_text("\n".join(json.dumps(line) for line in lines))
+        out = ["--out", str(tmp_path / "out.jsonl"), "--json"]
+        assert main(["eval", "--set", str(prompts), "--config", str(config), *out]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["backends"]
+        assert (row["backend"], row["answered"], row["quality"]["mid"]) == ("m", 3, 1.0)
+        assert row["evidence"] == "simulated"
+        true_j = engine.engine.totals.active_energy_j
+        assert 0 < row["energy_j"]["mid"] * 3 < 2 * true_j
