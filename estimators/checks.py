@@ -125,22 +125,46 @@ def check_longer_prompts_never_cost_less(estimator: Estimator) -> None:
 
 def check_more_parameters_never_cost_less(estimator: Estimator) -> None:
     """Twice the parameters of the same kind never cost less, all else equal."""
-    for precision in ("bf16", "fp8", "int4"):
-        for gpu in ("H100-SXM", "A100-80GB-SXM", "L4"):
-            for load in _LOADS:
-                found = []
-                for size in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):
-                    one = _backend(
-                        f"{size} {precision} {gpu}",
-                        ModelFacts(params_b=size),
-                        GPUS[gpu],
-                        precision=precision,
-                    )
-                    found += estimator.estimate(
-                        Features(prompt_tokens=300, max_tokens=300), [one], [load]
-                    )
-                joules = [one.energy_j.mid for one in found if one.energy_j is not None]
-                assert joules == sorted(joules), f"{precision} on {gpu}: {joules} J along sizes"
+    cards = (("bf16", "H100-SXM"), ("fp8", "H100-SXM"), ("bf16", "A100-80GB-SXM"), ("int4", "L4"))
+    for precision, gpu in cards:
+        kinds = [
+            _backend(
+                f"{size} {precision} {gpu}",
+                ModelFacts(params_b=size),
+                GPUS[gpu],
+                precision=precision,
+            )
+            for size in (0.5, 2.0, 3.2, 4.0, 8.0, 9.0, 16.0, 64.0)
+        ]
+        for load in _LOADS:
+            found = estimator.estimate(
+                Features(prompt_tokens=300, max_tokens=300), kinds, [load] * len(kinds)
+            )
+            joules = [one.energy_j.mid for one in found if one.energy_j is not None]
+            assert joules == sorted(joules), f"{precision} on {gpu}: {joules} J along sizes"
+
+
+def check_units_fit_together(estimator: Estimator) -> None:
+    """Joules, seconds, grams and dollars of the same request agree with each other."""
+    features = Features(prompt_tokens=300, max_tokens=500)
+    for load in _LOADS:
+        for found in _all(estimator, features, load):
+            if found.energy_j is None or found.latency_s is None or found.ttft_s is None:
+                continue
+            said = f"{found.backend}: {found.energy_j} J in {found.latency_s} s"
+            assert found.ttft_s.mid <= found.latency_s.mid, said
+            # what serving one more adds is no more than its part of everything
+            assert found.marginal_energy_j is not None, said
+            assert found.marginal_energy_j.mid <= 1.001 * found.energy_j.mid, said
+            # one request takes no more than sixteen kilowatt cards for as long as it lasts
+            assert found.energy_j.mid <= 16_000.0 * found.latency_s.mid, said
+            assert found.carbon_g is not None, said
+            least = found.energy_j.mid / 3.6e6 * 300.0  # every backend here is at 300 g/kWh
+            assert least * 0.999 <= found.carbon_g.mid <= 2.0 * least, said
+            assert found.money_usd is not None, said
+            assert found.output_tokens is not None, said
+            dollars = (300.0 * 1.0 + found.output_tokens.mean * 3.0) / 1e6
+            assert math.isclose(found.money_usd.mid, dollars, rel_tol=1e-6), said
 
 
 def check_simulated_is_called_simulated(estimator: Estimator) -> None:
@@ -203,6 +227,7 @@ CHECKS: tuple[Callable[[Estimator], None], ...] = (
     check_more_output_never_costs_less,
     check_longer_prompts_never_cost_less,
     check_more_parameters_never_cost_less,
+    check_units_fit_together,
     check_simulated_is_called_simulated,
     check_missing_outcomes_teach_nothing,
     check_learns_from_metered_requests,

@@ -8,6 +8,7 @@ turn negative. Arrays in, arrays out; numpy only.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -181,6 +182,13 @@ class Cases:
         return Cases(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
+_SIZES_AT = tuple(
+    [field.name for field in fields(Cases)].index(name) for name in ("params", "active", "always")
+)
+_SIZE_STEPS = 3  # sizes on the scale per doubling
+_SMALLER = 6  # of them looked at
+
+
 @dataclass(frozen=True, slots=True)
 class Physics:
     """What the constants say of each case."""
@@ -234,6 +242,24 @@ def static_row(backend: Backend) -> tuple[float, ...] | None:
         plain,
         float(gpu.name.startswith("RTX") and "6000" not in gpu.name),
     )
+
+
+def smaller(static: tuple[float, ...]) -> list[tuple[float, ...]]:
+    """The same with fewer parameters: at the sizes of a fixed scale down to a quarter of them.
+
+    What is said of a model is never less than what is said of these: a correction learnt from
+    other models may dip along the size, the cost of a model of one kind does not.
+    """
+    params = static[_SIZES_AT[0]]
+    last = math.ceil(math.log2(params) * _SIZE_STEPS) - 1
+    found = []
+    for step in range(last, last - _SMALLER, -1):
+        share = 2.0 ** (step / _SIZE_STEPS) / params
+        row = list(static)
+        for place in _SIZES_AT:
+            row[place] *= share
+        found.append(tuple(row))
+    return found
 
 
 def cases(rows: Sequence[tuple[float, ...]], batch: Array, prompt: Array, output: Array) -> Cases:

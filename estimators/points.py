@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from estimators.greybox import Array, Cases, cases, static_row
+from estimators.greybox import Array, Cases, cases, smaller, static_row
 from estimators.prior import Answer, Prior
 from estimators.types import Backend, Band
 
@@ -23,6 +23,8 @@ _MEASURED_ENGINES = frozenset({"vllm", "transformers", "tensorrt-llm"})
 # Not knowing the load: between a lonely request and a crowd. Median joules per token fall
 # 6.4-fold from batch 8 to the best batch of a model (ml-energy/leaderboard).
 UNKNOWN_BATCHES = (1.0, 8.0, 64.0)
+USUAL_PROMPT, USUAL_OUTPUT = 500.0, 300.0
+_BETWEEN_SIZES = 0.004  # of a logarithm: a dip between two sizes that are looked at
 _LEAST_MARGINAL = 0.02  # of the attributed energy: adding work is never free
 
 
@@ -78,11 +80,12 @@ def figures(
     outputs = OUTPUTS[: np.searchsorted(OUTPUTS, output) + 1]
     given = _every(subject, np.array([batch]), prompts, outputs)
     log_energy, log_step, _ = prior.middles(given)
+    more_j, more_s = (float(factor[0]) for factor in raised(prior, subject, np.array([batch])))
     shape = (len(prompts), len(outputs))
     grid = rising(np.exp(log_energy).reshape(shape))
-    energy_j = between(grid, prompts, outputs, prompt, output)
+    energy_j = more_j * between(grid, prompts, outputs, prompt, output)
     grid = rising(np.exp(log_step).reshape(shape) * outputs[None, :])
-    decode_s = between(grid, prompts, outputs, prompt, output)
+    decode_s = more_s * between(grid, prompts, outputs, prompt, output)
     given = _every(subject, np.array([batch]), prompts, np.array([output]))
     _, _, found = prior.middles(given)
     first_s = found.first_s
@@ -105,6 +108,29 @@ def figures(
         latency_s=Band(*(a + b for a, b in zip(ttft, decode, strict=True))),
         tier=subject.tier,
     )
+
+
+def raised(prior: Prior, subject: Subject, batches: Array) -> tuple[Array, Array]:
+    """Factors on (joules, seconds a step) at each load, 1 or a little more: what is said of a
+    model is never less than what is said of smaller ones of its kind.
+
+    Looked at for usual lengths only, so that a factor changes nothing along prompt and output.
+    """
+    statics = [subject.static, *smaller(subject.static)]
+    count = len(batches)
+    given = cases(
+        [static for static in statics for _ in range(count)],
+        np.tile(batches, len(statics)),
+        np.full(count * len(statics), USUAL_PROMPT),
+        np.full(count * len(statics), USUAL_OUTPUT),
+    )
+    energy, step, _ = prior.middles(given)
+    return _over_own(energy.reshape(-1, count)), _over_own(step.reshape(-1, count))
+
+
+def _over_own(logarithms: Array) -> Array:
+    most = logarithms[1:].max(axis=0) + _BETWEEN_SIZES
+    return np.asarray(np.exp(np.maximum(most - logarithms[0], 0.0)))
 
 
 def neighbours(batch: float) -> Array:

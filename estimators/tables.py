@@ -14,14 +14,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from estimators.greybox import NAMES, Array, cases
-from estimators.points import Subject, marginal_share, neighbours, rising
+from estimators.points import (
+    USUAL_OUTPUT,
+    USUAL_PROMPT,
+    Subject,
+    marginal_share,
+    neighbours,
+    raised,
+    rising,
+)
 from estimators.prior import Prior
 from meters.types import StepPhysics
 
 BATCHES: Array = np.array([2.0**power for power in range(11)])
 PROMPTS: Array = np.array([0.0, *(16.0 * 4.0**power for power in range(8))])
 OUTPUTS: Array = np.array([4.0**power for power in range(9)])
-_USUAL_PROMPT, _USUAL_OUTPUT = 500.0, 300.0
 _SHAPE = (len(BATCHES), len(PROMPTS), len(OUTPUTS))
 ENERGY, MARGINAL, DECODE, TTFT = range(4)
 
@@ -169,8 +176,8 @@ def build(prior: Prior, subject: Subject) -> Table:
     usual = cases(
         [subject.static] * len(BATCHES),
         BATCHES,
-        np.full(len(BATCHES), _USUAL_PROMPT),
-        np.full(len(BATCHES), _USUAL_OUTPUT),
+        np.full(len(BATCHES), USUAL_PROMPT),
+        np.full(len(BATCHES), USUAL_OUTPUT),
     )
     exact = prior.answer(usual, [subject.tier] * len(BATCHES))
     bands = np.stack(
@@ -186,18 +193,19 @@ def build(prior: Prior, subject: Subject) -> Table:
     for load in BATCHES:
         near = neighbours(float(load))
         around = cases(
-            [subject.static] * 3, near, np.full(3, _USUAL_PROMPT), np.full(3, _USUAL_OUTPUT)
+            [subject.static] * 3, near, np.full(3, USUAL_PROMPT), np.full(3, USUAL_OUTPUT)
         )
         around_answer = prior.answer(around, [subject.tier] * 3)
         shares.append(marginal_share(float(load), around_answer, subject.idle_w))
-    energy = rising(np.exp(log_energy).reshape(_SHAPE))
-    decode = rising((step_s * output).reshape(_SHAPE))
+    more_j, more_s = raised(prior, subject, BATCHES)
+    energy = rising(np.exp(log_energy).reshape(_SHAPE)) * more_j[:, None, None]
+    decode = rising((step_s * output).reshape(_SHAPE)) * more_s[:, None, None]
     low, high = prior.ttft_factors
-    own = math.exp(prior.constants[NAMES.index("first_own")])
+    stretch = math.exp(prior.constants[NAMES.index("first_own")])
     first = found.first_s.reshape(_SHAPE)
     first = np.maximum.accumulate(first[:, :, 4:5].repeat(len(OUTPUTS), axis=2), axis=1)
     values = np.stack([energy, energy * np.array(shares)[:, None, None], decode, first], axis=-1)
-    return Table(values, bands, (low, high), subject.idle_w, own)
+    return Table(values, bands, (low, high), subject.idle_w, stretch)
 
 
 def linear(physics: StepPhysics, spread: float) -> Table:

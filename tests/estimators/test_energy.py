@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from estimators.artefacts import load_prior
 from estimators.checks import CHECKS, backends
 from estimators.energy import EnergyEstimator
+from estimators.greybox import cases
 from estimators.hardware import GPUS, idle_power_w
 from estimators.points import figures, subject_of
 from estimators.types import Backend, Estimator, Features, Load, ModelFacts, Outcome
@@ -260,3 +261,52 @@ def test_what_requests_taught_outlives_the_next_window_of_the_same_engine() -> N
     [after] = estimator.estimate(features, [llama()], [load])
     assert after.energy_j is not None
     assert after.energy_j.mid == pytest.approx(1.5 * before.energy_j.mid, rel=0.05)
+
+
+def test_the_version_of_the_engine_is_an_input() -> None:
+    # Published of the same models on the same cards: 0.5.4 used 1.37 to 1.82 times as much.
+    found = []
+    for version in ("0.5.4", "0.11.1"):
+        subject = subject_of(PRIOR, llama(engine_version=version), 70.0)
+        assert subject is not None
+        found.append(figures(PRIOR, subject, 128.0, 200.0, 480.0).energy_j.mid)
+    assert 1.2 < found[0] / found[1] < 2.0
+
+
+def test_the_fitted_prior_is_never_worse_than_its_own_physics() -> None:
+    for tier, figures_of in PRIOR.about["held_out"].items():
+        assert figures_of["energy_mape"] <= figures_of["physics_mape"], tier
+
+
+def test_far_from_what_was_measured_the_correction_fades_and_the_band_widens() -> None:
+    near = llama()
+    far = llama(
+        model=ModelFacts(params_b=3000.0, active_params_b=900.0, layers=300, kv_heads=64),
+        gpu=GPUS["T4"],
+        precision="int2",
+        num_gpus=16,
+    )
+    widths, corrections = [], []
+    for backend in (near, far):
+        subject = subject_of(PRIOR, backend, 70.0)
+        assert subject is not None
+        given = cases([subject.static], np.array([16.0]), np.array([300.0]), np.array([300.0]))
+        answer = PRIOR.answer(given, [subject.tier])
+        corrections.append(abs(answer.energy[0] - answer.physics.log_energy[0]))
+        band = figures(PRIOR, subject, 16.0, 300.0, 300.0).energy_j
+        widths.append(band.high / band.low)
+    assert corrections[1] < 0.02
+    assert widths[1] > 1.3 * widths[0]
+
+
+def test_a_larger_model_of_the_same_kind_never_costs_less_between_sizes_that_were_measured() -> (
+    None
+):
+    joules = []
+    for size in (2.0, 2.6, 3.2, 4.0, 5.0, 6.0, 7.0, 8.0, 9.2):
+        model = ModelFacts(params_b=size, layers=32, kv_heads=8, head_dim=128)
+        backend = llama(model=model, engine_version="0.5.4", num_gpus=4)
+        subject = subject_of(PRIOR, backend, 280.0)
+        assert subject is not None
+        joules.append(figures(PRIOR, subject, 64.0, 300.0, 300.0).energy_j.mid)
+    assert joules == sorted(joules)
