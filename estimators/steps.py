@@ -48,7 +48,8 @@ CHANGED = 1.5  # deviations to one side, on that average, that say the engine ha
 KEPT_AFTER_CHANGE = 0.02  # of what was learnt
 SETTLED_WINDOWS = 30.0  # before which nothing is called a change
 MEMORY = 2400  # windows of which the work is kept, to look at all of them together
-TOGETHER_S = 60.0  # how often that is done
+TOGETHER_S = 60.0  # how often that is done, at most,
+NEWS = 25  # and only after so many-th of them are new
 ENERGY = ("step_j", "token_j", "context_j", "prefill_j")
 TIME = ("step_s", "token_s", "context_s", "prefill_s")
 NAMES = ("idle_power_w", *ENERGY, *TIME)
@@ -190,12 +191,16 @@ class _Memory:
         self.relative: Floats | None = None
         self.errors: Floats | None = None
         self._solved_s = -math.inf
+        self._fresh = 0  # windows since then
 
     def keep(self, window: Window, above_j: float, did: Floats, doubt: float) -> None:
         """Add a window; ``doubt`` in half-lives, for one that says less than others."""
         self.rows.append([window.start_s, window.end_s, doubt, above_j, *did.tolist()])
-        if window.end_s - self._solved_s >= TOGETHER_S and len(self.rows) >= SETTLED_WINDOWS:
-            self._solved_s = window.end_s
+        self._fresh += 1
+        if len(self.rows) < SETTLED_WINDOWS or self._fresh < len(self.rows) / NEWS:
+            return
+        if window.end_s - self._solved_s >= TOGETHER_S:
+            self._solved_s, self._fresh = window.end_s, 0
             self._solve()
 
     def forget(self) -> None:
