@@ -23,7 +23,7 @@ from meters.types import Evidence
 from tests.joulegate_server import KEY, Config, Joulegate
 
 Start = Callable[[Config], Joulegate]
-REQUESTS = 2
+REQUESTS = 3
 # Times the published pace; a meter that saw more watts than any board draws would not believe it.
 SPEED = {"qwen2.5-14b-instruct": 6.0, "llama-3.1-70b-instruct": 10.0}
 CODE = "Write a Python function `def parse(rows):` that reads a csv file and returns a list."
@@ -134,13 +134,13 @@ def test_traffic_moves_where_the_authors_say_and_the_ledger_shows_what_they_meas
     # One request after the other, as measured; in a batch each would be cheaper.
     before, bf16_j = metered_j(running, f"{model}@bf16", prompt, "as asked")
     assert before == {f"{model}@bf16"}
-    assert bf16_j == pytest.approx(PUBLISHED[f"{model}@bf16"].energy_j, rel=0.06)
+    assert bf16_j == pytest.approx(PUBLISHED[f"{model}@bf16"].energy_j, rel=0.1)
     for policy, (precision, saved) in goes_to.items():
         after, less_j = metered_j(running, model, prompt, policy)
         assert after == {f"{model}@{precision}"}
         # The energy of one request is the published one, and so is what is saved.
-        assert less_j == pytest.approx(PUBLISHED[f"{model}@{precision}"].energy_j, rel=0.06)
-        assert 1 - less_j / bf16_j == pytest.approx(saved, abs=0.03)
+        assert less_j == pytest.approx(PUBLISHED[f"{model}@{precision}"].energy_j, rel=0.1)
+        assert 1 - less_j / bf16_j == pytest.approx(saved, abs=0.05)
     assert running.proxy is not None
     assert running.proxy.ledger is not None
     assert running.proxy.ledger.check().problems == ()
