@@ -37,6 +37,7 @@ UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
 SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
 MOST_KEPT = 200_000  # finished requests of a node that are kept at most
 PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
+STRANGER = "too_many_failed_keys"
 RECENT = 5_000  # records that receipts find before the ledger has them
 
 Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
@@ -123,7 +124,8 @@ class Accounts:
         """Put a finished request on the books. Never raises into serving."""
         try:
             record = record_of(flight, self.replica)
-            if flight.caller is None and flight.outcome == "refused":  # counted, kept by nobody
+            if flight.error is not None and flight.error.code == STRANGER:
+                # Counted and kept by nobody: what comes on top of the minute's wrong keys.
                 self.observer.request(flight, record)
                 if self.on_record is not None:
                     self.on_record(record)
