@@ -116,7 +116,7 @@ def chat(body: Mapping[str, Any], config: EngineConfig) -> Asked:
         random_ = source(seed, prompt, choice)
         answer = _tool_call(body, messages, tools, prompt, random_)
         answer = answer or _structured(body, random_)
-        answers.append(_ended(answer or _plain(random_, config), body, most))
+        answers.append(_ended(answer or _plain(random_, config, body, most), body, most))
     return _asked(body, prompt, prompt_tokens, answers, bool(body.get("logprobs")))
 
 
@@ -130,7 +130,7 @@ def completion(body: Mapping[str, Any], config: EngineConfig) -> list[Asked]:
         most = _most(tokens, limit, config)
         seed = _seed(body, config)
         answers = [
-            _ended(_plain(source(seed, prompt, choice), config), body, most)
+            _ended(_plain(source(seed, prompt, choice), config, body, most), body, most)
             for choice in range(_choices(body))
         ]
         one = _asked(body, prompt, tokens, answers, isinstance(body.get("logprobs"), int))
@@ -241,9 +241,20 @@ def _is_tokens(value: Sequence[Any]) -> bool:
     return all(isinstance(item, int) and not isinstance(item, bool) for item in value)
 
 
-def _plain(random_: random.Random, config: EngineConfig) -> Answer:
+def _plain(
+    random_: random.Random, config: EngineConfig, body: Mapping[str, Any], most: int
+) -> Answer:
+    """Plain text, as long as it comes; vLLM's ``min_tokens`` and ``ignore_eos`` make it longer."""
+    least = (_limit(body, "min_tokens") or 0) if body.get("min_tokens") else 0
+    if least > most:
+        raise Refused(
+            f"min_tokens must be less than or equal to max_tokens={most}, got {least}.",
+            param="min_tokens",
+        )
     tokens = natural_length(random_, config.mean_output_tokens, config.sigma_output_tokens)
-    return Answer(pieces(random_, tokens), "stop")
+    if body.get("ignore_eos") is True:
+        return Answer(pieces(random_, most), "length")
+    return Answer(pieces(random_, max(tokens, least)), "stop")
 
 
 def _structured(body: Mapping[str, Any], random_: random.Random) -> Answer | None:

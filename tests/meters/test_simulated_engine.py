@@ -137,6 +137,18 @@ def test_a_stop_string_ends_the_answer_before_it(client):
     assert answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [({"min_tokens": 900}, {"stop", "length"}), ({"ignore_eos": True}, {"length"})],
+)
+def test_an_answer_goes_on_for_as_long_as_vllms_parameters_say(client, asked, reason):
+    answer = client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=1000, extra_body=asked
+    )
+    assert answer.usage.completion_tokens >= 900
+    assert answer.choices[0].finish_reason in reason
+
+
 def test_completions_embeddings_tokens_and_logprobs(client, engine):
     both = client.completions.create(model=MODEL, prompt=["one", "two"], max_tokens=3, logprobs=1)
     assert [choice.index for choice in both.choices] == [0, 1]
@@ -168,6 +180,7 @@ def test_a_long_prompt_asked_twice_is_found_in_the_cache(client):
     [
         ({"model": "nope"}, 404, "NotFoundError", "The model `nope` does not exist"),
         ({"messages": []}, 400, "BadRequestError", "empty conversation"),
+        ({"max_tokens": 4, "extra_body": {"min_tokens": 5}}, 400, "BadRequestError", "min_tokens"),
         ({"max_tokens": 999_999}, 400, "BadRequestError", "cannot be greater than max_model_len"),
         ({"max_tokens": 0}, 400, "BadRequestError", "at least 1"),
         (
