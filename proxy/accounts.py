@@ -31,6 +31,8 @@ from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
 
+# A window waits this long for answers that are not streamed: they show their tokens at the end.
+HOLD_S = 15.0
 LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
 KEEP_S = 900.0  # how long a finished request can still be charged by a late window
 UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
@@ -196,7 +198,7 @@ class Accounts:
         if self._task is not None:
             self._stopping.set()
             await self._task
-        await self.divide_due(time.time() + LAG_S + 1.0)
+        await self.divide_due(time.time() + HOLD_S + 1.0)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -210,12 +212,16 @@ class Accounts:
                 log.exception("a window could not be divided; its figures stay estimated")
 
     async def divide_due(self, now_s: float) -> None:
-        """Divide the windows that ended at least LAG_S before this Unix time."""
+        """Divide the windows that ended at least LAG_S before this Unix time, each node's in
+        order; up to HOLD_S where an answer in them has not shown what it is."""
         waiting: list[Window] = []
+        held: set[str] = set()  # nodes
         while self.windows:
             window = self.windows.popleft()
-            if window.end_s > now_s - LAG_S:
+            due = window.end_s <= now_s - LAG_S and window.node not in held
+            if not due or (window.end_s > now_s - HOLD_S and self._hides_work(window)):
                 waiting.append(window)
+                held.add(window.node)
                 continue
             try:
                 await self._divide(window)
@@ -223,6 +229,16 @@ class Accounts:
                 log.exception("nothing could be learnt from window %s", window.window_id)
         self.windows.extendleft(reversed(waiting))
         self._forget(now_s)
+
+    def _hides_work(self, window: Window) -> bool:
+        """Whether an answer that is not streamed was on its way then, and is yet."""
+        for flight in list(self.live.values()):
+            engine, sent_s = flight.engine, flight.sent_s
+            if engine is None or engine.node != window.node or flight.stream or sent_s is None:
+                continue
+            if flight.end_s is None and flight.wall(sent_s) < window.end_s:
+                return True
+        return False
 
     async def _divide(self, window: Window) -> None:
         self._metered_s[window.node] = window.end_s

@@ -217,7 +217,7 @@ class Flight:
             end_s=None if self.end_s is None else self.wall(self.end_s),
             prompt_tokens=float(guessed if prompt is None else prompt),
             cached_prompt_tokens=float((usage.cached_tokens if usage else None) or 0),
-            output_tokens=float(self.events if output is None else output),
+            output_tokens=float(output) if output is not None else self._so_far(),
             progress=tuple((self.wall(at), tokens) for at, tokens in self.progress),
         )
 
@@ -239,6 +239,18 @@ class Flight:
                 )
             )
         return found
+
+    def _so_far(self) -> float:
+        """Output tokens until now: those seen; of an answer that is not streamed, as many as were
+        expected by this time, since it shows none before its end."""
+        estimate = self.estimate
+        if self.stream or self.end_s is not None or self.sent_s is None or estimate is None:
+            return float(self.events)
+        if estimate.output_tokens is None or estimate.latency_s is None or estimate.ttft_s is None:
+            return 0.0
+        since_s = time.monotonic() - self.sent_s - estimate.ttft_s.mid
+        whole_s = max(estimate.latency_s.mid - estimate.ttft_s.mid, 1e-3)
+        return estimate.output_tokens.mean * min(max(since_s / whole_s, 0.0), 1.0)
 
 
 def new_request_id(at_s: float) -> str:

@@ -155,3 +155,49 @@ def test_activities_of_a_window_are_found_among_many_and_in_order() -> None:
     found = account.activities(NODE, now_s - 100.5, now_s - 98.5)
     ends = [round(now_s - (one.end_s or 0)) for one in found]
     assert ends == [100, 99, 98]
+
+
+def sent(account: Accounts, *, stream: bool) -> Flight:
+    """A request that was sent five seconds ago and is not answered yet."""
+    flight = Flight("chat.completions")
+    flight.engine = engine()
+    flight.features = Features(prompt_tokens=3)
+    flight.start_wall_s -= 5.0
+    flight.start_s -= 5.0
+    flight.sent_s = flight.start_s
+    flight.stream = stream
+    account.live[flight.request_id] = flight
+    return flight
+
+
+async def test_windows_wait_in_order_for_an_answer_that_shows_its_tokens_at_the_end() -> None:
+    kept = Kept()
+    account = books(kept)
+    flight = sent(account, stream=False)
+    now_s = time.time()
+    for end_s in (now_s - 4.5, now_s - 3, now_s - 2):
+        account.window(window(end_s))
+    await account.divide_due(now_s)
+    assert kept.entered == []
+    flight.end_s = flight.start_s + 4.9
+    await account.divide_due(now_s)
+    assert [a.end_s for a in kept.entered] == [now_s - 4.5, now_s - 3, now_s - 2]
+
+
+async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_requests() -> None:
+    kept = Kept()
+    account = books(kept)
+    sent(account, stream=True)
+    now_s = time.time()
+    account.window(window(now_s - 2))
+    await account.divide_due(now_s)
+    assert len(kept.entered) == 1
+    sent(account, stream=False)
+    account.window(window(now_s - 6))  # over before that one was sent
+    await account.divide_due(now_s)
+    assert len(kept.entered) == 2
+    account.window(window(now_s - 2))
+    await account.divide_due(now_s)
+    assert len(kept.entered) == 2
+    await account.divide_due(now_s + accounts.HOLD_S)
+    assert len(kept.entered) == 3
