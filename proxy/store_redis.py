@@ -22,6 +22,8 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.exceptions import ClusterDownError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from meters.rows import clean
 from proxy.budgets import Charge
@@ -38,6 +40,9 @@ from proxy.store import (
 
 _SEED_S = 1.0  # how long the first request of a period waits for what was used before
 _POLL_S = (0.02, 0.25)  # how often a follower looks for the answer, at first and later
+# Questions under way at once, below the 100 connections that redis-py opens at most: beyond those
+# it refuses instead of waiting, and a burst would look like an outage.
+_AT_ONCE = 64
 
 # KEYS: order of reservations, reservations, cached answer, claim, counters...
 # ARGV: now, lease's end, id, 1 to look in the cache, claim's milliseconds, reservation as JSON,
@@ -161,6 +166,8 @@ class RedisStore:
         self._is_cluster = isinstance(self.client, RedisCluster)
         self._opened = not self._is_cluster
         self._opening = asyncio.Lock()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._failures = 0
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
         self._claim_script = self.client.register_script(_CLAIM)
@@ -268,10 +275,21 @@ class RedisStore:
         await self.client.aclose()
 
     async def _timed(self, awaitable: Any) -> Any:
-        async with asyncio.timeout(self._timeout_s):
-            if not self._opened:
-                await self._open()
-            return await awaitable
+        """What Redis answers. The time limit counts from its turn; whoever waits for one while
+        another question fails does so too, at once."""
+        failures = self._failures
+        async with self._turns:
+            if failures != self._failures:
+                awaitable.close()
+                raise RedisTimeout("Redis did not answer those before")
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    if not self._opened:
+                        await self._open()
+                    return await awaitable
+            except (RedisConnectionError, RedisTimeout, OSError):
+                self._failures += 1
+                raise
 
     async def _open(self) -> None:
         """Learn where a cluster's slots are. redis-py breaks the connections of its first users
@@ -365,7 +383,11 @@ def connect(url: str, timeout_s: float) -> Any:
     }
     plain = parts._replace(scheme="rediss" if secure else "redis").geturl()
     if parts.scheme.endswith("+cluster"):
-        return RedisCluster.from_url(plain, retry=Retry(NoBackoff(), 2), **timeouts)
+        # Else redis-py closes every connection, also those others wait on, at each fifth slot that
+        # has moved; with 0 it learns that slot alone.
+        return RedisCluster.from_url(
+            plain, retry=Retry(NoBackoff(), 2), reinitialize_steps=0, **timeouts
+        )
     if parts.scheme.endswith("+sentinel"):
         path = parts.path.strip("/").split("/")
         if not path[0]:

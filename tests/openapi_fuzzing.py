@@ -31,22 +31,28 @@ class Tally:
 
 
 def run(base_url: str, cases: int, *, seed_of: int = 1) -> Tally:
-    """Send about ``cases`` requests, good and bad ones alike, over all operations."""
+    """Send ``cases`` requests or some more, good and bad ones alike, over all operations."""
     schema = schemathesis.openapi.from_dict(document(MODELS))
     operations = [found.ok() for found in schema.get_all_operations()]
     tally = Tally()
     each = max(1, round(cases / len(operations) / 2))
     with requests.Session() as session:
         session.headers["authorization"] = f"Bearer {ADMIN}"
-        for operation in operations:
-            for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-                _cases(
-                    operation,
-                    mode,
-                    each,
-                    seed_of,
-                    lambda case: _try(case, base_url, session, tally),
-                )
+        while tally.cases < cases:  # some operations have fewer than their part
+            before = tally.cases
+            for operation in operations:
+                for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+                    _cases(
+                        operation,
+                        mode,
+                        each,
+                        seed_of,
+                        lambda case: _try(case, base_url, session, tally),
+                    )
+            seed_of += 1
+            each = max(1, (cases - tally.cases) // len(operations))
+            if tally.cases == before:
+                break
     return tally
 
 

@@ -138,13 +138,14 @@ def start_redis(*options: str) -> Server:
     return Server(command, port, folder, ready, f"redis://127.0.0.1:{port}/0")
 
 
-def start_redis_cluster(nodes: int = 1) -> list[Server]:
+def start_redis_cluster(nodes: int = 1, timeout_ms: int = 30_000) -> list[Server]:
     """A Redis Cluster whose nodes share all slots; each insists on one slot for each script.
 
-    The ``url`` of every node names the cluster.
+    The ``url`` of every node names the cluster. It stops when a node was not heard of for
+    ``timeout_ms``, which a busy machine can take as well.
     """
     servers = [
-        start_redis("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+        start_redis("--cluster-enabled", "yes", "--cluster-node-timeout", str(timeout_ms))
         for _ in range(nodes)
     ]
     for number, server in enumerate(servers):
@@ -162,6 +163,18 @@ def start_redis_cluster(nodes: int = 1) -> list[Server]:
             time.sleep(0.02)
         server.url = f"redis+cluster://127.0.0.1:{server.port}"
     return servers
+
+
+def move_slot(nodes: list[Server], slot: int, to: int) -> None:
+    """Give an empty slot of a cluster to another of its nodes, as resharding does."""
+    clients = [redis.Redis(port=node.port, decode_responses=True) for node in nodes]
+    owner = clients[to].execute_command("CLUSTER", "MYID")
+    for client in [clients[to], *clients]:
+        client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", owner)
+        if client is clients[to]:
+            client.execute_command("CLUSTER", "BUMPEPOCH")
+    for client in clients:
+        client.close()
 
 
 def _cluster_is_whole(server: Server, nodes: int) -> bool:

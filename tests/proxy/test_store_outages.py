@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from proxy.budgets import Amounts, Charge, Rule, charges
 from proxy.store import AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
-from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
+from tests.servers import Server, move_slot, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
 
 
@@ -137,7 +138,7 @@ async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
 async def test_a_cluster_with_a_node_gone_is_away_until_all_of_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    nodes = start_redis_cluster(3)
+    nodes = start_redis_cluster(3, timeout_ms=2_000)
     outage = Outage(nodes[0].url, caplog)
     await outage.settle(await outage.ask(), 2.0)
     holders = [f"team-{n}" for n in range(12)]  # some lie on each node
@@ -161,6 +162,59 @@ async def test_a_cluster_with_a_node_gone_is_away_until_all_of_it_is_back(
     await outage.store.close()
     for node in nodes:
         node.close()
+
+
+async def test_slots_that_move_to_other_nodes_under_load_are_no_outage(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = start_redis_cluster(3)
+    outage = Outage(nodes[0].url, caplog)
+    outage.redis = RedisStore(nodes[0].url, timeout_s=20.0)
+    outage.store = FallbackStore(outage.redis, LocalStore(), changed=outage.changes.append)
+    await outage.ask()  # knows by now where slots are
+    for n in range(4):
+        holders = [f"moved-{n}-{m}" for m in range(20)]
+        for holder in holders:
+            slot = key_slot(holder.encode())
+            await asyncio.to_thread(move_slot, nodes, slot, (slot * 3 // 16384 + 1) % 3)
+        await asyncio.gather(*(outage.ask(holder) for holder in holders * 8))
+    assert outage.changes == []
+    await outage.store.close()
+    for node in nodes:
+        node.close()
+
+
+@pytest.mark.parametrize("kind", ["redis", "cluster"])
+async def test_a_burst_of_more_requests_than_connections_waits_its_turn(
+    caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    nodes = start_redis_cluster(1) if kind == "cluster" else [start_redis()]
+    outage = Outage(nodes[0].url, caplog)
+    outage.redis = RedisStore(nodes[0].url, timeout_s=20.0)
+    outage.store = FallbackStore(outage.redis, LocalStore(), changed=outage.changes.append)
+    await asyncio.gather(*(outage.ask() for _ in range(400)))
+    assert outage.changes == []
+    assert await outage.used(outage.redis) == 400.0
+    await outage.store.close()
+    nodes[0].close()
+
+
+async def test_a_burst_that_meets_a_stuck_redis_waits_for_one_time_limit_only(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = start_redis()
+    outage = Outage(server.url, caplog)
+    await outage.ask()
+    server.pause()
+    started_s = time.monotonic()
+    await asyncio.gather(*(outage.ask() for _ in range(1_000)))
+    took_s = time.monotonic() - started_s
+    server.resume()
+    assert outage.store.down
+    assert took_s < 6 * 0.3  # of the 16 that a thousand would take, 64 at once
+    await outage.until(lambda: not outage.store.down)
+    await outage.store.close()
+    server.close()
 
 
 async def test_a_redis_with_another_authority_s_certificate_is_not_spoken_to(
