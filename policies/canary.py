@@ -23,6 +23,7 @@ from policies.types import (
     Request,
 )
 
+LEAST_DUELS = 10  # judged comparisons before any verdict
 # Standard errors beyond which chance explains nothing. High, because every request looks again.
 BEYOND_CHANCE = 3.5
 
@@ -101,6 +102,19 @@ class Arm(msgspec.Struct, frozen=True):
         )
 
 
+class Duels(msgspec.Struct, frozen=True):
+    """Answers of the canary compared with those of what it may replace: sums of the canary's
+    points, 0 (worse) to 1 (better). Apart from scores, which are given to one answer alone."""
+
+    fought: int = 0
+    points: float = 0.0
+    points2: float = 0.0
+
+    def with_points(self, points: float) -> Duels:
+        """These and one more comparison."""
+        return Duels(self.fought + 1, self.points + points, self.points2 + points * points)
+
+
 class Canary(msgspec.Struct, frozen=True, kw_only=True):
     """A roll-out in steps: ``rolling`` until it is ``promoted`` or ``rolled_back``.
 
@@ -121,6 +135,7 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
     worse: float = 0.03  # quality points that may be lost
     canary: Arm = Arm()
     control: Arm = Arm()
+    duels: Duels = Duels()
 
     @property
     def share(self) -> float:
@@ -165,6 +180,10 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
 
     def _against(self) -> str:
         """Why it must be rolled back now; empty when nothing speaks against it."""
+        return self._worse() or self._beaten()
+
+    def _worse(self) -> str:
+        """What its own requests showed against it; empty when nothing."""
         canary, control = self.canary, self.control
         if canary.requests < self.least_requests or control.requests < self.least_requests:
             return ""
@@ -184,6 +203,17 @@ class Canary(msgspec.Struct, frozen=True, kw_only=True):
         theirs = moments(control.judged, control.quality, control.quality2)
         if theirs[0] - self.worse - ours[0] > BEYOND_CHANCE * sqrt(ours[1] ** 2 + theirs[1] ** 2):
             return f"quality: {ours[0]:.3g} on average against {theirs[0]:.3g}"
+        return ""
+
+    def _beaten(self) -> str:
+        """Why comparisons of answers speak against it; empty when they do not."""
+        fought, points, points2 = self.duels.fought, self.duels.points, self.duels.points2
+        if fought < LEAST_DUELS:
+            return ""
+        # One win and one defeat more, so that ten defeats have an error too.
+        mean, error = moments(fought + 2, points + 1.0, points2 + 1.0)
+        if 0.5 - self.worse - mean > BEYOND_CHANCE * error:
+            return f"quality: {points / fought:.3g} of the points in {fought} judged comparisons"
         return ""
 
 

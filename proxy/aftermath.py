@@ -46,3 +46,14 @@ class Aftermath:
             self.router.promises.corrected(record.team, record.policy, record.quality, score)
         if need.canary is not None:
             self.canaries.scored(record.policy, record.arm, score)
+
+    def compared(self, flight: Flight, other: str, points: float) -> None:
+        """A judge gave a request's answer so many points, 0 to 1, against another backend's."""
+        routed, engine = flight.routed, flight.engine
+        if routed is None or engine is None or routed.needs.canary is None:
+            return
+        new, policy = routed.needs.canary.backend, routed.policy.name
+        if engine.name == new:
+            self.canaries.compared(policy, points)
+        elif other == new:
+            self.canaries.compared(policy, 1.0 - points)

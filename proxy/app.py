@@ -282,6 +282,7 @@ class Proxy:
             live=self.watch.flights,
             finished=self.accounts.finished,
             counted=self.telemetry.judged,
+            compared=self.aftermath.compared,
         )
         self.accounts.on_metered = self.steps.gate.metered
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)

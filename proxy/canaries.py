@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 from redis.exceptions import RedisError
 
-from policies.canary import Arm, Canary
+from policies.canary import Arm, Canary, Duels
 from policies.language import RollOut
 from proxy.background import ended
 
@@ -34,6 +34,7 @@ class Seen(msgspec.Struct, frozen=True):
     canary: Arm = Arm()
     control: Arm = Arm()
     against: str = ""  # why it was rolled back, once it was
+    duels: Duels = Duels()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -129,10 +130,15 @@ class Canaries:
         if arm in ("canary", "control") and policy in self._written:
             self._add(policy, arm, lambda seen: seen.with_score(score))
 
-    def _add(self, policy: str, arm: str, change: Any) -> None:
+    def compared(self, policy: str, points: float) -> None:
+        """A judge gave the canary's answer so many points, 0 to 1, against the control's."""
+        if policy in self._written:
+            self._add(policy, "duels", lambda duels: duels.with_points(points))
+
+    def _add(self, policy: str, part: str, change: Any) -> None:
         name = named(policy, self._written[policy])
         mine = self._mine.get(name, Seen())
-        changed = {arm: change(getattr(mine, arm))}
+        changed = {part: change(getattr(mine, part))}
         self._mine[name] = msgspec.structs.replace(mine, **changed)
         self._judge(policy)
 
@@ -147,8 +153,9 @@ class Canaries:
         canary = Canary(
             backend=written.backend,
             steps=steps,
-            canary=together([one.canary for one in seen]),
-            control=together([one.control for one in seen]),
+            canary=Arm(*together([one.canary for one in seen])),
+            control=Arm(*together([one.control for one in seen])),
+            duels=Duels(*together([one.duels for one in seen])),
         ).judged(against)
         before = self.roll_outs.get(policy)
         self.roll_outs[policy] = canary
@@ -224,6 +231,6 @@ def named(policy: str, written: RollOut) -> str:
     return f"{policy}/{written.backend}/{written.attempt}"
 
 
-def together(arms: Sequence[Arm]) -> Arm:
-    """The sums of all."""
-    return Arm(*(sum(column) for column in zip(*map(msgspec.structs.astuple, arms), strict=True)))
+def together(sums: Sequence[Arm] | Sequence[Duels]) -> list[Any]:
+    """The sums of all, field by field."""
+    return [sum(column) for column in zip(*map(msgspec.structs.astuple, sums), strict=True)]

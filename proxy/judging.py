@@ -31,7 +31,7 @@ from proxy.background import ended
 from proxy.flight import Flight, Sample
 from proxy.judged import JudgedBook
 from proxy.predicting import Predictors
-from proxy.routing import Router
+from proxy.routing import Routed, Router
 from proxy.settings import OVERHEAD, Settings
 from proxy.sse import usage_in
 from proxy.tallies import Tally
@@ -62,6 +62,7 @@ class Judging:
         live: dict[str, Flight],
         finished: Callable[[Flight], None],
         counted: Tally,
+        compared: Callable[[Flight, str, float], None],
         seed: int | None = None,
     ) -> None:
         self.settings = settings
@@ -71,6 +72,7 @@ class Judging:
         self.live = live
         self.finished = finished
         self.counted = counted
+        self.compared = compared
         self.path = Path(settings.state_dir) / "judging.json"
         self.book = self._loaded()
         self._random = random.Random(seed)
@@ -139,7 +141,7 @@ class Judging:
         if read is None:
             raise NotJudged("unsuitable")
         body, prompt, own = read
-        judge, second = self._pair(caller, features, routed.limits, first)
+        judge, second = self._pair(caller, features, routed, first)
         body["stream"] = False
         body.pop("stream_options", None)
         asks = Features(
@@ -159,13 +161,15 @@ class Judging:
         backward = await self._verdict(judge, caller, asks, prompt, other, own)
         if forward is None or backward is None:
             raise NotJudged("unreadable")
+        self.compared(flight, second.name, verdicts.points_of(forward, backward))
         await self._learn(features, first, second, forward, backward)
 
     def _pair(
-        self, caller: Caller, features: Features, limits: Limits, first: Engine
+        self, caller: Caller, features: Features, routed: Routed, first: Engine
     ) -> tuple[Engine, Engine]:
-        """The judge and the second backend: both where this prompt may go, neither the first."""
-        pool, now_s = self.router.pool, time.monotonic()
+        """The judge and the second backend: both where this prompt may go, neither the first.
+        While a canary is tried, it is compared with what answers beside it."""
+        pool, limits, now_s = self.router.pool, routed.limits, time.monotonic()
         allowed = Limits(
             regions=limits.regions, providers=limits.providers, backends=limits.backends
         )
@@ -186,6 +190,12 @@ class Judging:
         others = [e for e in engines if e is not judge and e.name in names]
         if not others:
             raise NotJudged("no_second")
+        canary = routed.needs.canary
+        if canary is not None and first.name != canary.backend:
+            others = [e for e in others if e.name == canary.backend] or others
+        elif canary is not None:
+            order = routed.decision.order
+            others = [e for e in others if e.name in order[:2]] or others
         return judge, self._random.choice(others)
 
     def _estimate(self, engine: Engine, features: Features) -> Candidate:

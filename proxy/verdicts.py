@@ -60,6 +60,11 @@ def games_of(
     ]
 
 
+def points_of(forward: tuple[float, float], backward: tuple[float, float]) -> float:
+    """The points of the first answer, 0 to 1, over both orders: as A, then as B."""
+    return (forward[0] + 1.0 - backward[0]) / 2
+
+
 def prompt_in(body: bytes) -> str | None:
     """What a judge reads of a chat's messages; None where they hold more than text (tools, images,
     several answers asked for) or too much of it."""

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from policies.canary import Canary, Canarying
+from policies.canary import Canary, Canarying, Duels
 from policies.least_energy import LeastEnergy
 from policies.types import Limits
 from tests.policies.candidates import candidate, request
@@ -78,3 +78,26 @@ def test_a_verdict_is_final_and_other_arms_do_not_count() -> None:
     assert over.after("canary", True, 1.0) is over
     fresh = Canary(backend="new")
     assert fresh.after("treated", False) is fresh
+
+
+@pytest.mark.parametrize(
+    ("win_rate", "ends"), [(0.5, "rolling"), (0.6, "rolling"), (0.2, "rolled_back")]
+)
+def test_comparisons_that_it_loses_beyond_chance_roll_it_back(win_rate: float, ends: str) -> None:
+    for seed in range(20):
+        rng, duels = random.Random(seed), Duels()
+        for _ in range(120):
+            duels = duels.with_points(rng.choices([0, 0.5, 1], [1 - win_rate, 0.2, win_rate])[0])
+        now = Canary(backend="new", duels=duels).judged()
+        assert now.state == ends
+        assert ends == "rolling" or "judged comparisons" in now.why
+
+
+def test_a_few_comparisons_are_no_verdict() -> None:
+    lost = Duels()
+    for _ in range(9):
+        lost = lost.with_points(0.0)
+    assert Canary(backend="new", duels=lost).judged().state == "rolling"
+    for _ in range(20):
+        lost = lost.with_points(0.0)
+    assert Canary(backend="new", duels=lost).judged().state == "rolled_back"

@@ -205,8 +205,8 @@ async def test_requests_at_once_go_over_by_no_more_than_what_one_estimate_was_wr
             assert answer.denied.charge.rule.metric == metric
             return
         admitted += 1
-        await asyncio.sleep(0)  # others come meanwhile
         took = wrong if admitted == limit // 2 else one
+        await asyncio.sleep(0)  # others come meanwhile
         await store.settle(
             Settlement(
                 request_id=request.request_id, holder="acme", charges=request.charges, took=took

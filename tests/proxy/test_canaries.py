@@ -141,4 +141,4 @@ def test_replicas_that_share_a_store_roll_back_together(
 def test_sums_of_replicas_are_those_of_all_their_requests() -> None:
     one = Arm().with_request(True, 2.0).with_score(0.5)
     other = Arm().with_request(False).with_request(True, 1.0)
-    assert together([one, other]) == Arm(3, 1, 3.0, 5.0, 1, 0.5, 0.25)
+    assert Arm(*together([one, other])) == Arm(3, 1, 3.0, 5.0, 1, 0.5, 0.25)

@@ -148,6 +148,17 @@ def test_every_call_is_on_the_books_on_a_line_of_its_own(
     assert running.record(own).team == "physics"
 
 
+def metered(running: Joulegate) -> None:
+    """Waits for the first closed window: what came before the first reading, no meter saw."""
+    deadline_s = time.monotonic() + 20
+    while (
+        b"joulegate_window_energy_joules_total{"
+        not in running.get("/metrics", x_api_key=ADMIN).body
+    ):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # between two looks at the metrics
+
+
 def test_the_energy_of_judging_is_metered_like_any_other(
     joulegate: Start, servers: dict[str, Upstream]
 ) -> None:
@@ -160,6 +171,7 @@ def test_the_energy_of_judging_is_metered_like_any_other(
         }
         servers["judge"].play(saying("[[A=B]]"))
         running = joulegate(config)
+        metered(running)
         ask(running)
         counted(running, "judged")
         (record,) = running.records(lambda r: r.team == OVERHEAD and r.backend == "second")
@@ -191,6 +203,31 @@ def test_nothing_of_the_prompt_or_the_answers_is_kept(
     for path in tmp_path.rglob("*"):
         if path.is_file():
             assert not any(word in path.read_bytes() for word in words), path
+
+
+@pytest.mark.parametrize(("new", "state"), [("first", "rolled_back"), ("second", "rolling")])
+def test_a_canary_whose_answers_a_judge_finds_worse_is_rolled_back(
+    joulegate: Start, servers: dict[str, Upstream], new: str, state: str
+) -> None:
+    rule = {"backend": new, "share": 0.5}
+    limits = {"backends": ["first", "second"]}
+    config = config_of(
+        servers,
+        allowed=["first", "second", "judge"],
+        policies={"trial": {"objective": "quality", "limits": limits, "canary": rule}},
+        default_policy="trial",
+        judging={"judge": "judge", "max_energy_j_per_day": 1e9},
+    )
+    running = joulegate(config)
+    assert running.proxy is not None
+    for number in range(40):
+        ask(running, f"{SECRET} {number}", model="auto")
+        counted(running, "judged", number + 1)
+    roll_out = running.proxy.canaries.roll_outs["trial"]
+    assert roll_out.state == state
+    assert ("judged comparisons" in roll_out.why) == (state == "rolled_back")
+    assert roll_out.duels.fought == 40  # whichever of the two answered, the other was asked
+    assert roll_out.canary.judged == 0
 
 
 def test_the_answer_does_not_wait_for_its_judgement(
