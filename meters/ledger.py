@@ -8,7 +8,7 @@ serving process makes them from its writer thread and from a pool of readers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, func, select
@@ -194,6 +194,16 @@ class Ledger:
         """The request with its shares; None when it is not in the ledger (yet)."""
         with self.database.read() as connection:
             return receipts.receipt(connection, request_id)
+
+    def metered_until(self, nodes: Collection[str]) -> dict[str, float]:
+        """Where each node's last divided window ends, Unix time; nodes without are left out."""
+        with self.database.read() as connection:
+            return receipts.metered_until(connection, nodes)
+
+    def metered(self, request_ids: Collection[str]) -> dict[tuple[str, str], float]:
+        """What windows gave to requests so far, in J, by request and node."""
+        with self.database.read() as connection:
+            return receipts.metered(connection, request_ids)
 
     def usage(
         self, team: str | None, from_s: float, to_s: float, group_by: Sequence[str] = ()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import Connection, func, select
 
+from meters.bulk import rows_where
 from meters.exact import from_micro
 from meters.rows import record_of
 from meters.schema import requests, shares, window_totals, windows
@@ -76,6 +79,30 @@ def receipt(connection: Connection, request_id: str) -> Receipt | None:
         settled=settled,
         covered=covered,
     )
+
+
+def metered_until(connection: Connection, nodes: Collection[str]) -> dict[str, float]:
+    """Where the last divided window of each node ends; see ``Ledger.metered_until``."""
+    w = window_totals.c
+    found: dict[str, float] = {}
+    for node in nodes:
+        last_s = connection.scalar(select(func.max(w.end_s)).where(w.node == node))
+        if last_s is not None:
+            found[node] = last_s
+    return found
+
+
+def metered(connection: Connection, request_ids: Collection[str]) -> dict[tuple[str, str], float]:
+    """The sums of requests' shares by node, in J; see ``Ledger.metered``."""
+    w = window_totals.c
+    query = select(shares.c.request_id, w.node, shares.c.energy_uj).join(
+        window_totals, w.window_id == shares.c.window_id
+    )
+    found: dict[tuple[str, str], int] = {}
+    for row in rows_where(connection, query, shares.c.request_id, request_ids):
+        key = row["request_id"], row["node"]
+        found[key] = found.get(key, 0) + row["energy_uj"]
+    return {key: energy_uj / 1e6 for key, energy_uj in found.items()}
 
 
 def _shares(connection: Connection, request_id: str) -> list[tuple[int, WindowShare]]:

@@ -27,6 +27,7 @@ from meters.types import (
     Window,
 )
 from policies.records import decision_to_json, record
+from proxy.attempts import whole
 from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
@@ -98,7 +99,6 @@ class Accounts:
         others: Callable[[str, float, float], Iterable[Activity]] | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
         on_flight: Callable[[Flight, UsageRecord], None] | None = None,
-        on_metered: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.journal = journal
         self.estimator = estimator
@@ -110,7 +110,6 @@ class Accounts:
         self.others = others
         self.on_record = on_record
         self.on_flight = on_flight
-        self.on_metered = on_metered
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
@@ -146,6 +145,8 @@ class Accounts:
             log.exception("%s could not be put on the books", flight.request_id)
 
     def _await_windows(self, flight: Flight, record: UsageRecord) -> None:
+        if flight.earlier:
+            self._await_earlier(flight)
         activity = flight.activity()
         if activity is None or flight.engine is None:
             return
@@ -163,7 +164,10 @@ class Accounts:
             answer_budget=record.answer_budget,
         )
         self._keep(settled)
-        for attempt, earlier in zip(flight.earlier, flight.activities()[1:], strict=False):
+
+    def _await_earlier(self, flight: Flight) -> None:
+        activities = flight.activities()[-len(flight.earlier) :]
+        for attempt, earlier in zip(flight.earlier, activities, strict=True):
             self._keep(
                 _Settled(
                     activity=earlier,
@@ -322,9 +326,6 @@ class Accounts:
             ended = (settled.activity.end_s or 0.0) <= window.end_s
             (complete if ended else waiting).append(settled)
         self._untaught[window.node] = waiting
-        if self.on_metered is not None:
-            told = {s.activity.request_id: s.energy_j for s in complete if s.evidence is not None}
-            self.on_metered(told)
         for settled in complete:
             self._teach(settled)
 
@@ -391,11 +392,11 @@ def _as_served(flight: Flight) -> Features | None:
 
 def record_of(flight: Flight, replica: str) -> UsageRecord:
     """The usage record of a finished request. Carries no prompt, answer or key."""
-    usage, told, estimate = flight.usage, flight.features, flight.estimate
+    usage, told, estimate = flight.usage, flight.features, whole(flight)
     engine, decision, caller = flight.engine, flight.decision, flight.caller
     facts: Backend | None = engine.facts if engine else None
     end_s = flight.end_s if flight.end_s is not None else flight.start_s
-    ran = flight.sent_s is not None
+    ran = flight.sent_s is not None or bool(flight.earlier)
     prompt = usage.prompt_tokens if usage else None
     output = usage.completion_tokens if usage else None
     source = "upstream" if usage is not None else "unknown"

@@ -6,47 +6,30 @@ there is none at all.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import msgspec
 
-from estimators.types import Estimate, Features
+from estimators.types import Backend, Estimate, Features
 from meters.carbon import operational_g
 from proxy import budgets
 from proxy.alerts import Alerts
 from proxy.auth import Caller
-from proxy.budgets import Amounts, Charge
-from proxy.flight import Admitted, Flight
+from proxy.budgets import Amounts
+from proxy.corrections import Corrections, Part
+from proxy.flight import Admitted, Attempt, Flight
 from proxy.settings import Organisation
 from proxy.spending import Rules
 from proxy.store import Admission, AdmitRequest, Settlement, Store
 from proxy.store_local import LocalStore
-
-log = logging.getLogger("joulegate.admission")
 
 RawHeaders = list[tuple[bytes, bytes]]
 
 
 # What a flight's engine takes for these features, and so many output tokens.
 Recount = Callable[[Flight, Features, int], Estimate | None]
-MOST_UNMETERED = (
-    4_096  # requests whose meters may still tell what they took; others stay as settled
-)
 UNUSED = Amounts(tokens=0, energy_j=0.0, carbon_g=0.0, money_usd=0.0)
-
-
-class _Unmetered(NamedTuple):
-    """A settled request that a window may still tell more of."""
-
-    holder: str
-    charges: tuple[Charge, ...]  # those of energy and carbon
-    settled_j: float  # by its last attempt
-    g_per_j: float
 
 
 class Gate:
@@ -59,14 +42,14 @@ class Gate:
         claim_s: float = 60.0,
         recount: Recount | None = None,
         alerts: Alerts | None = None,
+        corrections: Corrections | None = None,
     ) -> None:
         """``claim_s``: how long others wait for an answer whose request may have died.
         ``recount`` corrects an estimate once tokens have been counted."""
         self.store = store
         self.recount = recount
         self.alerts = alerts
-        self._unmetered: OrderedDict[str, _Unmetered] = OrderedDict()
-        self._correcting: set[asyncio.Task[None]] = set()
+        self.corrections = corrections
         self.instant = isinstance(store, LocalStore)  # never waits for anything
         self.claim_s = claim_s
         self.rules = Rules(organisations)
@@ -111,8 +94,7 @@ class Gate:
         if not admitted.charges:
             return
         used = took(flight, self.recount)
-        if flight.sent_s is not None and used.energy_j is not None:
-            self._await_meter(admitted, flight, used)
+        self._await_meter(admitted, flight)
         await self.store.settle(
             Settlement(
                 request_id=flight.request_id,
@@ -122,52 +104,25 @@ class Gate:
             )
         )
 
-    def _await_meter(self, admitted: Admitted, flight: Flight, used: Amounts) -> None:
-        charges = tuple(c for c in admitted.charges if c.rule.metric in ("energy_j", "carbon_g"))
-        if not charges or flight.engine is None or used.energy_j is None:
+    def _await_meter(self, admitted: Admitted, flight: Flight) -> None:
+        if self.corrections is None:
             return
-        facts = flight.engine.facts
-        lost_j = (flight.lost.energy_j if flight.lost else None) or 0.0
-        g_per_j = 0.0
-        if facts.intensity_g_per_kwh is not None:
-            pue = 1.0 if facts.pue is None else facts.pue
-            g_per_j = operational_g(1.0, pue, facts.intensity_g_per_kwh)
-        self._unmetered[flight.request_id] = _Unmetered(
-            admitted.holder, charges, used.energy_j - lost_j, g_per_j
-        )
-        if len(self._unmetered) > MOST_UNMETERED:
-            self._unmetered.popitem(last=False)
-
-    def metered(self, energy_j: Mapping[str, float]) -> None:
-        """Meters have told what these requests really took, in J: charge the difference.
-
-        Only in periods that go on; called from the event loop, and does not wait.
-        """
-        now_s = time.time()
-        by_holder: dict[str, dict[str, tuple[Charge, int]]] = {}
-        for request_id, took_j in energy_j.items():
-            known = self._unmetered.pop(request_id, None)
-            if known is None:
-                continue
-            more_j = took_j - known.settled_j
-            deltas = by_holder.setdefault(known.holder, {})
-            for charge in known.charges:
-                if charge.period.end_s <= now_s:
-                    continue
-                in_unit = more_j if charge.rule.metric == "energy_j" else more_j * known.g_per_j
-                whole = budgets.whole(charge.rule.metric, abs(in_unit))
-                before = deltas.get(charge.counter, (charge, 0))[1]
-                deltas[charge.counter] = (charge, before + (whole if in_unit > 0 else -whole))
-        for holder, deltas in by_holder.items():
-            task = asyncio.get_running_loop().create_task(self._correct(holder, deltas))
-            self._correcting.add(task)  # a task that nobody holds may be dropped
-            task.add_done_callback(self._correcting.discard)
-
-    async def _correct(self, holder: str, deltas: Mapping[str, tuple[Charge, int]]) -> None:
-        try:
-            await self.store.correct(holder, [d for d in deltas.values() if d[1]])
-        except Exception:
-            log.exception("what meters told of %s's requests could not be charged", holder)
+        engines = {c.backend.name: c.backend for c in flight.candidates}
+        parts = [
+            Part(
+                attempt.node,
+                flight.wall(attempt.end_s),
+                _mid_j(attempt.estimate) or 0.0,
+                _g_per_j(engines.get(attempt.backend)),
+            )
+            for attempt in flight.earlier
+        ]
+        if flight.sent_s is not None and flight.engine is not None:
+            end_s = time.time() if flight.end_s is None else flight.wall(flight.end_s)
+            used_j = _last_attempt(flight, self.recount).energy_j or 0.0
+            facts = flight.engine.facts
+            parts.append(Part(flight.engine.node, end_s, used_j, _g_per_j(facts)))
+        self.corrections.expect(flight.request_id, admitted.holder, admitted.charges, parts)
 
     async def keep(self, admitted: Admitted, answer: bytes | None, ttl_s: float) -> None:
         """Keep an answer for the next one who asks; None says that there is none."""
@@ -214,7 +169,9 @@ def took(flight: Flight, recount: Recount | None = None) -> Amounts:
         last = msgspec.structs.replace(UNUSED, requests=0 if refused else 1)
     else:
         last = _last_attempt(flight, recount)
-    return last if flight.lost is None else budgets.together(flight.lost, last)
+    for attempt in flight.earlier:
+        last = budgets.together(_of_attempt(attempt, flight), last)
+    return last
 
 
 def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
@@ -242,14 +199,27 @@ def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
     )
 
 
+def _of_attempt(attempt: Attempt, flight: Flight) -> Amounts:
+    """What an attempt on the way took: its counted tokens, else as expected."""
+    expected = amounts(attempt.estimate, flight)
+    tokens = expected.tokens
+    if attempt.prompt_tokens is not None and attempt.output_tokens is not None:
+        tokens = attempt.prompt_tokens + attempt.output_tokens
+    return msgspec.structs.replace(expected, requests=0, tokens=tokens)
+
+
+def _mid_j(estimate: Estimate | None) -> float | None:
+    return estimate.energy_j.mid if estimate and estimate.energy_j else None
+
+
+def _g_per_j(facts: Backend | None) -> float:
+    if facts is None or facts.intensity_g_per_kwh is None:
+        return 0.0
+    return operational_g(1.0, 1.0 if facts.pue is None else facts.pue, facts.intensity_g_per_kwh)
+
+
 def _known(value: float | None, otherwise: float | None) -> float | None:
     return otherwise if value is None else value
-
-
-def give_up(flight: Flight) -> None:
-    """Charge an attempt whose answer nobody waits for any longer: it may have worked on."""
-    expected = msgspec.structs.replace(amounts(flight.estimate, flight), requests=0)
-    flight.lost = expected if flight.lost is None else budgets.together(flight.lost, expected)
 
 
 def warning_headers(admission: Admission) -> RawHeaders:

@@ -41,6 +41,7 @@ from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
 from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.carbon_metrics import CarbonMetrics
+from proxy.corrections import Corrections
 from proxy.dashboard.configured import budgets_of, sites_of, snapshots_of
 from proxy.dashboard.feasible import Studies
 from proxy.dashboard.pages import Dashboard, router
@@ -263,6 +264,7 @@ class Proxy:
         self.alerts = Alerts(
             settings.budget_alerts, self.store, lambda labels: self.telemetry.thresholds.add(labels)
         )
+        self.corrections = Corrections(self.store, lambda: self.ledger)
         self.steps = Steps(
             settings=settings,
             keys=self.keys,
@@ -271,7 +273,13 @@ class Proxy:
             counter=TokenCounter(),
             watch=self.watch,
             accounts=self.accounts,
-            gate=Gate(settings.organisations, self.store, recount=self.recount, alerts=self.alerts),
+            gate=Gate(
+                settings.organisations,
+                self.store,
+                recount=self.recount,
+                alerts=self.alerts,
+                corrections=self.corrections,
+            ),
             describe=describe,
         )
         self.judging = self.steps.judging = Judging(
@@ -284,7 +292,6 @@ class Proxy:
             counted=self.telemetry.judged,
             compared=self.aftermath.compared,
         )
-        self.accounts.on_metered = self.steps.gate.metered
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
         self.accounts.others = self.siblings
         self.lessons = lessons_of(settings, self.replica, worker, self.learning)
@@ -360,6 +367,7 @@ class Proxy:
         self.grid.refresher.start()
         self.accounts.start()
         self.alerts.start()
+        self.corrections.start()
         await self.canaries.start()
         if self.otlp is not None:
             self.otlp.start()
@@ -400,6 +408,7 @@ class Proxy:
             leftovers.stop,
             self.accounts.stop,
             self.alerts.stop,
+            self.corrections.stop,
             self.canaries.stop,
             partial(asyncio.to_thread, self.otlp.stop) if self.otlp is not None else None,
             partial(asyncio.to_thread, self.save) if self.worker == 0 else None,

@@ -16,7 +16,6 @@ import aiohttp
 import msgspec
 import orjson
 
-from estimators.types import Band, Estimate
 from policies.cascade import Checks, faults
 from proxy import upstream
 from proxy.backends import Engine, upstream_model
@@ -129,32 +128,25 @@ class Cascading:
             return response
         held, against = await self._held(flight, routed, request, response, checks, limits, asks)
         if held is not None and not against:
-            self._add_up(flight)
             return held
         before = (flight.engine, flight.usage, flight.first_token_s, flight.sent_s)
         before_too = (flight.events, flight.estimate, flight.attempts, flight.budget)
         following = _following(routed, flight.served_by)
+        place = len(flight.earlier)
         self._replaced(flight, against)
         try:
             response = await self.open(flight, endpoint, following, headers, body, kept)
             if response.status < 500 or held is None:
-                self._add_up(flight)
                 return response
             response.close()
             self.left(flight)
         except ApiError:
             if held is None:
                 raise
-        flight.earlier.pop()
+        del flight.earlier[place]
         flight.engine, flight.usage, flight.first_token_s, flight.sent_s = before
         flight.events, flight.estimate, flight.attempts, flight.budget = before_too
-        self._add_up(flight)
         return held
-
-    def _add_up(self, flight: Flight) -> None:
-        """Let the estimate on the books be that of all that was asked."""
-        if flight.earlier and flight.estimate is not None:
-            flight.estimate = with_earlier(flight.estimate, flight.earlier)
 
     async def _held(
         self,
@@ -415,24 +407,6 @@ def without_logprobs(body: bytes) -> bytes:
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return body
     return orjson.dumps(answer)
-
-
-ADDED = ("energy_j", "marginal_energy_j", "carbon_g", "money_usd")
-
-
-def with_earlier(estimate: Estimate, earlier: list[Attempt]) -> Estimate:
-    """What the whole request is expected to take; unknown where a part of it is."""
-    total: dict[str, Band | None] = {}
-    for name in ADDED:
-        bands = [getattr(estimate, name)]
-        bands += [getattr(a.estimate, name) if a.estimate else None for a in earlier]
-        known = [band for band in bands if band is not None]
-        total[name] = (
-            Band(*(sum(column) for column in zip(*known, strict=True)))
-            if len(known) == len(bands)
-            else None
-        )
-    return msgspec.structs.replace(estimate, **cast(Any, total))
 
 
 def _words(text: str) -> set[str]:

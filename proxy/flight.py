@@ -18,7 +18,7 @@ from policies.types import Candidate, Decision
 from proxy.auth import Caller
 from proxy.backends import Engine
 from proxy.background import ended
-from proxy.budgets import Amounts, Charge
+from proxy.budgets import Charge
 from proxy.conversations import Turn, called
 from proxy.errors import ApiError
 from proxy.forms import Form
@@ -56,7 +56,7 @@ class Sample(msgspec.Struct, gc=False):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """An answer that was asked for along the way and did not go to the client; monotonic times."""
 
-    kind: str  # answer | judge
+    kind: str  # answer | judge | given up
     backend: str
     node: str
     sent_s: float
@@ -101,7 +101,6 @@ class Flight:
         "kept",
         "late",
         "loads",
-        "lost",
         "opaque",
         "outcome",
         "policy",
@@ -179,7 +178,6 @@ class Flight:
         self.kept = False  # the answer went into the cache
         self.sample: Sample | None = None  # what judging hears of it
         self.late: str | None = None  # which time limit was broken
-        self.lost: Amounts | None = None  # what attempts took that were given up for another
         self.deadline_s: float | None = None
         self.task: asyncio.Task[object] | None = None
         self.admitted: Admitted | None = None  # its place in the store, until it is settled

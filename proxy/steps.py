@@ -23,7 +23,8 @@ from estimators.types import Estimate, Features
 from policies.answer_budget import AnswerBudget, applied
 from policies.types import NoBackendWithinLimits
 from proxy import cache, errors, features, rewrite, similar, upstream
-from proxy.admission import Gate, give_up, warning_headers
+from proxy.admission import Gate, warning_headers
+from proxy.attempts import give_up, whole
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import Answer
@@ -706,8 +707,9 @@ class Steps:
             (b"x-joulegate-policy", flight.policy.encode()),
             (b"x-joulegate-cache", flight.cache.encode()),
         ]
-        if flight.estimate is not None:
-            headers += estimate_headers(flight.estimate)
+        estimate = flight.estimate if not flight.earlier else whole(flight)
+        if estimate is not None:
+            headers += estimate_headers(estimate)
         if flight.budget is not None:
             headers.append((b"x-joulegate-answer-budget", flight.budget.name.encode()))
         if flight.earlier:
@@ -766,7 +768,7 @@ class Steps:
             or flight.budget is not None  # the next one may ask for a whole answer
         ):
             return
-        usage, estimate = flight.usage, flight.estimate
+        usage, estimate = flight.usage, whole(flight)
         answer = Answer(
             content_type=response.headers.get("content-type", "application/json").encode(),
             body=body,
@@ -855,8 +857,9 @@ class Steps:
         if flight.policy:
             headers.append((b"x-joulegate-policy", flight.policy.encode("latin-1", "replace")))
         headers.append((b"x-joulegate-cache", flight.cache.encode()))
-        if flight.estimate is not None:
-            headers += estimate_headers(flight.estimate)
+        estimate = whole(flight)
+        if estimate is not None:
+            headers += estimate_headers(estimate)
         headers.append(overhead(flight, time.monotonic()))
         headers.append(_length(str(len(body))))
         try:

@@ -4,6 +4,7 @@ the meter, shared by replicas."""
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,6 +162,83 @@ def test_what_meters_tell_replaces_what_was_settled(joulegate: Start, upstream: 
     assert used(running, "energy_j") == pytest.approx(metered_j, abs=1e-3)
     more_g = (metered_j - settled_j) / 3.6e6 * 1.2 * 500.0
     assert used(running, "carbon_g") == pytest.approx(carbon_g + more_g, rel=1e-3)
+
+
+def test_an_attempt_that_was_given_up_is_in_the_record_and_outlives_a_restart(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    with Upstream([HANG]) as slow:
+        config = config_of(
+            {"url": slow.base_url, **PRICED},
+            {"url": upstream.base_url, **PRICED},
+            time={"first_byte_s": 0.2},
+            teams=with_budgets(PLENTY),
+        )
+        running = joulegate(config)
+        reply = running.post(ASK, headers=AUTH)
+    (record,) = running.records()
+    told = json.loads(record.earlier or "[]")
+    assert [(one["kind"], one["backend"]) for one in told] == [("given up", "tiny-0")]
+    assert record.backend == "tiny-1"
+    assert record.energy_j is not None
+    assert record.energy_j == pytest.approx(2 * told[0]["energy_j"], rel=0.1)
+    assert float(reply.header("x-joulegate-energy-j") or 0) == pytest.approx(record.energy_j, 1e-3)
+    settled_j = used(running, "energy_j")
+    assert settled_j > told[0]["energy_j"]
+
+    assert running.proxy is not None
+    books = running.proxy.ledger  # where a counter that is new begins
+    assert books is not None
+    until(lambda: books.spent(0.0, time.time() + 1, teams=["physics"]).energy_uj > 0)
+    assert books.spent(0.0, time.time() + 1, teams=["physics"]).energy_uj / 1e6 == pytest.approx(
+        record.energy_j, rel=1e-4
+    )
+
+
+def test_a_window_that_another_replica_got_corrects_the_budget_too(
+    joulegate: Start, upstream: Upstream, redis_url: str, new_ledger_url: Callable[[], str]
+) -> None:
+    team = f"team-{uuid4().hex[:8]}"
+    config = config_of(
+        {"url": upstream.base_url, **PRICED, "node": "shared"},
+        teams={team: {"keys": [{"key": KEY, "role": "lead"}], "budgets": [PLENTY]}},
+        redis={"url": redis_url, "timeout_s": 5},
+        ledger={"url": new_ledger_url()},
+    )
+    serving, other = joulegate(config), joulegate(config)
+    assert other.proxy is not None
+    begun_s = time.time()
+    reply = serving.post(ASK, headers=AUTH)
+    assert reply.status == 200
+    path = f"/v1/usage/{reply.header('x-request-id')}"
+    other_proxy = other.proxy
+    until(lambda: any(a.node == "shared" for a in other_proxy.siblings.known))
+    other_proxy.take_window(
+        Window(
+            window_id="w1",
+            node="shared",
+            start_s=begun_s - 0.01,
+            end_s=time.time() + 0.01,
+            energy_j=30.0,
+            idle_power_w=0.0,
+            prompt_tokens=12.0,
+            generated_tokens=3.0,
+            evidence=Evidence.METERED,
+            meter="test",
+        )
+    )
+    until(lambda: serving.get(path, **{"x-api-key": KEY}).json()["status"] == "metered", 10.0)
+    metered_j = serving.get(path, **{"x-api-key": KEY}).json()["energy"]["energy_j"]
+    assert metered_j > 1.0
+    with redis.Redis.from_url(redis_url) as client:
+
+        def counted(metric: str) -> float:
+            (key,) = client.keys(f"*team:{team}:{metric}:day:*")
+            return int(client.get(key) or 0) / 1e6
+
+        until(lambda: counted("energy_j") == pytest.approx(metered_j, abs=1e-3), 10.0)
+        grams = metered_j / 3.6e6 * 1.2 * 500.0
+        until(lambda: counted("carbon_g") == pytest.approx(grams, rel=1e-2))
 
 
 @pytest.fixture(params=["in process", "two replicas on redis"])
