@@ -46,6 +46,7 @@ LOOK_BACK = 25.0  # windows over which deviations to one side are averaged
 MOST_MEMORY = 0.9
 CHANGED = 1.5  # deviations to one side, on that average, that say the engine has changed
 KEPT_AFTER_CHANGE = 0.02  # of what was learnt
+LEAST_CHANGE = 0.04  # relative; heat drifts by a few per cent, and no engine is another one for it
 SETTLED_WINDOWS = 30.0  # before which nothing is called a change
 MEMORY = 2400  # windows of which the work is kept, to look at all of them together
 TOGETHER_S = 60.0  # how often that is done, at most,
@@ -75,12 +76,22 @@ class _Line:
         self.changes = 0  # how often the engine was found to be another one
 
     def observe(
-        self, row: Floats, value: float, weight: float, keep: float, *, next_: bool
+        self,
+        row: Floats,
+        value: float,
+        weight: float,
+        keep: float,
+        *,
+        next_: bool,
+        better: Floats | None = None,
     ) -> None:
         """Take in ``value = row·coefficients``; ``next_``: right after the last one.
 
         Deviations are relative. What a deviation shares with the one before it (heat, clocks) is
         taken out first, so that slow drift is not mistaken for an effect of what rose with it.
+        ``better``: coefficients known better than here, in units of the prior; by them it is
+        judged whether the engine has changed, since those found one window at a time may be off
+        where a mix of work is rare, and then windows of that mix all lean to one side.
         """
         self.information *= keep
         self.sums *= keep
@@ -90,8 +101,9 @@ class _Line:
         units, value = units / scale, value / scale
         off = value - float(units @ self.relative)
         settled = self.weight >= SETTLED_WINDOWS
-        self.lean += (float(np.clip(off / self.spread, -5, 5)) - self.lean) / LOOK_BACK
-        if settled and abs(self.lean) > CHANGED:
+        judged = off if better is None else value - float(units @ better)
+        self.lean += (float(np.clip(judged / self.spread, -5, 5)) - self.lean) / LOOK_BACK
+        if settled and abs(self.lean) > max(CHANGED, LEAST_CHANGE / self.spread):
             self.information *= KEPT_AFTER_CHANGE
             self.sums *= KEPT_AFTER_CHANGE
             self.weight *= KEPT_AFTER_CHANGE
@@ -292,7 +304,8 @@ class StepLearner:
         if above_j <= 0 or not did.any():
             return
         changes = self._energy.changes
-        self._energy.observe(did, above_j, weight, keep, next_=next_)
+        better = self._memory.relative
+        self._energy.observe(did, above_j, weight, keep, next_=next_, better=better)
         if self._energy.changes != changes:
             self._memory.forget()
         self._memory.keep(window, above_j, did, -2 * math.log2(1 - min(work.external, 0.9)))
