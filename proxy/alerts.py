@@ -1,7 +1,9 @@
 """Tells people that a budget is nearly used up, or is: a metric, and a signed webhook.
 
 One message for each threshold of each counter and period, whichever replica is first; sent off the
-request path and again until it is taken. Nothing of this can slow or fail a request.
+request path and again until it is taken. Where that replica dies before, another that noticed
+sends it, or whoever notices next; its id is the same, so that a receiver can tell a second one.
+Nothing of this can slow or fail a request.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Literal, NamedTuple
 
 import aiohttp
@@ -111,21 +113,44 @@ class Alerts:
 
     async def _tell(self, crossing: Crossing) -> None:
         charge = crossing.spent.charge
+        name = f"alert:{charge.counter}:{crossing.threshold}"
         try:
-            name = f"alert:{charge.counter}:{crossing.threshold}"
-            if not await self.store.first(crossing.holder, name, charge.period.end_s):
-                return  # another replica tells it
-            body = message(crossing)
-        except Exception:
-            log.exception("a budget alert could not be made")
-            return
-        for attempt in range(self.settings.attempts):
-            if attempt:
-                await asyncio.sleep(min(60.0, self.settings.wait_s * 2 ** (attempt - 1)))
-            if await self._send(body):
+            if not await self._falls_to_us(crossing.holder, name, charge.period.end_s):
                 return
+            body = message(crossing)
+            for attempt in range(self.settings.attempts):
+                wait_s = self._pause_s(attempt)
+                lease_s = self._clock() + wait_s + self._grace_s()
+                await self.store.hold(crossing.holder, name, lease_s)
+                await asyncio.sleep(wait_s)
+                if await self._send(body):
+                    await self.store.hold(crossing.holder, name, charge.period.end_s)
+                    return
+            await self.store.hold(crossing.holder, name, charge.period.end_s)
+        except Exception:
+            log.exception("a budget alert could not be sent")
         self.failed += 1
         log.warning("nobody took the alert that %s is past its %s", charge.rule.scope, "threshold")
+
+    async def _falls_to_us(self, holder: str, name: str, until_s: float) -> bool:
+        """Whether this replica is to send. Another that is sending renews its claim before every
+        try; where it dies, the claim ends and one that waited here takes over."""
+        end_s = self._clock() + self._grace_s()
+        end_s += sum(self._pause_s(n) + self._grace_s() for n in range(self.settings.attempts))
+        while True:
+            lease_s = self._clock() + self._grace_s()
+            if await self.store.first(holder, name, lease_s):
+                return True
+            if self._clock() >= min(end_s, until_s):
+                return False
+            await asyncio.sleep(self._grace_s())
+
+    def _pause_s(self, attempt: int) -> float:
+        return min(60.0, self.settings.wait_s * 2 ** (attempt - 1)) if attempt else 0.0
+
+    def _grace_s(self) -> float:
+        """Longer than one try may take."""
+        return 2 * self.settings.timeout_s + 0.5
 
     async def _send(self, body: bytes) -> bool:
         assert self.settings.url is not None
@@ -157,9 +182,10 @@ def message(crossing: Crossing) -> bytes:
     charge = crossing.spent.charge
     rule = charge.rule
     unit = budgets.whole(rule.metric, 1.0)
+    name = f"{charge.counter}:{crossing.threshold}"
     return msgspec.json.encode(
         {
-            "id": f"alert_{os.urandom(12).hex()}",
+            "id": f"alert_{sha256(name.encode()).hexdigest()[:24]}",
             "type": f"budget.{crossing.threshold}",
             "created": int(crossing.at_s),
             "scope": rule.scope,

@@ -90,6 +90,10 @@ class Store(Protocol):
         """Whether nobody has asked for that name before; it is forgotten at that Unix time."""
         ...
 
+    async def hold(self, holder: str, name: str, until_s: float) -> None:
+        """Let a name that this process was first to ask for be taken until that Unix time."""
+        ...
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         """Keep an answer, and end the claim on it; None only ends the claim."""
         ...

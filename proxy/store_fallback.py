@@ -99,6 +99,10 @@ class FallbackStore:
             lambda: self._stand_in.first(holder, name, until_s),
         )
 
+    async def hold(self, holder: str, name: str, until_s: float) -> None:
+        await self._stand_in.hold(holder, name, until_s)
+        await self._either(lambda: self._redis.hold(holder, name, until_s), _nothing)
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         # also here: whoever waits on a claim made while Redis was away waits in this process
         await self._stand_in.put(holder, cache_key, answer if self.down else None, ttl_s)

@@ -102,10 +102,13 @@ class LocalStore:
                 self.counters[charge.counter].settled += amount
 
     async def first(self, holder: str, name: str, until_s: float) -> bool:
-        if name in self._asked:
+        if self._asked.get(name, 0.0) > self._clock():
             return False
         self._asked[name] = until_s
         return True
+
+    async def hold(self, holder: str, name: str, until_s: float) -> None:
+        self._asked[name] = until_s
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         if answer is not None and len(answer) + ENTRY_BYTES <= self._cache_bytes:

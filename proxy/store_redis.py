@@ -214,6 +214,9 @@ class RedisStore:
         asked = self.client.set(self._key(holder, name), "1", nx=True, pxat=int(until_s * 1000))
         return bool(await self._timed(asked))
 
+    async def hold(self, holder: str, name: str, until_s: float) -> None:
+        await self._timed(self.client.set(self._key(holder, name), "1", pxat=int(until_s * 1000)))
+
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
         pipeline = self.client.pipeline(transaction=False)
         if answer is not None:

@@ -3,6 +3,7 @@ or a thriftier policy."""
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Callable
@@ -12,8 +13,12 @@ from uuid import uuid4
 import msgspec
 import pytest
 
-from proxy.alerts import SIGNATURE, signature
+from proxy import budgets
+from proxy.alerts import SIGNATURE, Alerts, Crossing, message, signature
+from proxy.budgets import Rule, Spent
 from proxy.config_file import ConfigError
+from proxy.settings import BudgetAlerts
+from proxy.store_redis import RedisStore
 from tests.fakes.collector import Collector
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply
@@ -61,7 +66,13 @@ def test_each_threshold_is_told_once_whichever_replica_and_however_often(
         large,
         teams=team(name, {"per": "day", "requests": 4, "soft": 0.5}, timezone="Asia/Kolkata"),
         redis={"url": redis_url, "timeout_s": 5},
-        budget_alerts={"url": f"{receiver.url}/hook", "secret": SECRET, "wait_s": 0.05},
+        budget_alerts={
+            "url": f"{receiver.url}/hook",
+            "secret": SECRET,
+            "attempts": 3,
+            "wait_s": 0.05,
+            "timeout_s": 0.5,
+        },
     )
     replicas = [joulegate(config), joulegate(config)]
     replies: list[Reply] = [replicas[n % 2].post(ASK, headers=AUTH) for n in range(8)]
@@ -89,6 +100,7 @@ def test_each_threshold_is_told_once_whichever_replica_and_however_often(
         lines = metric_lines(running, "joulegate_budget_thresholds_total")
         assert len(lines) == 2
         assert all(f'holder="team:{name}"' in line and line.endswith(" 1.0") for line in lines)
+    # until the replica that did not send has seen that the other did
     until(lambda: all(r.proxy is not None and not r.proxy.alerts._sending for r in replicas))
     assert len(receiver.bodies) == 2
 
@@ -111,6 +123,33 @@ def test_a_receiver_that_takes_nothing_slows_and_fails_no_request(
     until(lambda: alerts.failed == 1)
     assert running.post(ASK, headers=AUTH).status == 200
     assert gone.bodies == []
+
+
+async def test_a_replica_that_dies_before_its_message_is_taken_leaves_it_to_another(
+    redis_url: str,
+) -> None:
+    taking = Collector()
+    rule = Rule(scope=f"team:t{uuid4().hex}", metric="requests", per="day", limit=4.0, soft=0.5)
+    (charge,) = budgets.charges([rule], budgets.Amounts(requests=1), time.time())
+    settings = BudgetAlerts(url=f"{taking.url}/hook", secret=SECRET, timeout_s=0.1)
+    both_stores = [RedisStore(redis_url, timeout_s=5.0) for _ in range(2)]
+    name = f"alert:{charge.counter}:soft"
+    # What the first replica has done when it is killed: claimed it, for as long as one try takes.
+    assert await both_stores[0].first("team", name, time.time() + 1.0)
+    alerts = Alerts(settings, both_stores[1])
+    alerts.start()
+    alerts.look("team", [Spent(charge, 3)])
+    until_s = time.monotonic() + 20.0
+    while not taking.bodies:
+        assert time.monotonic() < until_s
+        await asyncio.sleep(0.02)
+    assert not await both_stores[0].first("team", name, time.time() + 1.0)
+    ((_, body),) = taking.bodies
+    again = msgspec.json.decode(message(Crossing("team", Spent(charge, 4), "soft", 1.0)))
+    assert body["id"] == again["id"]
+    await alerts.stop()
+    for store in both_stores:
+        await store.close()
 
 
 def test_a_key_is_no_label(joulegate: Start, small: Upstream, large: Upstream) -> None:
