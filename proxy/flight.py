@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
+import random
 import time
 from collections.abc import Callable
 
@@ -255,9 +255,11 @@ def new_request_id(at_s: float) -> str:
     """A new request's id: its arrival in milliseconds since 1970, then 64 random bits.
 
     Ids that come one after the other lie together in the ledger's indexes: a batch then touches
-    a few pages however many millions of requests are there already.
+    a few pages however many millions of requests are there already. The bits need not be secret:
+    only a request's own team may ask for it. They come without a call of the system, and a forked
+    process begins its own (the random module sees to that).
     """
-    return f"req_{int(at_s * 1000):011x}{os.urandom(8).hex()}"
+    return f"req_{int(at_s * 1000):011x}{random.getrandbits(64):016x}"
 
 
 class TimeWatch:
