@@ -62,8 +62,8 @@ docs: $(VENV)/dev.done  ## write the pages that are generated
 	$(PY) -m proxy.openapi > docs/openapi.json
 
 audit: $(VENV)/bin/uv  ## known vulnerabilities of what is pinned; asks a service on the network
-	$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements.lock
-	$(UV) tool run pip-audit --require-hashes --disable-pip -r requirements-dev.lock
+	$(UV) tool run pip-audit --strict --require-hashes --disable-pip -r requirements.lock
+	$(UV) tool run pip-audit --strict --require-hashes --disable-pip -r requirements-dev.lock
 
 lock:  ## pin what the project depends on, with hashes and without hosts
 	$(UV) pip compile pyproject.toml --no-header --no-annotate --generate-hashes -q -o requirements.lock

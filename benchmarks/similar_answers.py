@@ -5,6 +5,10 @@ MMLU-Pro; licences beside the data) are compared with each other, all as if one 
 with the same parameters. They are different questions, so every pair that would be answered alike
 is printed and counted as false, unless the two differ in articles and endings alone. Then each
 prompt is reworded as people do it (case, courtesy, punctuation, articles): those should be found.
+At last each prompt is made into near-copies that ask something else, in six ways: two words in each
+other's place, another number, a negation put in, the opposite of a preposition or comparison, one
+word replaced by another prompt's, one word left out. Every one that would be answered alike is a
+false hit.
 
     python -m benchmarks.similar_answers --data ../shared/data/routing
 """
@@ -12,6 +16,7 @@ prompt is reworded as people do it (case, courtesy, punctuation, articles): thos
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import re
 import time
@@ -47,6 +52,64 @@ def reworded(text: str, dice: random.Random) -> str:
         f"  {text}\n",
     )
     return dice.choice(ways)
+
+
+OPPOSITES = dict(
+    pair
+    for one, other in (
+        ("before", "after"),
+        ("with", "without"),
+        ("from", "to"),
+        ("over", "under"),
+        ("more", "less"),
+        ("largest", "smallest"),
+        ("maximum", "minimum"),
+        ("first", "last"),
+        ("greater", "smaller"),
+        ("increase", "decrease"),
+        ("all", "none"),
+        ("always", "never"),
+        ("and", "or"),
+        ("is", "isn't"),
+        ("can", "cannot"),
+        ("his", "her"),
+    )
+    for pair in ((one, other), (other, one))
+)
+_WORD = re.compile(r"[A-Za-z]{4,}")
+_NUMBER = re.compile(r"\d+")
+
+
+def turned(text: str, dice: random.Random, others: list[str]) -> dict[str, str]:
+    """Near-copies that ask something else, by what was done to the text; only what can be done."""
+    found: dict[str, str] = {}
+    words = [m for m in _WORD.finditer(text) if prompt_of(m[0]).carriers]
+    apart = [(a, b) for a, b in itertools.pairwise(words) if not _alike(a[0], b[0])]
+    if apart:
+        a, b = dice.choice(apart)
+        between = text[a.end() : b.start()]
+        found["words swapped"] = f"{text[: a.start()]}{b[0]}{between}{a[0]}{text[b.end() :]}"
+    numbers = list(_NUMBER.finditer(text))
+    if numbers:
+        n = dice.choice(numbers)
+        found["another number"] = f"{text[: n.start()]}{int(n[0]) + 1}{text[n.end() :]}"
+    if words:
+        w = dice.choice(words)
+        found["negated"] = f"{text[: w.start()]}not {text[w.start() :]}"
+        new = dice.choice(others)
+        if not _alike(w[0], new):
+            found["word replaced"] = f"{text[: w.start()]}{new}{text[w.end() :]}"
+        found["word left out"] = text[: w.start()] + text[w.end() :]
+    turns = [m for m in re.finditer(r"[A-Za-z']+", text) if m[0].lower() in OPPOSITES]
+    if turns:
+        t = dice.choice(turns)
+        opposite = OPPOSITES[t[0].lower()]
+        found["opposite"] = f"{text[: t.start()]}{opposite}{text[t.end() :]}"
+    return found
+
+
+def _alike(one: str, other: str) -> bool:
+    return prompt_of(one).carriers == prompt_of(other).carriers
 
 
 def by_words(prompts: list[Prompt]) -> list[tuple[int, int]]:
@@ -89,6 +152,35 @@ def main() -> None:
             f"{found / len(texts):.1%} of rewordings found"
         )
     cosine_only(prompts, texts)
+    near_copies(prompts, texts)
+
+
+def near_copies(prompts: list[Prompt], texts: list[str]) -> None:
+    """False hits among near-copies that were made to ask something else."""
+    dice = random.Random(7)
+    vocabulary = sorted({word for text in texts[::20] for word in _WORD.findall(text)})
+    made, alone = Counter[str](), Counter[str]()
+    false: defaultdict[str, list[str]] = defaultdict(list)
+    for prompt, text in zip(prompts, texts, strict=True):
+        for way, changed in turned(text, dice, vocabulary).items():
+            made[way] += 1
+            other = prompt_of(changed)
+            if likeness(prompt, other) >= THRESHOLDS[0]:
+                false[way].append(f"{text[-90:]!r} / {changed[-90:]!r}")
+            alone[way] += float(prompt.vector @ other.vector) >= THRESHOLDS[0]
+    for way, count in sorted(made.items()):
+        wrong = len(false[way])
+        print(
+            f"near-copies, {way}: {wrong} false hits at {THRESHOLDS[0]:.2f} in {count:,} "
+            f"({_at_most(wrong, count):.3%} at most, 95 %); the embedding alone "
+            f"{alone[way] / count:.1%}"
+        )
+        for pair in false[way][:5]:
+            print(f"  FALSE: {pair}")
+    total, wrong = made.total(), sum(map(len, false.values()))
+    print(
+        f"near-copies, all: {wrong} false hits in {total:,} ({_at_most(wrong, total):.4%} at most)"
+    )
 
 
 def cosine_only(prompts: list[Prompt], texts: list[str]) -> None:
