@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,19 @@ class BadArtefact(Exception):
 
 
 def load_prior(path: Path | None = None) -> Prior:
-    """The energy prior in ``path``, or the one that comes with us. Raises BadArtefact."""
-    path = path or BUILT_IN
+    """The energy prior in ``path``, or the one that comes with us. Raises BadArtefact.
+
+    Ours is read once a process: it is the same for all, and nobody changes it.
+    """
+    return _built_in() if path is None else _read(path)
+
+
+@cache
+def _built_in() -> Prior:
+    return _read(BUILT_IN)
+
+
+def _read(path: Path) -> Prior:
     try:
         values = json.loads(path.read_text())
         if values.get("layout") != LAYOUT:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -165,8 +166,10 @@ class Table:
         return float(max(0.05 * value[ENERGY], value[ENERGY] - self.idle_w * seconds))
 
 
+@lru_cache(maxsize=256)
 def build(prior: Prior, subject: Subject) -> Table:
-    """Work the prior out over the grid: some tens of milliseconds, off the request path."""
+    """Work the prior out over the grid: some tens of milliseconds, off the request path. Tables are
+    never changed, so alike backends share one, and a config that is read again finds it."""
     batch, prompt, output = (
         axis.ravel() for axis in np.meshgrid(BATCHES, PROMPTS, OUTPUTS, indexing="ij")
     )
