@@ -22,7 +22,17 @@ from meters.intensity import IntensityBook, Tier
 from meters.types import Evidence
 from proxy.dashboard.accounting import PLATFORM, idle_spans, part_of, split_by_tags
 from proxy.dashboard.periods import Period
-from proxy.dashboard.queries import ASKED, DAY_S, LATELY_DAYS, TRAILING_DAYS, Dim, Ints, Raw
+from proxy.dashboard.queries import (
+    ASKED,
+    DAY_S,
+    LATELY_DAYS,
+    TRAILING_DAYS,
+    Dim,
+    Ints,
+    NodeHour,
+    Raw,
+    places,
+)
 from proxy.dashboard.sites import Site, Sites
 
 HOUR_S = 3600
@@ -30,6 +40,7 @@ ACTIVE, IDLE, HOST = 0, 1, 2
 IDLE_LINE = "(idle share)"
 EVIDENCE = tuple(Evidence)
 TIERS = tuple(Tier)
+_TIER_PLACES = {tier: place for place, tier in enumerate(TIERS)}
 # micro-joules x g/kWh -> micro-grams: 1e-6 J/uJ / 3.6e6 J/kWh x 1e6 ug/g
 UJ_PER_KWH_G = 3.6e6
 
@@ -174,24 +185,41 @@ def idle_of(
     spans: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
     mine: list[tuple[str, int, int]] = []
     teams_uj = platform_uj = 0
-    for row in raw.nodes:
-        if (row.evidence == Evidence.SIMULATED) is not simulated or not row.idle_uj:
+    for row in _of_book(raw, simulated):
+        node, hour_s, idle_uj = row.node, row.hour_s, row.idle_uj
+        if not idle_uj:
             continue
-        key = row.node, row.hour_s // DAY_S
-        if key not in spans:
-            site = sites.site(row.node)
-            weights, lately = use.before(row.node, key[1], site.entitled)
-            spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
-        if PLATFORM in spans[key]:
-            platform_uj += row.idle_uj
+        key = node, hour_s // DAY_S
+        parts = spans.get(key)
+        if parts is None:
+            site = sites.site(node)
+            weights, lately = use.before(node, key[1], site.entitled)
+            parts = spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
+        if PLATFORM in parts:
+            platform_uj += idle_uj
             continue
-        teams_uj += row.idle_uj
-        span = spans[key].get(team)
+        teams_uj += idle_uj
+        span = parts.get(team)
         if span is not None:
-            uj = part_of(row.idle_uj, span)
+            uj = part_of(idle_uj, span)
             if uj:
-                mine.append((row.node, row.hour_s, uj))
+                mine.append((node, hour_s, uj))
     return Idle(mine, teams_uj, platform_uj)
+
+
+def asked_of(raw: Raw, simulated: bool) -> Ints:
+    """Rows of requests of one book."""
+    of_book = np.array([dim.simulated is simulated for dim in raw.dims], dtype=bool)
+    if of_book.all():
+        return raw.asked  # the usual case, without a copy
+    kept: Ints = raw.asked[of_book[raw.asked[:, 1]]]
+    return kept
+
+
+def _of_book(raw: Raw, simulated: bool) -> list[NodeHour]:
+    """Hours of nodes of one book."""
+    made_up = Evidence.SIMULATED.value
+    return [row for row in raw.nodes if (row.evidence == made_up) is simulated]
 
 
 class Use:
@@ -260,14 +288,12 @@ def build(
     base = _Base.joined(parts)
     base = _with_hosts(base, raw, simulated, nodes, sites)
     cells, factors, dim_zone = _weigh(base, raw, nodes, zones, book, sites, simulated)
-    of_book = np.array([d.simulated is simulated for d in raw.dims], dtype=bool)
-    asked = raw.asked[of_book[raw.asked[:, 1]]] if len(raw.asked) else raw.asked
     return Account(
         dims=raw.dims,
         nodes=nodes.names,
         zones=zones.names,
         cells=cells,
-        asked=asked,
+        asked=asked_of(raw, simulated),
         reconciliation=_reconcile(raw, idle, simulated),
         factors=factors,
         dim_zone=dim_zone,
@@ -275,7 +301,7 @@ def build(
 
 
 def _reconcile(raw: Raw, idle: Idle, simulated: bool) -> Reconciliation:
-    rows = [r for r in raw.nodes if (r.evidence == Evidence.SIMULATED) is simulated]
+    rows = _of_book(raw, simulated)
     pending = raw.pending_simulated_uj if simulated else raw.pending_uj
     return Reconciliation(
         metered_uj=sum(r.metered_uj for r in rows),
@@ -349,23 +375,21 @@ def _active(raw: Raw, simulated: bool, nodes: _Names) -> _Base:
 
 def _estimated(raw: Raw, simulated: bool, sites: Sites, nodes: _Names) -> _Base:
     """Estimates of requests that no window has a share of."""
-    rows = raw.asked
-    of_book = np.array([(d.simulated is simulated) for d in raw.dims] or [False], dtype=bool)
-    if len(rows):
-        rows = rows[of_book[rows[:, 1]]]
+    rows = asked_of(raw, simulated)
     energy = rows[:, ASKED["energy_uj"]] - rows[:, ASKED["metered_estimate_uj"]]
     low = rows[:, ASKED["energy_low_uj"]] - rows[:, ASKED["metered_estimate_low_uj"]]
     high = rows[:, ASKED["energy_high_uj"]] - rows[:, ASKED["metered_estimate_high_uj"]]
     keep = energy > 0
-    rows, energy, low, high = rows[keep], energy[keep], low[keep], high[keep]
+    hour_s, dim, energy, low, high = (
+        column[keep] for column in (rows[:, 0], rows[:, 1], energy, low, high)
+    )
     kinds = np.array([_evidence_place(d.evidence) for d in raw.dims] or [0], dtype=np.int64)
     if simulated:
         kinds[:] = EVIDENCE.index(Evidence.SIMULATED)
     places = np.array([nodes.place(d.node) if d.node else -1 for d in raw.dims] or [0])
     zero = np.zeros_like(energy)
-    dim = rows[:, 1]
     return _Base(
-        rows[:, 0],
+        hour_s,
         dim,
         places[dim] if len(dim) else zero,
         kinds[dim] if len(dim) else zero,
@@ -402,9 +426,8 @@ def _at_node_hours(
 def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Sites) -> _Base:
     """Adds a host cell for each cell of our own GPUs: metered where the node's host was."""
     ratio: dict[tuple[int, int], float] = {}
-    for row in raw.nodes:
-        whole = row.host_known >= row.windows and row.metered_uj > 0
-        if (row.evidence == Evidence.SIMULATED) is simulated and whole:
+    for row in _of_book(raw, simulated):
+        if row.host_known >= row.windows and row.metered_uj > 0:
             ratio[nodes.place(row.node), row.hour_s] = row.host_energy_uj / row.metered_uj
     own = base.evidence != EVIDENCE.index(Evidence.MODELLED)
     if sites.hosted is not None:
@@ -483,20 +506,20 @@ def _weigh(
     for z, name in enumerate(zones.names):
         instrument = sites.instruments.get(name)
         of_zone = np.bincount(hour_place[zone == z], minlength=hours)
-        for h in np.flatnonzero(of_zone).tolist():
-            if name in fixed:
-                g[z, h] = fixed[name]
-                tier[z, h] = TIERS.index(Tier.ANNUAL_ZONE)
-                estimated[z, h] = True
-                market[z, h] = instrument.g_per_kwh if instrument else fixed[name]
+        used = np.flatnonzero(of_zone)
+        if name in fixed:
+            g[z, used] = fixed[name]
+            tier[z, used] = TIERS.index(Tier.ANNUAL_ZONE)
+            estimated[z, used] = True
+            if len(used):
                 sources[z].add("set by this organisation")
-                continue
-            answer = book.at(name or None, float(first_s + h * HOUR_S))
-            g[z, h] = answer.g_per_kwh
-            tier[z, h] = TIERS.index(answer.tier)
-            estimated[z, h] = answer.estimated
-            market[z, h] = instrument.g_per_kwh if instrument else answer.g_per_kwh
-            sources[z].add(answer.source)
+        else:
+            answers = [book.at(name or None, s) for s in (first_s + used * HOUR_S).tolist()]
+            g[z, used] = [answer.g_per_kwh for answer in answers]
+            tier[z, used] = [_TIER_PLACES[answer.tier] for answer in answers]
+            estimated[z, used] = [answer.estimated for answer in answers]
+            sources[z].update(answer.source for answer in answers)
+        market[z, used] = instrument.g_per_kwh if instrument else g[z, used]
     cell_g = g[zone, hour_place] if len(zone) else np.zeros(0)
     cell_tier = tier[zone, hour_place] if len(zone) else np.zeros(0, dtype=np.int64)
     per_uj = pue * cell_g / UJ_PER_KWH_G
@@ -531,18 +554,19 @@ def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: boo
     """The node-hour's embodied grams, by each cell's part of the node-hour's metered energy."""
     per_uj: dict[tuple[int, int], float] = {}
     ug_per_us: dict[str, float] = {}
-    for row in raw.nodes:
+    for row in _of_book(raw, simulated):
         rate = ug_per_us.get(row.node)
         if rate is None:
             site = sites.site(row.node)
             rate = ug_per_us[row.node] = (site.gpus or 0) * site.embodied.mid * 1e6 / 3.6e9
-        if rate and row.metered_uj > 0 and (row.evidence == Evidence.SIMULATED) is simulated:
+        if rate and row.metered_uj > 0:
             place = nodes.place(row.node), row.hour_s
             per_uj[place] = rate * row.metered_us / row.metered_uj
     rates = _at_node_hours(base, per_uj, 0.0)
-    kinds = [EVIDENCE.index(e) for e in (Evidence.METERED, Evidence.SIMULATED)]
+    read, made_up = (EVIDENCE.index(e) for e in (Evidence.METERED, Evidence.SIMULATED))
     # estimates are outside the node's metered hours
-    metered = np.isin(base.evidence, kinds) & (base.component != HOST) & (base.high_uj == 0)
+    drawn = (base.evidence == read) | (base.evidence == made_up)
+    metered = drawn & (base.component != HOST) & (base.high_uj == 0)
     return _round(np.where(metered, base.energy_uj * rates, 0.0))
 
 
@@ -562,7 +586,7 @@ def _factors(
             continue
         tiers = {
             TIERS[t].value: int(cells.operational_ug[of_zone & (cells.tier == t)].sum())
-            for t in np.unique(cells.tier[of_zone]).tolist()
+            for t in places(cells.tier[of_zone])
         }
         water = book.table.water_l_per_kwh(name or None)
         found.append(
@@ -591,6 +615,11 @@ def _sums(cells: Cells, groups: Ints, count: int) -> list[list[int]]:
         cells.market_ug,
         cells.embodied_ug,
     ]
+    return _added(columns, groups, count)
+
+
+def _added(columns: Sequence[Ints], groups: Ints, count: int) -> list[list[int]]:
+    """The sums of each column for each group."""
     table = []
     for column in columns:
         out = np.zeros(count, dtype=np.int64)
@@ -609,12 +638,7 @@ def _counts(account: Account, groups: Ints, count: int) -> list[list[int]]:
         asked[:, ASKED["cached_prompt_tokens"]],
         asked[:, ASKED["output_tokens"]],
     ]
-    table = []
-    for column in columns:
-        out = np.zeros(count, dtype=np.int64)
-        np.add.at(out, groups, column)
-        table.append(out.tolist())
-    return [list(row) for row in zip(*table, strict=True)]
+    return _added(columns, groups, count)
 
 
 def _unknown(account: Account) -> Ints:
@@ -709,9 +733,18 @@ def _days(period: Period) -> list[tuple[int, str]]:
 
 def by_hour(account: Account) -> tuple[Line, ...]:
     """One line for each UTC hour that has anything."""
-    hours = np.unique(np.concatenate([account.cells.hour_s, account.asked[:, 0]]))
+    hours = distinct_hours(np.concatenate([account.cells.hour_s, account.asked[:, 0]]))
     names = [f"{text}Z" for text in np.datetime_as_string(hours.astype("datetime64[s]"), "s")]
     return _by_place(account, names, lambda found: np.searchsorted(hours, found))
+
+
+def distinct_hours(hour_s: Ints) -> Ints:
+    """The hours of a column, in order, without sorting what is long."""
+    if not len(hour_s):
+        return hour_s
+    first_s = hour_s.min()
+    found: Ints = np.flatnonzero(np.bincount((hour_s - first_s) // HOUR_S)) * HOUR_S + first_s
+    return found
 
 
 def by_zone(account: Account) -> tuple[Line, ...]:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from zoneinfo import ZoneInfo
 
 from babel import Locale
 from babel.dates import format_date, format_datetime, format_interval
-from babel.numbers import format_decimal
+from babel.numbers import get_decimal_symbol, get_group_symbol
 
 from proxy.dashboard.periods import parse
 
 LANGUAGES = ("en", "de", "fr")
 UNKNOWN = "–"
+_STEPS = tuple(Decimal(1).scaleb(-digits) for digits in range(10))
+_EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # as many digits as a float may have
 _NARROW = "\u202f"  # thin space between number and unit, does not break
 
 
@@ -35,14 +38,22 @@ class Numbers:
     def __init__(self, language: str) -> None:
         self.language = language
         self._locale = Locale.parse({"en": "en_GB", "de": "de_DE", "fr": "fr_FR"}[language])
+        self._symbols = str.maketrans(
+            {
+                ",": get_group_symbol(self._locale),
+                ".": get_decimal_symbol(self._locale),
+                "-": "−",
+            }
+        )
 
     def plain(self, value: float | None, digits: int = 0) -> str:
         """A number with grouping and that many decimals."""
         if value is None or not math.isfinite(value):
             return UNKNOWN
-        pattern = "#,##0" + ("." + "0" * digits if digits else "")
-        text = format_decimal(value, format=pattern, locale=self._locale)
-        return "0" if not digits and text == "-0" else text.replace("-", "−")
+        # Rounded as decimals are (half to even), not as the binary number nearest to them.
+        exact = Decimal(str(value)).quantize(_STEPS[digits], context=_EXACT)
+        text = f"{exact:,f}".translate(self._symbols)
+        return "0" if not digits and text == "−0" else text
 
     def significant(self, value: float | None, figures: int = 3) -> str:
         """A number with that many significant figures, never in powers of ten."""

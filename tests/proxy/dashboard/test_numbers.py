@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from babel.numbers import format_decimal
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.dashboard.numbers import Numbers, language_of
+from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
 
 
 @pytest.mark.parametrize(
@@ -71,3 +74,18 @@ def test_the_link_goes_before_the_browser(
     asked: str | None, accepted: str | None, found: str
 ) -> None:
     assert language_of(asked, accepted) == found
+
+
+@given(
+    st.sampled_from(LANGUAGES),
+    st.floats(-1e15, 1e15, allow_nan=False),
+    st.integers(0, 9),
+)
+def test_figures_are_written_as_the_locale_data_say(
+    language: str, value: float, digits: int
+) -> None:
+    locale = {"en": "en_GB", "de": "de_DE", "fr": "fr_FR"}[language]
+    pattern = "#,##0" + ("." + "0" * digits if digits else "")
+    wanted = format_decimal(value, format=pattern, locale=locale).replace("-", "−")
+    written = Numbers(language).plain(value, digits)
+    assert written == wanted or (written, wanted) == ("0", "−0")
