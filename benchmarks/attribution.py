@@ -44,7 +44,7 @@ from meters.simulated_physics import (
     prefix_blocks,
 )
 from meters.simulated_traffic import Run, simulate
-from meters.types import Activity, StepPhysics, Window
+from meters.types import Activity, EngineWork, StepPhysics, Window
 
 # Plausible engines, different in every proportion; made up but for the first two's origin.
 ENGINES = {
@@ -99,6 +99,7 @@ class Scenario:
     without: tuple[str, ...] = ()  # window fields nobody read
     cached_unknown: bool = False
     think_s: float = 0.05
+    beside: str | None = None  # another engine on the same GPU, with half as much traffic
 
 
 def scenarios(requests: int) -> list[Scenario]:
@@ -131,6 +132,8 @@ def scenarios(requests: int) -> list[Scenario]:
             replace(base, name=f"windows of {window_s:g} s", window_s=window_s)
             for window_s in (0.5, 2.0, 5.0, 10.0)
         ),
+        replace(base, name="two engines on a GPU, 8b and small", beside="small"),
+        replace(base, name="two engines on a GPU, 70b and 8b", engine="70b", beside="8b"),
         Scenario(
             "all of it, 8b", "8b", 64, requests, budget=2_048, shared_prefix=0.3, cancelled=0.1,
             external=0.15, jitter_s=0.01, edge_jitter_s=0.01, meter_noise=0.01, lost=0.05,
@@ -155,6 +158,12 @@ class Seen(msgspec.Struct):
 
 def play(scenario: Scenario, seed: int = 1) -> Seen:
     """Run one scenario and spoil what is seen of it."""
+    if scenario.beside is not None:
+        half = replace(scenario, engine=scenario.beside, requests=scenario.requests // 2)
+        return on_one_gpu(
+            play(replace(scenario, beside=None), seed),
+            play(replace(half, in_flight=scenario.in_flight // 2, beside=None), seed + 1),
+        )
     random_ = random.Random(f"{scenario.name}{seed}")
     config = EngineConfig(
         physics=ENGINES[scenario.engine],
@@ -184,6 +193,51 @@ def play(scenario: Scenario, seed: int = 1) -> Seen:
         _with_jittered_edges(noisy, scenario.edge_jitter_s, random_),
         [_spoilt_activity(activity, scenario, random_) for activity in run.activities],
         truth_j,
+    )
+
+
+def on_one_gpu(one: Seen, other: Seen) -> Seen:
+    """Two engines' traffic on one GPU: its counter sees their sum, and idles but once.
+
+    What they do to each other's speed is left out.
+    """
+    windows: dict[str, Window] = {}
+    truth: dict[str, dict[str, float]] = {}
+    for name, seen in (("one", one), ("other", other)):
+        for window in seen.windows:
+            known = windows.get(window.window_id)
+            idle_j = (window.idle_power_w or 0.0) * (window.end_s - window.start_s)
+            did = EngineWork(
+                engine=name,
+                prompt_tokens=window.prompt_tokens,
+                cached_prompt_tokens=window.cached_prompt_tokens,
+                generated_tokens=window.generated_tokens,
+                steps=window.steps,
+            )
+            energy_j = window.energy_j
+            if known is not None:
+                energy_j += known.energy_j - idle_j
+            windows[window.window_id] = msgspec.structs.replace(
+                known or window,
+                energy_j=energy_j,
+                engines=(*(known.engines if known else ()), did),
+            )
+            true_j = truth.setdefault(window.window_id, {})
+            for request_id, joules in seen.run.truth_j[window.window_id].items():
+                true_j[f"{name} {request_id}"] = joules
+    jobs = {f"one {i}": job for i, job in one.run.jobs.items()}
+    jobs |= {f"other {i}": job for i, job in other.run.jobs.items()}
+    running = one.run.mean_running + other.run.mean_running
+    both = Run(list(windows.values()), [], truth, jobs, running)
+    return Seen(
+        both,
+        both.windows,
+        [
+            msgspec.structs.replace(a, engine=name, request_id=f"{name} {a.request_id}")
+            for name, seen in (("one", one), ("other", other))
+            for a in seen.activities
+        ],
+        both.request_j(),
     )
 
 
@@ -402,7 +456,15 @@ def main(argv: list[str] | None = None) -> int:
         if args.taught:
             if scenario.engine not in learnt:
                 learnt[scenario.engine] = taught(scenario.engine, args.seed)
-            known = {seen.windows[0].node: learnt[scenario.engine]}
+            node = seen.windows[0].node
+            known = {node: learnt[scenario.engine]}
+            if scenario.beside is not None:
+                if scenario.beside not in learnt:
+                    learnt[scenario.beside] = taught(scenario.beside, args.seed)
+                known = {
+                    f"{node}/one": learnt[scenario.engine],
+                    f"{node}/other": learnt[scenario.beside],
+                }
         books = attribute_all(seen.windows, seen.activities, known)
         ids = [a.request_id for a in seen.activities]
         ours = score(seen, books.request_j(ids))

@@ -22,6 +22,7 @@ import numpy as np
 from meters.fitting import Fit, columns, fit
 from meters.foreign import Foreign
 from meters.phases import Floats
+from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, scaled
 from meters.types import Activity, Attribution, Share, StepPhysics, Window
 from meters.work import Work, moved, rebuild
 
@@ -107,7 +108,38 @@ class Divider:
                 physics, most = fit([window], work).physics, UNLIMITED
             else:
                 most = MOST_TIMES_PRIOR
-            return _divide([window], activities, work, physics, most)[0], _regressors(window, work)
+            divided = _divide([window], activities, _bill(work, physics), physics, most)[0]
+            return divided, _regressors(window, work)
+
+    def divide_shared(
+        self, window: Window, activities: Sequence[Activity], physics: Mapping[str, StepPhysics]
+    ) -> tuple[Attribution, dict[str, Regressors]]:
+        """Likewise for devices that several engines share; the work is by engine.
+
+        ``physics`` by engine; where it lacks one of them, all go by usual proportions. Raises
+        ValueError.
+        """
+        kept, refused, _ = clean([window])
+        if not kept:
+            raise ValueError(f"window {window.window_id} is {next(iter(refused))}")
+        activities = [a for a in activities if math.isfinite(a.start_s)]
+        names = sorted({*engines_of([window], activities), *physics})
+        with np.errstate(all="ignore"):
+            groups = [[a for a in activities if a.engine == name] for name in names]
+            foreign = [self._foreign.setdefault(f"{window.node}\n{n}", Foreign()) for n in names]
+            works = [
+                rebuild([of_engine(window, name)], group, seen)
+                for name, group, seen in zip(names, groups, foreign, strict=True)
+            ]
+            known, most = physics, MOST_TIMES_PRIOR
+            if any(name not in physics for name in names):
+                fits = fit_together([window], works)
+                known = {name: fit.physics for name, fit in zip(names, fits, strict=True)}
+                most = UNLIMITED
+            divided = _divide_among([window], names, groups, works, known, most)[0]
+            return divided, {
+                name: _regressors(window, work) for name, work in zip(names, works, strict=True)
+            }
 
 
 def attribute_all(
@@ -115,7 +147,10 @@ def attribute_all(
     activities: Iterable[Activity],
     physics: Mapping[str, StepPhysics] | None = None,
 ) -> Books:
-    """Many windows of any nodes, divided; for nodes not in ``physics`` it is learnt from them."""
+    """Many windows of any nodes, divided; for nodes not in ``physics`` it is learnt from them.
+
+    Where several engines share a node's devices, ``physics`` has "node/engine" for each of them.
+    """
     # Absurd figures overflow; what comes of it is dropped, and never an exception.
     with np.errstate(all="ignore"):
         return _attribute_all(windows, activities, physics or {})
@@ -134,6 +169,12 @@ def _attribute_all(
     attributions: list[Attribution] = []
     fits: dict[str, Fit] = {}
     for node, node_windows in kept.items():
+        names = engines_of(node_windows, by_node[node])
+        if len(names) > 1:
+            divided, learnt = _shared(node_windows, by_node[node], names, physics)
+            attributions += divided
+            fits |= learnt
+            continue
         work = rebuild(node_windows, by_node[node])
         known = physics.get(node)
         most = MOST_TIMES_PRIOR
@@ -143,8 +184,46 @@ def _attribute_all(
             most = MOST_TIMES_MODELLED if fits[node].trusted else UNLIMITED
         elif len(node_windows) > 1:
             work = _refined(node_windows, work, known)
-        attributions += _divide(node_windows, by_node[node], work, known, most)
+        attributions += _divide(node_windows, by_node[node], _bill(work, known), known, most)
     return Books(attributions, refused, repaired, fits)
+
+
+def _shared(
+    windows: Sequence[Window],
+    activities: Sequence[Activity],
+    names: Sequence[str],
+    physics: Mapping[str, StepPhysics],
+) -> tuple[list[Attribution], dict[str, Fit]]:
+    """Windows of one node with several engines, divided; and what was learnt, by node/engine."""
+    groups = [[a for a in activities if a.engine == name] for name in names]
+    works = [
+        rebuild([of_engine(window, name) for window in windows], group)
+        for name, group in zip(names, groups, strict=True)
+    ]
+    keys = [f"{windows[0].node}/{name}" for name in names]
+    if all(key in physics for key in keys):
+        known = {name: physics[key] for name, key in zip(names, keys, strict=True)}
+        return _divide_among(windows, names, groups, works, known, MOST_TIMES_PRIOR), {}
+    fits = fit_together(windows, works)
+    known = {name: fit.physics for name, fit in zip(names, fits, strict=True)}
+    most = MOST_TIMES_MODELLED if all(fit.trusted for fit in fits) else UNLIMITED
+    divided = _divide_among(windows, names, groups, works, known, most)
+    return divided, dict(zip(keys, fits, strict=True))
+
+
+def _divide_among(
+    windows: Sequence[Window],
+    names: Sequence[str],
+    groups: Sequence[Sequence[Activity]],
+    works: Sequence[Work],
+    physics: Mapping[str, StepPhysics],
+    most: float,
+) -> list[Attribution]:
+    bills = [_bill(work, physics[name]) for name, work in zip(names, works, strict=True)]
+    # Idle power is the devices': each engine's knowledge of it is knowledge of the same thing.
+    quietest = min((physics[name] for name in names), key=lambda p: p.idle_power_w)
+    bill = added_up(bills, [len(group) for group in groups])
+    return _divide(windows, [a for group in groups for a in group], bill, quietest, most)
 
 
 def _learnt(windows: Sequence[Window], work: Work) -> tuple[Fit, Work]:
@@ -186,6 +265,10 @@ def _modelled(work: Work, physics: StepPhysics) -> Floats:
         + physics.prefill_j * work.prefilled
     )
     return np.where(np.isfinite(modelled), modelled, 0.0)
+
+
+def _bill(work: Work, physics: StepPhysics) -> Bill:
+    return Bill(work.window, work.request, _modelled(work, physics), _external(work, physics))
 
 
 class Regressors(NamedTuple):
@@ -294,19 +377,20 @@ def _scaled(window: Window, part: float) -> Window:
     ):  # fmt: skip
         if fields[name] is not None:
             fields[name] *= part
+    fields["engines"] = tuple(scaled(did, part) for did in window.engines)
     return Window(**fields)
 
 
 def _divide(
     windows: Sequence[Window],
     activities: Sequence[Activity],
-    work: Work,
+    bill: Bill,
     physics: StepPhysics,
     most: float,
 ) -> list[Attribution]:
-    modelled = _modelled(work, physics)
-    ours = work.by_window(modelled)
-    external = _external(work, physics)
+    """``physics``: for idle power, where a window's meter does not know it."""
+    modelled, external = bill.modelled, bill.external
+    ours = bill.by_window()
     energy = np.array([w.energy_j for w in windows])
     # Whole quanta from here on.
     idle = np.floor(np.minimum(_idle_j(windows, physics), energy) / QUANTUM_J)
@@ -319,8 +403,8 @@ def _divide(
     to_others = np.where(external > 0, charged - to_us, 0.0)
 
     # Rounding the running sum, not the terms, keeps each within one quantum and the sum exact.
-    order = np.lexsort((work.request, work.window))
-    window_of, request_of = work.window[order], work.request[order]
+    order = np.lexsort((bill.request, bill.window))
+    window_of, request_of = bill.window[order], bill.request[order]
     running = np.cumsum(modelled[order])
     first = np.searchsorted(window_of, np.arange(len(windows)))
     last = np.searchsorted(window_of, np.arange(len(windows)), side="right")

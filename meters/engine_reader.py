@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from meters.dialects import DIALECTS
-from meters.engines import UnknownPage, detect, parse, restarted
+from meters.engines import UnknownPage, detect, parse, restarted, together
 from meters.types import EngineCounters
 
 # A busy engine lets a request wait before it looks at its counters, not after: when an answer takes
@@ -121,6 +121,35 @@ class EngineReader:
                 )
             return body, answer.headers
         raise AssertionError("unreachable")
+
+
+class EngineReaders:
+    """Reads several engines that share devices, one after the other, as one reader.
+
+    ``readers`` by the name of the backend. One that does not answer is left out of that look.
+    """
+
+    def __init__(self, readers: dict[str, EngineReader]) -> None:
+        self._readers = readers
+        self.url = ", ".join(reader.url for reader in readers.values())
+        self.timeout_s = sum(reader.timeout_s for reader in readers.values())
+
+    def read(self) -> EngineCounters:
+        """All counters now. Raises EngineUnavailable where none of the engines answers."""
+        seen: dict[str, EngineCounters] = {}
+        silent: list[str] = []
+        for name, reader in self._readers.items():
+            try:
+                seen[name] = reader.read()
+            except EngineUnavailable as error:
+                silent.append(str(error))
+        if not seen:
+            raise EngineUnavailable(" ".join(silent))
+        return together(seen, all_of_them=not silent)
+
+    def close(self) -> None:
+        for reader in self._readers.values():
+            reader.close()
 
 
 def _number(text: str) -> float | None:

@@ -15,7 +15,7 @@ import msgspec
 
 from meters.dialects import DIALECTS, Alternatives, Dialect
 from meters.prometheus import Series, Wanted
-from meters.types import EngineCounters
+from meters.types import EngineCounters, EngineWork
 
 _COUNTERS = ("prompt_tokens", "cached_prompt_tokens", "generated_tokens", "steps")
 _WORK = ("flops", "read_bytes")
@@ -102,6 +102,37 @@ def restarted(before: EngineCounters, after: EngineCounters) -> bool:
         if old is not None and new is not None and new < old:
             return True
     return False
+
+
+def together(seen: dict[str, EngineCounters], *, all_of_them: bool = True) -> EngineCounters:
+    """Several engines' looks as one: sums where each engine says (None else), and each one's own.
+
+    ``all_of_them`` False: some engine is missing, so that no sum is known.
+    """
+    looks = list(seen.values())
+    sums: dict[str, Any] = {}
+    for field in (*_COUNTERS, *_WORK, *_GAUGES):
+        values = [getattr(look, field) for look in looks if field not in look.late]
+        whole = all_of_them and len(values) == len(looks) and None not in values
+        sums[field] = sum(values) if whole else None
+    asleep = [look.asleep for look in looks]
+    return EngineCounters(
+        at_s=max(look.at_s for look in looks),
+        asleep=None if None in asleep or not all_of_them else all(asleep),
+        engines=seen,
+        **sums,
+    )
+
+
+def differences(before: EngineCounters, after: EngineCounters) -> tuple[EngineWork, ...]:
+    """What each of several engines did between two looks; those known at both."""
+    found = []
+    for name, now in after.engines.items():
+        then = before.engines.get(name)
+        done = None if then is None else difference(then, now)
+        did = {} if done is None else {f: getattr(done, f) for f in (*_COUNTERS, *_WORK)}
+        found.append(EngineWork(engine=name, version=now.version, **did))
+    return tuple(found)
 
 
 class _Term(NamedTuple):

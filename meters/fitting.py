@@ -60,7 +60,7 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
     used = columns(work)
     ends = np.array([w.end_s for w in windows], dtype=np.float64)
     when = Spans(ends - length, ends, work.steps)
-    proportions = _as_time_goes(used, work, when)
+    proportions = as_time_goes(used, work, when)
     told = ~np.isnan(idle_w)
     idle_known = bool(told.all())
     default_w = float(np.median(idle_w[told])) if told.any() else 0.0
@@ -110,7 +110,7 @@ def columns(work: Work) -> Floats:
     return np.stack([steps, generated, context, prefilled], axis=1)
 
 
-def _as_time_goes(columns: Floats, work: Work, when: Spans) -> Floats:
+def as_time_goes(columns: Floats, work: Work, when: Spans) -> Floats:
     """Proportions of the coefficients from how the engine's time goes.
 
     A busy GPU draws a similar power whatever it does, so what takes time takes energy; and time

@@ -33,7 +33,7 @@ from math import isfinite
 import msgspec
 
 from meters.node_book import NodeBook, NodeStatus
-from meters.types import Evidence, Window
+from meters.types import EngineWork, Evidence, Window
 
 MAX_BATCH_BYTES = 8_000_000
 CLOCK_TOLERANCE_S = 5.0
@@ -220,6 +220,7 @@ class WindowIntake:
             window.read_bytes,
             window.resolution_j,
             window.host_energy_j,
+            *(n for did in window.engines for n in _figures(did)),
         ]
         if any(n is not None and (not isfinite(n) or n < 0) for n in numbers):
             return "negative"
@@ -271,6 +272,17 @@ class WindowIntake:
 
 # a token that may speak for every node
 _ALL: set[str] = {"*"}
+
+
+def _figures(did: EngineWork) -> tuple[float | None, ...]:
+    return (
+        did.prompt_tokens,
+        did.cached_prompt_tokens,
+        did.generated_tokens,
+        did.steps,
+        did.flops,
+        did.read_bytes,
+    )
 
 
 def _moved(window: Window, by_s: float) -> Window:

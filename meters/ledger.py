@@ -115,6 +115,7 @@ class Ledger:
         query = select(
             c.request_id,
             c.node,
+            c.backend,
             func.coalesce(c.sent_s, c.start_s).label("start_s"),
             c.first_token_s,
             c.end_s,
@@ -133,6 +134,7 @@ class Ledger:
                     prompt_tokens=float(row["prompt_tokens"] or 0),
                     cached_prompt_tokens=float(row["cached_prompt_tokens"] or 0),
                     output_tokens=float(row["output_tokens"] or 0),
+                    engine=row["backend"] or "",
                 )
                 for row in connection.execute(query).mappings()
             ]

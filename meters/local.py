@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from meters.engine_reader import EngineReader
+from meters.engine_reader import EngineReader, EngineReaders
 from meters.kinds import open_meter
 from meters.rapl import RaplMeter
 from meters.sampler import Sampler, SamplerStatus
@@ -29,8 +29,14 @@ class LocalMeter:
         meter: Callable[[], Meter] | None = None,
     ) -> None:
         """``meter`` replaces what the settings name (a simulated engine's, for one)."""
-        engine = None
-        if settings.engine_url:
+        engine: EngineReader | EngineReaders | None = None
+        if settings.engines:
+            readers = {
+                name: EngineReader(url, settings.engine_dialect, clock=clock)
+                for name, url in settings.engines.items()
+            }
+            engine = EngineReaders(readers)
+        elif settings.engine_url:
             engine = EngineReader(settings.engine_url, settings.engine_dialect, clock=clock)
         self.node = settings.node_name
         self._sampler = Sampler(

@@ -78,7 +78,7 @@ class _Layout:
         row["extra"] = None
         if self.strangers:
             extra = {name: row.pop(column) for column, name in self.strangers}
-            known = {name: field for name, field in extra.items() if field is not None}
+            known = {name: field for name, field in extra.items() if field not in (None, ())}
             row["extra"] = msgspec.json.encode(known).decode() if known else None
         return row
 

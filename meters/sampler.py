@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from meters.engine_reader import EngineReader, EngineUnavailable
+from meters.engine_reader import EngineReader, EngineReaders, EngineUnavailable
 from meters.idle import IdlePower
 from meters.types import EngineCounters, Meter, MeterUnavailable, Window
 from meters.windows import WindowCloser
@@ -75,7 +75,7 @@ class Sampler:
         open_meter: Callable[[], Meter],
         *,
         node: str,
-        engine: EngineReader | None = None,
+        engine: EngineReader | EngineReaders | None = None,
         open_host: Callable[[], Meter | None] | None = None,
         window_s: float = 1.0,
         poll_s: float | None = None,

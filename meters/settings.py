@@ -31,6 +31,7 @@ class MeterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host: str = "auto"  # auto | rapl | none: where CPU and DRAM energy comes from
     rapl_root: str = "/sys/class/powercap"
     engine_url: str | None = None  # the engine's metrics page
+    engines: dict[str, str] = {}  # several engines on these devices: backend's name, metrics page
     engine_dialect: str = "auto"  # auto, or a row of the engines' table
     window_s: float = 1.0  # seconds a window lasts, 0.5 or more
     poll_s: float | None = None  # seconds between two looks; None: as the counter needs

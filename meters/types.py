@@ -68,12 +68,28 @@ class EngineCounters(msgspec.Struct, frozen=True, kw_only=True):
     version: str | None = None
     started_s: float | None = None  # Unix time the engine's process started, where it says so
     late: tuple[str, ...] = ()  # counters above that move only when a request ends
+    # each engine's own where several share the devices, by backend; the fields above are sums
+    engines: dict[str, EngineCounters] = {}
+
+
+class EngineWork(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What one of several engines on the same devices did in a window; None where unknown."""
+
+    engine: str  # a backend's name
+    prompt_tokens: float | None = None  # cached ones included
+    cached_prompt_tokens: float | None = None
+    generated_tokens: float | None = None
+    steps: float | None = None
+    flops: float | None = None
+    read_bytes: float | None = None
+    version: str | None = None
 
 
 class Window(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The energy of one engine's devices in one interval, with what the engine did in it.
 
-    Energy is all devices together. A counter that was not readable is None, never 0.
+    Energy is all devices together. A counter that was not readable is None, never 0. Where several
+    engines share the devices, the counters are their sums and ``engines`` has each one's own.
     """
 
     window_id: str  # unique for ever: recording the same window twice changes nothing
@@ -97,6 +113,7 @@ class Window(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     devices: tuple[str, ...] = ()  # what energy_j is the sum of; empty where not said
     engine_version: str | None = None  # at its end; another one means other coefficients
     asleep: bool | None = None  # the engine, at its end
+    engines: tuple[EngineWork, ...] = ()  # where several share the devices
 
 
 class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -112,6 +129,7 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output_tokens: float = 0.0
     # (time, cumulative output tokens) where the stream was watched; may be empty
     progress: tuple[tuple[float, float], ...] = ()
+    engine: str = ""  # the backend, where several share the node's devices
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):

@@ -20,8 +20,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from meters.counter_track import CounterTrack, Value
-from meters.engines import EngineDelta, difference
-from meters.types import EngineCounters, Evidence, Reading, Window
+from meters.engines import EngineDelta, difference, differences
+from meters.types import EngineCounters, EngineWork, Evidence, Reading, Window
 
 # No accelerator board draws more (GB200 superchip: 2,700 W, NVIDIA data sheet); a leap beyond is
 # a counter that was replaced, not energy.
@@ -229,6 +229,7 @@ class WindowCloser:
             devices=tuple(values),
             engine_version=end.counters.version if end.counters else None,
             asleep=end.counters.asleep if end.counters else None,
+            engines=_did_each(start.boundary.counters, end.counters),
         )
         self._number += 1
         return window
@@ -245,3 +246,11 @@ def _did(before: EngineCounters | None, after: EngineCounters | None) -> EngineD
     if before is None or after is None:
         return nothing
     return difference(before, after) or nothing
+
+
+def _did_each(
+    before: EngineCounters | None, after: EngineCounters | None
+) -> tuple[EngineWork, ...]:
+    if before is None or after is None:
+        return ()
+    return differences(before, after)

@@ -210,6 +210,7 @@ class Flight:
         return Activity(
             request_id=self.request_id,
             node=self.engine.node,
+            engine=self.engine.name,
             start_s=self.wall(self.sent_s),
             first_token_s=None if self.first_token_s is None else self.wall(self.first_token_s),
             end_s=None if self.end_s is None else self.wall(self.end_s),
@@ -229,6 +230,7 @@ class Flight:
                 Activity(
                     request_id=self.request_id,
                     node=attempt.node,
+                    engine=attempt.backend,
                     start_s=self.wall(attempt.sent_s),
                     first_token_s=None if first_s is None else self.wall(first_s),
                     end_s=self.wall(attempt.end_s),

@@ -36,9 +36,11 @@ class Learning:
         self.path = path
         self.prior: Callable[[Backend], StepPhysics | None] = lambda _: None
         self._divider = Divider()
-        self._work: tuple[str, Regressors] | None = None  # of the window divided last
-        self.learners: dict[str, StepLearner] = {}  # by node
-        self._published: dict[str, tuple[float, StepPhysics]] = {}  # by node: when, what
+        # of the window divided last: the work of each engine in it
+        self._work: tuple[str, dict[str, Regressors]] | None = None
+        # by node; where several engines share its devices, by node and engine (``_key``)
+        self.learners: dict[str, StepLearner] = {}
+        self._published: dict[str, tuple[float, StepPhysics]] = {}  # likewise: when, what
         if path is not None and path.is_file():
             self._restore(path)
 
@@ -56,7 +58,7 @@ class Learning:
         The same object for PUBLISH_S, since estimators work tables out from it.
         """
         engine = self.pool.by_name.get(backend)
-        published = None if engine is None else self._published.get(engine.node)
+        published = None if engine is None else self._published.get(self._key(engine))
         return None if published is None else published[1]
 
     def divide(
@@ -66,36 +68,83 @@ class Learning:
 
         Foreign traffic is remembered from window to window, as ``divide`` alone cannot.
         """
+        engines = self._engines(window.node)
         try:
+            if len(engines) > 1:
+                return self._divide_shared(window, activities, engines)
             attribution, work = self._divider.divide(window, activities, physics)
         except ValueError as error:
             log.warning("%s; nobody is charged for it", error)
             return undivided(window)
-        self._work = (window.window_id, work)
+        self._work = (window.window_id, {engines[0].name: work} if engines else {})
+        return attribution
+
+    def _divide_shared(
+        self, window: Window, activities: Sequence[Activity], engines: Sequence[Engine]
+    ) -> Attribution:
+        """Divide a window among the requests of all engines that share its devices."""
+        # Several backends may be one engine: an adapter, a model's other name.
+        chief = {e.name: self._chief(e).name for e in self.pool.engines if e.node == window.node}
+        activities = [
+            msgspec.structs.replace(a, engine=chief.get(a.engine, engines[0].name))
+            for a in activities
+        ]
+        told = tuple(
+            msgspec.structs.replace(did, engine=chief[did.engine])
+            for did in window.engines
+            if did.engine in chief
+        )
+        known: dict[str, StepPhysics] = {}
+        for engine in engines:
+            learner = self.learners.get(self._key(engine))
+            taught = learner is not None and learner.windows > 0
+            found = learner.physics() if learner and taught else self.prior(engine.facts)
+            if found is not None:
+                known[engine.name] = found
+        if len(known) < len(engines):
+            known = {}  # all by usual proportions: figures from two sources have no common scale
+        window = msgspec.structs.replace(window, engines=told)
+        attribution, works = self._divider.divide_shared(window, activities, known)
+        self._work = (window.window_id, works)
         return attribution
 
     def observe(self, window: Window, activities: Sequence[Activity]) -> None:
-        """Learn from a window."""
-        engine = self._engine(window.node)
-        if engine is None:
-            return
-        learner = self.learners.get(window.node)
+        """Learn from a window.
+
+        Of engines that share devices only those learn that were alone at work in it: what the
+        meter saw then is theirs.
+        """
+        engines = self._engines(window.node)
+        known = self._work is not None and self._work[0] == window.window_id
+        works = self._work[1] if known and self._work is not None else {}
+        if len(engines) == 1:
+            name = engines[0].name
+            if name not in works:
+                works = {name: regressors(window, activities)}
+        busy = {name for name, work in works.items() if work.busy_s > 0 or any(work[2:6])}
+        for engine in engines:
+            work = works.get(engine.name)
+            if work is not None and busy <= {engine.name}:
+                did = next((d for d in window.engines if d.engine == engine.name), None)
+                version = (did.version if did else window.engine_version) or ""
+                self._learn(engine, window, work, version)
+
+    def _learn(self, engine: Engine, window: Window, work: Regressors, version: str) -> None:
+        key = self._key(engine)
+        learner = self.learners.get(key)
         if learner is None:
             prior = self.prior(engine.facts)
             if prior is None:
                 return
-            learner = self.learners[window.node] = StepLearner(prior)
-        version = window.engine_version or engine.facts.engine_version or ""
+            learner = self.learners[key] = StepLearner(prior)
+        version = version or engine.facts.engine_version or ""
         if learner.serves(f"{engine.group} {engine.facts.precision} {version}"):
-            log.info("%s serves something else now; its physics start anew", window.node)
-            self._published.pop(window.node, None)
-        if self._work is not None and self._work[0] == window.window_id:
-            learner.observe(window, self._work[1])
-        else:
-            learner.observe(window, regressors(window, activities))
-        before = self._published.get(window.node)
+            log.info("%s serves something else now; its physics start anew", engine.name)
+            self._published.pop(key, None)
+        learner.observe(window, work)
+        before = self._published.get(key)
         if learner.trained and (before is None or window.end_s - before[0] >= PUBLISH_S):
-            self._published[window.node] = (window.end_s, learner.physics())
+            self._published[key] = (window.end_s, learner.physics())
 
     def taught(self) -> dict[str, dict[str, Any]]:
         """What windows taught here, by node, for other replicas."""
@@ -106,7 +155,7 @@ class Learning:
         """Go on from what another replica was taught, where it knows more; of how many nodes."""
         taken = 0
         for node, saved in taught.items():
-            if self._engine(node) is None:
+            if not any(self._key(engine) == node for engine in self.pool.engines):
                 continue
             try:
                 theirs = StepLearner.from_dict(saved)
@@ -145,6 +194,24 @@ class Learning:
     def _engine(self, node: str) -> Engine | None:
         return next((engine for engine in self.pool.engines if engine.node == node), None)
 
+    def _engines(self, node: str) -> list[Engine]:
+        """The engines on a node, one for each address; usually there is one."""
+        on_node = [engine for engine in self.pool.engines if engine.node == node]
+        return [engine for engine in on_node if self._chief(engine) is engine]
+
+    def _chief(self, engine: Engine) -> Engine:
+        """The first backend of a node that is the same engine: it has the same address."""
+        if not engine.url:
+            return engine
+        same = (e for e in self.pool.engines if e.node == engine.node and e.url == engine.url)
+        return next(same, engine)
+
+    def _key(self, engine: Engine) -> str:
+        """What an engine's lessons are kept under: its node, unless others share that."""
+        if len(self._engines(engine.node)) <= 1:
+            return engine.node
+        return f"{engine.node} {self._chief(engine).name}"
+
 
 def divide(
     window: Window, activities: Sequence[Activity], physics: StepPhysics | None
@@ -166,7 +233,7 @@ class Measuring:
         self.pool = pool
         self.on_window = on_window
         self.meters: list[LocalMeter] = []
-        self._wanted = wanted(settings)
+        self._wanted, self._sharing = wanted(settings), sharing(settings)
         self._lock = threading.Lock()  # held while meters are started or ended
         self._ended = False
 
@@ -176,10 +243,24 @@ class Measuring:
             self._start()
 
     def _start(self) -> None:
+        read: list[tuple[str, MeterSource]] = []  # what is read already, and for which node
         for backend, source in self._wanted:
+            node = backend.node or backend.full_name
+            other = next((n for n, there in read if same_devices(there, source)), None)
+            if other is not None:
+                if other != node:
+                    log.warning(
+                        "%s and %s name the same devices; counted twice they would be too much, "
+                        "so only %s is read. Backends on the same devices need the same node.",
+                        other,
+                        node,
+                        other,
+                    )
+                continue
+            read.append((node, source))
             try:
                 meter = LocalMeter(
-                    meter_settings(backend, source, backend.node or backend.full_name),
+                    meter_settings(backend, source, node, self._sharing.get(node)),
                     meter=_simulated(source),
                 )
                 meter.start(self.on_window)
@@ -201,7 +282,7 @@ class Measuring:
                     self._stop()
                     self._start()
 
-        self._wanted = wanted(settings)
+        self._wanted, self._sharing = wanted(settings), sharing(settings)
         threading.Thread(target=change, name="meters", daemon=True).start()
 
     def stop(self) -> None:
@@ -221,6 +302,32 @@ def wanted(settings: Settings) -> list[tuple[BackendSettings, MeterSource]]:
     return [(b, b.meter) for b in settings.backends if b.meter is not None]
 
 
+def same_devices(one: MeterSource, other: MeterSource) -> bool:
+    """Whether two meters would count the same joules."""
+    where = [(m.kind, m.url, m.series, m.file) for m in (one, other)]
+    if one.kind == "none" or where[0] != where[1]:
+        return False
+    return not one.devices or not other.devices or bool(set(one.devices) & set(other.devices))
+
+
+def sharing(settings: Settings) -> dict[str, dict[str, str]]:
+    """The metrics pages of engines that share a node's devices, by node and backend's name; of
+    backends with the same page only the first. Nodes with one engine are left out."""
+    pages: dict[str, dict[str, str]] = {}
+    for backend in settings.backends:
+        page = metrics_page(backend)
+        on_node = pages.setdefault(backend.node or backend.full_name, {})
+        if page is not None and page not in on_node.values():
+            on_node[backend.full_name] = page
+    return {node: on_node for node, on_node in pages.items() if len(on_node) > 1}
+
+
+def metrics_page(backend: BackendSettings) -> str | None:
+    """Where a backend's engine shows its counters."""
+    address = (backend.url or "").rstrip("/").removesuffix("/v1")
+    return backend.metrics_url or (f"{address}/metrics" if address else None)
+
+
 def _simulated(source: MeterSource) -> Callable[[], Meter] | None:
     url = source.url
     if source.kind != "simulated" or url is None:
@@ -228,9 +335,16 @@ def _simulated(source: MeterSource) -> Callable[[], Meter] | None:
     return lambda: SimulatedMeter.at(url)
 
 
-def meter_settings(backend: BackendSettings, source: MeterSource, node: str) -> MeterSettings:
-    """A backend's meter as meters understand it. Raises ValueError."""
-    address = (backend.url or "").rstrip("/").removesuffix("/v1")
+def meter_settings(
+    backend: BackendSettings,
+    source: MeterSource,
+    node: str,
+    engines: dict[str, str] | None = None,
+) -> MeterSettings:
+    """A backend's meter as meters understand it; ``engines``: where several share its devices.
+
+    Raises ValueError.
+    """
     return MeterSettings(
         node=node,
         meter=source.kind,
@@ -240,6 +354,7 @@ def meter_settings(backend: BackendSettings, source: MeterSource, node: str) -> 
         source_unit=source.unit,
         source_label=source.label,
         recording=source.file,
-        engine_url=backend.metrics_url or (f"{address}/metrics" if address else None),
+        engine_url=metrics_page(backend),
+        engines=engines or {},
         window_s=source.window_s,
     )

@@ -48,6 +48,7 @@ class RequestLine(msgspec.Struct, forbid_unknown_fields=True):
     first_token_s: float | None = None
     end_s: float | None = None
     cached_prompt_tokens: float | None = None
+    engine: str = ""  # where several share the node's devices
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,6 +87,7 @@ def _activity(line: RequestLine) -> Activity:
         prompt_tokens=line.prompt_tokens,
         cached_prompt_tokens=line.cached_prompt_tokens or 0.0,
         output_tokens=line.output_tokens,
+        engine=line.engine,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from meters.attribution import QUANTUM_J, Divider, attribute, attribute_all
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig, Job
 from meters.simulated_traffic import simulate
-from meters.types import Activity, Evidence, Window
+from meters.types import Activity, EngineWork, Evidence, Window
 
 finite = st.floats(0, 1e6, allow_nan=False)
 maybe = st.one_of(st.none(), finite)
@@ -30,6 +30,10 @@ windows = st.builds(
     cached_prompt_tokens=maybe,
     generated_tokens=maybe,
     steps=maybe,
+    engines=st.lists(
+        st.builds(EngineWork, engine=st.sampled_from("xy"), steps=maybe, generated_tokens=maybe),
+        max_size=2,
+    ).map(tuple),
 )
 activities = st.builds(
     Activity,
@@ -42,13 +46,15 @@ activities = st.builds(
     cached_prompt_tokens=finite,
     output_tokens=finite,
     progress=st.lists(st.tuples(times, finite), max_size=3).map(tuple),
+    engine=st.sampled_from(["", "x"]),
 )
 
 
 @given(st.lists(windows, max_size=12), st.lists(activities, max_size=12), st.booleans())
 @settings(max_examples=80, deadline=None)
 def test_the_books_balance_exactly_whatever_comes_in(some_windows, some_activities, physics_known):
-    physics = {"a": LLAMA_8B_BF16} if physics_known else None
+    names = ("a", "a/", "a/x", "a/y")
+    physics = dict.fromkeys(names, LLAMA_8B_BF16) if physics_known else None
     books = attribute_all(some_windows, some_activities, physics)
     assert len(books.attributions) + books.refused.total() == len(some_windows)
     for a in books.attributions:

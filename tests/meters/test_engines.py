@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from meters.dialects import DIALECTS
-from meters.engines import UnknownPage, detect, difference, parse, restarted
+from meters.engines import (
+    UnknownPage,
+    detect,
+    difference,
+    differences,
+    parse,
+    restarted,
+    together,
+)
+from meters.types import EngineCounters
 
 RECORDINGS = Path(__file__).parent.parent / "recordings" / "engines"
 
@@ -222,3 +231,24 @@ def test_every_row_finds_its_own_prefix() -> None:
     for row in DIALECTS.values():
         marks = row.marks or (f"{row.prefix}x",)
         assert detect(f"{row.running[0]} 1\n{marks[0]} 1\n") == row.name
+
+
+def test_engines_that_share_devices_are_summed_and_each_is_kept() -> None:
+    def look(at_s: float, **pages: int) -> EngineCounters:
+        seen = {
+            name: parse(f"vllm:generation_tokens_total{{}} {n}\n", at_s=at_s)
+            for name, n in pages.items()
+        }
+        return together(seen)
+
+    before, after = look(0.0, one=100, other=5), look(1.0, one=160, other=25)
+    done = difference(before, after)
+    assert done is not None
+    assert done.generated_tokens == 80
+    each = {did.engine: did.generated_tokens for did in differences(before, after)}
+    assert each == {"one": 60, "other": 20}
+    # one restarts: its own count is unknown, and so is the sum; the other's is not
+    anew = differences(before, look(1.0, one=160, other=2))
+    assert {did.engine: did.generated_tokens for did in anew} == {"one": 60, "other": None}
+    missing = together({"one": after.engines["one"]}, all_of_them=False)
+    assert missing.generated_tokens is None

@@ -1,17 +1,20 @@
 """Learning in the proxy: windows teach, what was taught is told, and is there after a restart."""
 
+import msgspec
 import pytest
 
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig, Job
 from meters.simulated_traffic import simulate
-from meters.types import StepPhysics, Window
-from proxy.measuring import Learning
+from meters.types import Activity, StepPhysics, Window
+from proxy.measuring import Learning, Measuring, sharing
+from proxy.settings import BackendSettings, MeterSource, Settings
 
 
 class Engine:
     name = "llama@bf16"
     group = "llama"
     node = "gpu-a"
+    url = "http://gpu-a:8000/v1"
 
     class facts:  # noqa: N801
         engine = "vllm"
@@ -114,3 +117,87 @@ def test_what_cannot_be_kept_is_no_failure(tmp_path, run, caplog):
     (tmp_path / "steps.new").mkdir()
     made.save()
     assert "could not be kept" in caplog.text
+
+
+class Other(Engine):
+    name = "small@bf16"
+    group = "small"
+    url = "http://gpu-a:8001/v1"
+
+
+class Alias(Engine):
+    name = "llama-adapter@bf16"
+
+
+class Shared:
+    engines = (Engine, Alias, Other)
+    by_name = {engine.name: engine for engine in engines}  # noqa: RUF012
+
+
+def test_engines_that_share_a_gpu_divide_its_windows_and_learn_when_alone(run):
+    made = Learning(Shared())
+    made.prior = lambda _: PRIOR
+    last_s = run.windows[-1].end_s
+    for window in run.windows:
+        known = [
+            msgspec.structs.replace(a, engine=Alias.name)  # the same engine by another name
+            for a in run.activities
+            if a.start_s < window.end_s and a.end_s >= window.start_s
+        ]
+        divided = made.divide(window, known, None)
+        made.observe(window, known)
+        shares = sum(share.energy_j for share in divided.shares)
+        parts = shares + divided.idle_j + divided.external_j + divided.unattributed_j
+        assert parts == window.energy_j
+    learnt = made.learnt(Engine.name)
+    assert learnt.step_j == pytest.approx(LLAMA_8B_BF16.step_j, rel=0.05)
+    assert made.learnt(Alias.name) is learnt
+    assert made.learnt(Other.name) is None
+    both = [
+        Activity(
+            request_id=engine.name, node="gpu-a", start_s=last_s, first_token_s=last_s + 0.1,
+            end_s=last_s + 0.9, prompt_tokens=100.0, output_tokens=100.0, engine=engine.name,
+        )
+        for engine in (Engine, Other)
+    ]  # fmt: skip
+    window = Window(
+        window_id="both", node="gpu-a", start_s=last_s, end_s=last_s + 1.0, energy_j=500.0
+    )
+    before = {key: one.windows for key, one in made.learners.items()}
+    divided = made.divide(window, both, None)
+    made.observe(window, both)
+    assert {share.request_id for share in divided.shares} == {Engine.name, Other.name}
+    assert {key: one.windows for key, one in made.learners.items()} == before
+
+
+def test_devices_named_under_two_nodes_are_read_once(caplog):
+    backends = [
+        BackendSettings(
+            model=name,
+            url=f"http://127.0.0.1:1/{name}/v1",
+            meter=MeterSource(kind="rapl", devices=d),
+        )
+        for name, d in (("one", []), ("other", ["0"]))
+    ]
+    measuring = Measuring(Settings(backends=backends), Shared(), lambda window: None)
+    measuring.start()
+    try:
+        assert [meter.node for meter in measuring.meters] == [backends[0].full_name]
+        assert "counted twice" in caplog.text
+    finally:
+        measuring.stop()
+
+
+def test_engines_on_one_node_are_all_asked_for_their_counters():
+    backends = [
+        BackendSettings(model="one", url="http://a:1/v1", node="gpu"),
+        BackendSettings(model="alias", url="http://a:1/v1", node="gpu"),
+        BackendSettings(model="other", url="http://a:2/v1", node="gpu"),
+        BackendSettings(model="alone", url="http://b:1/v1"),
+    ]
+    assert sharing(Settings(backends=backends)) == {
+        "gpu": {
+            backends[0].full_name: "http://a:1/metrics",
+            backends[2].full_name: "http://a:2/metrics",
+        }
+    }
