@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 import uvicorn
 import uvloop
+from threadpoolctl import threadpool_limits
 
 from estimators.types import Backend
 from meters import simulated_engine
@@ -255,6 +256,9 @@ async def reload(proxy: app.Proxy, origin: Origin) -> bool:
 def run_worker(prepared: Prepared, origin: Origin, listening: socket.socket, number: int) -> None:
     """Serve in this process until told to stop. Worker 0 reads the meters for all."""
     settings = prepared.settings
+    # What is worked out here is small: more threads would only wait for each other, and take the
+    # processor from the event loop while they do.
+    threadpool_limits(1)
     proxy = app.build(settings, prepared.facts, worker=number)
 
     def ready() -> None:

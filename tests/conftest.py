@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.servers import Server, new_database, start_postgres, start_redis
 
@@ -18,6 +19,8 @@ pytest_plugins = [
 ]
 
 _numbers = itertools.count()
+
+threadpool_limits(1)  # as when serving: servers under test share the cores with this process
 
 
 @pytest.fixture(scope="session")
