@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Request, Response
+from msgspec import Meta
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.auth import Caller, KeyRing
@@ -23,6 +24,8 @@ from proxy.teams import KeyInfo, TeamsError, TeamStore
 
 T = TypeVar("T")
 DAY_S = 86_400.0
+MOST_DAYS = 36_525  # a century: later times cannot be shown everywhere
+Days = Annotated[float, Meta(gt=0, le=MOST_DAYS)]
 
 
 class NewTeam(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,13 +48,13 @@ class NewKeyOf(msgspec.Struct, forbid_unknown_fields=True):
     role: str = "member"
     project: str | None = None
     name: str = ""
-    days: float | None = None  # until it expires; None: never
+    days: Days | None = None  # until it expires; None: never
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
     """The body of ``POST /admin/keys/{id}/rotate``."""
 
-    overlap_s: float = 3600.0  # how long the old key stays good
+    overlap_s: Annotated[float, Meta(ge=0, le=MOST_DAYS * DAY_S)] = 3600.0  # the old key stays good
 
 
 class Admin:

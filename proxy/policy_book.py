@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
+
 from estimators.types import Backend
 from policies.findings import Finding, TeamRules, check_policies
 from policies.language import Book, mistakes, read_policies
 from proxy.auth import limits_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
-from proxy.settings import KeySettings, Settings
+from proxy.settings import KeySettings, Settings, Team, contradictions_of_team
 
 
 def book_of(settings: Settings, document: Document | None = None) -> Book:
@@ -57,6 +59,18 @@ def _unknown(settings: Settings, book: Book) -> list[Finding]:
         for path, policy in named
         if policy is not None and policy not in book.policies
     ]
+
+
+def mistakes_of_team(name: str, team: Team, settings: Settings) -> list[str]:
+    """Why a team that is not in the config file cannot be set like this; empty where it can."""
+    nowhere = Document("", None, {}, [])
+    found = [str(problem) for problem in contradictions_of_team(name, team, settings, nowhere)]
+    book = book_of(settings)
+    alone = msgspec.structs.replace(settings, teams={name: team}, organisations={})
+    found += [f"{key_text(f.path)}: {f.message}" for f in _unknown(alone, book)]
+    if team.policy is not None and team.policy not in book.policies:
+        found.append(f"teams.{name}.policy: there is no policy {team.policy!r}.")
+    return found
 
 
 def refuse_errors(found: list[Finding], document: Document | None) -> list[str]:

@@ -543,8 +543,7 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
             message = "has a gpu but no params_b or hf_config, so its energy cannot be predicted."
             yield Problem(line, config_file.key_text(path), message)
     for name, team in settings.teams.items():
-        yield from _contradictions_of_team(name, team, document)
-        yield from _contradictions_of_judging(name, team, settings, document)
+        yield from contradictions_of_team(name, team, settings, document)
     yield from _contradictions_of_sign_in(settings.sign_in, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
@@ -567,7 +566,15 @@ def _contradictions_of_sign_in(sign_in: SignInSettings, document: Document) -> I
             yield Problem(document.line(where), config_file.key_text(where), message)
 
 
-def _contradictions_of_team(name: str, team: Team, document: Document) -> Iterator[Problem]:
+def contradictions_of_team(
+    name: str, team: Team, settings: Settings, document: Document
+) -> Iterator[Problem]:
+    """The same of one team, of the config file or not."""
+    yield from _contradictions_in_time(name, team, document)
+    yield from _contradictions_of_judging(name, team, settings, document)
+
+
+def _contradictions_in_time(name: str, team: Team, document: Document) -> Iterator[Problem]:
     path: tuple[str | int, ...] = ("teams", name)
     try:
         ZoneInfo(team.timezone)

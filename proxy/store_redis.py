@@ -114,6 +114,17 @@ end
 return {0, answer}
 """
 
+# KEYS: the answer, the claim on it. ARGV: for how many milliseconds, 0 for no answer; the answer
+_PUT = """
+if ARGV[1] ~= '0' then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
+redis.call('DEL', KEYS[2])
+"""
+
+# KEYS: the same. Gives: {1 while it is claimed, answer}
+_LOOK = """
+return {redis.call('EXISTS', KEYS[2]), redis.call('GET', KEYS[1])}
+"""
+
 # What is settled is remembered for so long, so that settling it again counts nothing: a script
 # that was given up after the time limit may still have run, or may run once a stuck Redis goes on.
 _SETTLED_S = 120
@@ -171,6 +182,8 @@ class RedisStore:
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
         self._claim_script = self.client.register_script(_CLAIM)
+        self._put_script = self.client.register_script(_PUT)
+        self._look_script = self.client.register_script(_LOOK)
 
     async def admit(self, request: AdmitRequest) -> Admission:
         now_s = self._clock()
@@ -218,21 +231,16 @@ class RedisStore:
         await self._timed(self.client.set(self._key(holder, name), "1", pxat=int(until_s * 1000)))
 
     async def put(self, holder: str, cache_key: str, answer: bytes | None, ttl_s: float) -> None:
-        pipeline = self.client.pipeline(transaction=False)
-        if answer is not None:
-            key = self._cache_key(holder, cache_key)
-            pipeline.set(key, answer, px=max(1, int(ttl_s * 1000)))
-        pipeline.delete(self._claim_key(holder, cache_key))
-        await self._timed(pipeline.execute())
+        for_ms = 0 if answer is None else max(1, int(ttl_s * 1000))
+        keys = self._answer_keys(holder, cache_key)
+        await self._timed(self._put_script(keys=keys, args=[str(for_ms), answer or b""]))
 
     async def wait(self, holder: str, cache_key: str, timeout_s: float) -> bytes | None:
         end_s = time.monotonic() + timeout_s
         pause_s, slowest_s = _POLL_S
+        keys = self._answer_keys(holder, cache_key)
         while True:
-            pipeline = self.client.pipeline(transaction=False)
-            pipeline.exists(self._claim_key(holder, cache_key))
-            pipeline.get(self._cache_key(holder, cache_key))
-            claimed, answer = await self._timed(pipeline.execute())
+            claimed, answer = await self._timed(self._look_script(keys=keys))
             if answer is not None or not claimed or time.monotonic() >= end_s:
                 return answer if isinstance(answer, bytes) else None
             await asyncio.sleep(pause_s)
@@ -305,8 +313,7 @@ class RedisStore:
     async def _claim(self, request: AdmitRequest) -> tuple[bool, bytes | None]:
         """Claim an answer that holders share, whose keys lie with none of them."""
         assert request.cache_key is not None
-        names = (self._cache_key, self._claim_key)
-        keys = [name(request.holder, request.cache_key) for name in names]
+        keys = self._answer_keys(request.holder, request.cache_key)
         args = [request.request_id, str(int(request.claim_s * 1000))]
         leads, answer = await self._timed(self._claim_script(keys=keys, args=args))
         return bool(leads), answer
@@ -333,8 +340,7 @@ class RedisStore:
         if request.cache_key is None:
             keys += [self._key(holder, "none")] * 2
         else:
-            keys.append(self._cache_key(holder, request.cache_key))
-            keys.append(self._claim_key(holder, request.cache_key))
+            keys += self._answer_keys(holder, request.cache_key)
         counters = [self._key(holder, charge.counter) for charge in request.charges]
         held = [[k, str(c.amount)] for k, c in zip(counters, request.charges, strict=True)]
         held_after_hit = [
@@ -368,6 +374,9 @@ class RedisStore:
 
     def _key(self, holder: str, name: str) -> str:
         return f"{self._prefix}:{{{_tag(holder)}}}:{clean(name)}"
+
+    def _answer_keys(self, holder: str, cache_key: str) -> list[str]:
+        return [self._cache_key(holder, cache_key), self._claim_key(holder, cache_key)]
 
     def _cache_key(self, holder: str, cache_key: str) -> str:
         return self._key(SHARED if _shared(cache_key) else holder, f"answer:{cache_key}")

@@ -23,6 +23,7 @@ from meters.rows import clean
 from meters.schema import api_keys, audit_log, changes, projects, teams
 from proxy.auth import Caller, KeyRing, caller_of, callers_of_team, digest
 from proxy.background import ended
+from proxy.policy_book import mistakes_of_team
 from proxy.settings import Settings, Team
 
 log = logging.getLogger("joulegate.teams")
@@ -97,6 +98,7 @@ class TeamStore:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
+        self._settings = settings
         self._config = settings.teams
         self._clock = clock
 
@@ -106,8 +108,7 @@ class TeamStore:
         """Add a team; ``settings`` as in the config file, without keys. Raises TeamsError."""
         if not team or clean(team) != team or len(team) > 200:
             raise TeamsError(f"{team!r} cannot be a team's name.")
-        if settings.keys:
-            raise TeamsError("Keys are made with `joulegate keys create`, not with the team.")
+        self._check(team, settings)
         with self._database.write() as connection:
             if team in self._config:
                 raise TeamsError(f"The team {team!r} is in the config file. Change it there.")
@@ -130,8 +131,7 @@ class TeamStore:
 
     def change_team(self, team: str, settings: Team, actor: str) -> None:
         """Set a team's settings anew. Raises TeamsError."""
-        if settings.keys:
-            raise TeamsError("Keys are made with `joulegate keys create`, not with the team.")
+        self._check(team, settings)
         with self._database.write() as connection:
             self._require_team(connection, team, own=True)
             connection.execute(
@@ -221,6 +221,12 @@ class TeamStore:
             old = self._own_key(connection, key_id)
             if old["revoked_s"] is not None:
                 raise TeamsError(f"The key {key_id} is revoked. Create a new one.")
+            if old["expires_s"] is not None and old["expires_s"] <= now_s:
+                raise TeamsError(f"The key {key_id} has expired. Create a new one.")
+            if old["replaced_by"] is not None:  # its successor would end with the overlap
+                raise TeamsError(
+                    f"The key {key_id} was replaced by {old['replaced_by']}. Rotate that one."
+                )
             made = self._make_key(
                 connection, old["team"], old["role"], old["project"], old["name"], old["expires_s"]
             )
@@ -341,6 +347,12 @@ class TeamStore:
             ]
 
     # -- parts -------------------------------------------------------------------------------------
+
+    def _check(self, team: str, settings: Team) -> None:
+        if settings.keys:
+            raise TeamsError("Keys are made with `joulegate keys create`, not with the team.")
+        if mistakes := mistakes_of_team(team, settings, self._settings):
+            raise TeamsError(" ".join(mistakes))
 
     def _configured(self) -> dict[str, tuple[str, Caller]]:
         from_config: dict[str, tuple[str, Caller]] = {}

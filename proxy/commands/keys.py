@@ -19,6 +19,7 @@ from proxy.teams import ROLES, NewKey, TeamsError, TeamStore
 
 EXAMPLE = "joulegate keys create --team search --role member --expires 90d"
 
+MOST_S = 36_525 * 86_400.0  # a century: later times cannot be shown everywhere
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -96,7 +97,10 @@ def seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if match is None:
         raise CommandError(f"{text!r} is not a length of time. Write it like 24h or 90d.")
-    return float(match[1]) * _UNITS_S[match[2]]
+    length_s = float(match[1]) * _UNITS_S[match[2]]
+    if length_s > MOST_S:
+        raise CommandError(f"{text!r} is more than a century. Write less.")
+    return length_s
 
 
 def _expiry(text: str | None, now_s: float) -> float | None:

@@ -85,8 +85,8 @@ def test_a_team_is_changed_given_a_project_and_archived(running: Joulegate) -> N
     assert post(running, "/admin/teams", {"team": "biology"}).status == 201
     key = post(running, "/admin/keys", {"team": "biology"}).json()["key"]
     until(lambda: status_with(running, key) == 200)
-    assert put("/admin/teams/biology", {"policy": "thrifty", "policies": []}) == 200
-    assert put("/admin/teams/biology", {"polcy": "thrifty"}) == 400
+    assert put("/admin/teams/biology", {"policy": "least_energy", "policies": []}) == 200
+    assert put("/admin/teams/biology", {"polcy": "least_energy"}) == 400
     assert put("/admin/teams/biology", {"keys": ["sk-a-key-in-the-open"]}) == 400
     assert put("/admin/teams/physics", {}) == 400  # the config file's
     path = "/admin/teams/biology/projects"
@@ -97,7 +97,7 @@ def test_a_team_is_changed_given_a_project_and_archived(running: Joulegate) -> N
         for t in running.get("/admin/teams", x_api_key=ADMIN).json()["data"]
         if t["team"] == "biology"
     ]
-    assert (team["settings"]["policy"], team["projects"]) == ("thrifty", ["genomes"])
+    assert (team["settings"]["policy"], team["projects"]) == ("least_energy", ["genomes"])
     assert running.get("/admin/teams/biology", method="DELETE", x_api_key=ADMIN).status == 200
     until(lambda: status_with(running, key) == 401)
     actions = [e["action"] for e in running.get("/admin/audit", x_api_key=ADMIN).json()["data"]]
@@ -136,8 +136,32 @@ def test_a_lead_keeps_to_its_team_and_a_member_does_nothing(running: Joulegate) 
         ({"team": "physics", "role": "king"}, "invalid_value"),
         ({"teem": "physics"}, "invalid_type"),
         ({}, "invalid_type"),
+        ({"team": "physics", "days": 1e300}, "invalid_type"),
+        ({"team": "physics", "days": -1}, "invalid_type"),
     ],
 )
 def test_bad_input_is_said(running: Joulegate, body: dict[str, Any], code: str) -> None:
     reply = post(running, "/admin/keys", body)
     assert (reply.status, reply.code) == (400, code)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"timezone": "Atlantis/Capital"},
+        {"policy": "no_such_policy"},
+        {"policies": ["least_energy", "no_such_policy"]},
+        {"budgets": [{"per": "day", "requests": 1, "fallback_policy": "no_such_policy"}]},
+        {"judging": {"share": 0.5}},
+    ],
+)
+def test_what_stops_the_start_in_the_config_is_refused_here_too(
+    running: Joulegate, settings: dict[str, Any]
+) -> None:
+    reply = post(running, "/admin/teams", {"team": "biology", "settings": settings})
+    assert (reply.status, reply.code) == (400, "invalid_value")
+    assert "biology" in str(reply.json()["error"]["message"])  # says where
+    assert [t["team"] for t in running.get("/admin/teams", x_api_key=ADMIN).json()["data"]] == [
+        "operators",
+        "physics",
+    ]

@@ -61,6 +61,25 @@ def test_many_identical_requests_in_flight_are_one_upstream(
     assert len(upstream.received) == 1
 
 
+def test_identical_requests_in_flight_at_two_replicas_are_one_upstream(
+    joulegate: Start, upstream: Upstream, redis_url: str
+) -> None:
+    gate = Gate()
+    whole = answers.like_an_engine()
+    upstream.play(lambda request: (gate, *whole(request)))
+    config = cached(upstream.base_url, redis={"url": redis_url, "timeout_s": 5})
+    replicas = [joulegate(config), joulegate(config)]
+    body = saying(f"What is the capital of {time.time_ns()}?")  # other tests share this Redis
+    with ThreadPoolExecutor(8) as pool:
+        replies = [pool.submit(found, replicas[n % 2], body) for n in range(8)]
+        upstream.wait_for(1)
+        for running in replicas:
+            until(lambda r=running: r.proxy is not None and r.proxy.steps.in_flight == 4)  # type: ignore[misc]
+        gate.open()
+        assert sorted(str(r.result(20)) for r in replies) == ["hit"] * 7 + ["miss"]
+    assert len(upstream.received) == 1
+
+
 def test_who_waits_for_another_s_answer_may_leave_at_any_time(
     joulegate: Start, upstream: Upstream
 ) -> None:

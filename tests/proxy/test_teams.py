@@ -106,6 +106,18 @@ def test_both_keys_work_while_a_rotation_overlaps(store: TeamStore) -> None:
     assert later.role == "lead"
 
 
+def test_what_was_replaced_or_has_ended_is_not_rotated_again(store: TeamStore) -> None:
+    old = store.create_key("search", actor="a test")
+    new = store.rotate_key(old.key_id, overlap_s=3600, actor="a test")
+    with pytest.raises(TeamsError, match=new.key_id):
+        store.rotate_key(old.key_id, overlap_s=3600, actor="a test")
+    last = store.rotate_key(new.key_id, overlap_s=3600, actor="a test")
+    assert last.expires_s is None  # not the overlap of the one before
+    ended = store.create_key("search", expires_s=time.time() - 1, actor="a test")
+    with pytest.raises(TeamsError, match="expired"):
+        store.rotate_key(ended.key_id, overlap_s=3600, actor="a test")
+
+
 def test_a_rotation_never_lengthens_a_life(store: TeamStore) -> None:
     old = store.create_key("search", expires_s=time.time() + 10, actor="a test")
     store.rotate_key(old.key_id, overlap_s=3600, actor="a test")
