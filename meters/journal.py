@@ -126,6 +126,20 @@ class Journal:
         Handed over is what comes while the disk is slow or refuses, while others wait, when the
         segment is full, and all of it with ``sync`` ``always``. Never raises.
         """
+        if not self._written_at_once(entry):
+            self.append(entry)
+
+    def record(self, entry: Entry) -> asyncio.Future[bool] | None:
+        """Like ``write``; None when ``entry`` is in the file, or when nobody should wait for that
+        since the disk takes nothing. Else the future of ``durable``. For the event loop."""
+        if self._written_at_once(entry):
+            return None
+        if self.failing is not None:
+            self.append(entry)
+            return None
+        return self.durable(entry)
+
+    def _written_at_once(self, entry: Entry) -> bool:
         started_s = time.monotonic()
         if (
             self.sync == "always"
@@ -133,27 +147,23 @@ class Journal:
             or started_s < self._slow_until_s
             or not self._writing.acquire(blocking=False)
         ):
-            self.append(entry)
-            return
+            return False
         try:
             if self._committed.offset >= self._segment_bytes:
-                self.append(entry)
-                return
+                return False
             payload = _encode(entry)
             blob = frame(_KIND_NUMBERS[type(entry)], payload)
             written = os.write(self._file, blob)
             segment, offset = self._committed
             if written < len(blob):
                 os.ftruncate(self._file, offset)
-                self.append(entry)
-                return
+                return False
             self._committed = Position(segment, offset + written)
             with self._counting:
                 self.appended += 1
                 self.written += 1
         except (OSError, TypeError, ValueError):
-            self.append(entry)  # says what is wrong, and tries again
-            return
+            return False  # handed over, the thread says what is wrong, and tries again
         finally:
             self._writing.release()
         if not self.grew.is_set():
@@ -163,6 +173,7 @@ class Journal:
             self._queue.put(_SYNC)
         if time.monotonic() - started_s > _SLOW_S:
             self._slow_until_s = started_s + _SLOW_FOR_S
+        return True
 
     def append(self, entry: Entry) -> None:
         """Hand ``entry`` to the writing thread. Never blocks and never raises."""

@@ -40,6 +40,8 @@ UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
 SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
 MOST_KEPT = 200_000  # finished requests of a node that are kept at most
 PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
+DISK_S = 0.5  # how long an answer's last bytes wait for its record to be in the journal's file
+HANGS_S = 10.0  # where that was not enough, others do not wait for so long
 STRANGER = "too_many_failed_keys"
 RECENT = 5_000  # records that receipts find before the ledger has them
 
@@ -48,6 +50,8 @@ Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
 
 class Journal(Protocol):
     def write(self, entry: UsageRecord | Window) -> None: ...
+
+    def record(self, entry: UsageRecord) -> asyncio.Future[bool] | None: ...
 
     def append(self, entry: Attribution) -> None: ...
 
@@ -117,12 +121,17 @@ class Accounts:
         self._metered_s: dict[str, float] = {}  # by node: the end of its last window
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
+        self._hangs_until_s = 0.0
         self.imbalance_j = 0.0  # what the books are off by; reads zero
 
     # -- requests ------------------------------------------------------------------------------
 
-    def finished(self, flight: Flight) -> None:
-        """Put a finished request on the books. Never raises into serving."""
+    def finished(self, flight: Flight) -> asyncio.Future[bool] | None:
+        """Put a finished request on the books. Never raises into serving.
+
+        Gives None when its record is in the journal's file, else what ``on_disk`` waits for.
+        """
+        written: asyncio.Future[bool] | None = None
         try:
             record = record_of(flight, self.replica)
             if flight.error is not None and flight.error.code == STRANGER:
@@ -130,11 +139,11 @@ class Accounts:
                 self.observer.request(flight, record)
                 if self.on_record is not None:
                     self.on_record(record)
-                return
+                return None
             self.recent[record.request_id] = record
             if len(self.recent) > RECENT:
                 self.recent.popitem(last=False)
-            self.journal.write(record)
+            written = self.journal.record(record)
             self._await_windows(flight, record)
             self.observer.request(flight, record)
             if self.on_record is not None:
@@ -143,6 +152,17 @@ class Accounts:
                 self.on_flight(flight, record)
         except Exception:
             log.exception("%s could not be put on the books", flight.request_id)
+        return written
+
+    async def on_disk(self, written: asyncio.Future[bool]) -> None:
+        """Wait until a record is in the journal's file; not for long, and not again for a while
+        where that was too long: a disk that hangs must not hold up answers."""
+        if time.monotonic() < self._hangs_until_s:
+            return
+        done, _ = await asyncio.wait([written], timeout=DISK_S)
+        if not done:
+            self._hangs_until_s = time.monotonic() + HANGS_S
+            log.warning("The journal's disk hangs: answers do not wait for their records for now")
 
     def _await_windows(self, flight: Flight, record: UsageRecord) -> None:
         if flight.earlier:

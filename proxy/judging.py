@@ -60,7 +60,7 @@ class Judging:
         estimator: Predictors,
         client: Upstream,
         live: dict[str, Flight],
-        finished: Callable[[Flight], None],
+        finished: Callable[[Flight], object],
         counted: Tally,
         compared: Callable[[Flight, str, float], None],
         seed: int | None = None,

@@ -55,7 +55,9 @@ SHORT_BODY = 4_096  # bytes: a thousand tokens at most, counted in about 0.1 ms
 class Accounts(Protocol):
     """Who is told of finished requests."""
 
-    def finished(self, flight: Flight) -> None: ...
+    def finished(self, flight: Flight) -> asyncio.Future[bool] | None: ...
+
+    async def on_disk(self, written: asyncio.Future[bool]) -> None: ...
 
 
 class Judging(Protocol):
@@ -136,7 +138,8 @@ class Steps:
             _left(flight)
             if flight.end_s is None:
                 flight.end_s = time.monotonic()
-            self._book(flight)
+            if (written := self._book(flight)) is not None:
+                await self.accounts.on_disk(written)
             if flight.sample is not None and self.judging is not None:
                 self.judging.take(flight)
             if flight.admitted is not None:
@@ -145,12 +148,13 @@ class Steps:
                 else:
                     await asyncio.shield(self._settle(flight))
 
-    def _book(self, flight: Flight) -> None:
+    def _book(self, flight: Flight) -> asyncio.Future[bool] | None:
         """Put a request on the books, once: before its last byte leaves, so that no client ever
         holds a whole answer that a killed replica did not record."""
-        if not flight.booked:
-            flight.booked = True
-            self.accounts.finished(flight)
+        if flight.booked:
+            return None
+        flight.booked = True
+        return self.accounts.finished(flight)
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -594,6 +598,9 @@ class Steps:
         flight.deadline_s = None
         _left(flight)
         flight.body_sent = True
+        flight.end_s = time.monotonic()
+        if (written := self._book(flight)) is not None:
+            await self.accounts.on_disk(written)
         await send({"type": "http.response.body", "body": b""})
 
     async def _stream(
@@ -678,7 +685,8 @@ class Steps:
                 {"type": "http.response.start", "status": response.status, "headers": headers}
             )
         flight.body_sent = True
-        self._book(flight)
+        if (written := self._book(flight)) is not None:
+            await self.accounts.on_disk(written)
         await send({"type": "http.response.body", "body": rest})
         if held is not None and watcher.done and not watcher.failed and broken is None:
             await self._keep(flight, keep, response, b"".join(held) + rest)
@@ -728,7 +736,8 @@ class Steps:
             flight.end_s = time.monotonic()
         await send({"type": "http.response.start", "status": status, "headers": headers})
         flight.body_sent = True
-        self._book(flight)
+        if (written := self._book(flight)) is not None:
+            await self.accounts.on_disk(written)
         await send({"type": "http.response.body", "body": body})
 
     async def _answer_from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:

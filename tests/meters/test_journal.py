@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from meters.journal import (
     Journal,
     JournalBusy,
+    Sync,
     cut_torn_tail,
     decode,
     frame,
@@ -213,6 +214,21 @@ def test_what_is_written_at_once_is_in_the_file_when_it_returns(journal: Journal
         journal.write(record(number))
         assert len(kept(journal.folder)) == number + 1
     assert journal.appended == journal.written == 20
+
+
+@pytest.mark.parametrize("sync", ["always", "interval"])
+async def test_what_is_not_written_at_once_says_when_it_is_in_the_file(
+    tmp_path: Path, sync: Sync
+) -> None:
+    journal = Journal(tmp_path / "small", sync=sync, segment_bytes=2_000)
+    handed = 0
+    for number in range(60):
+        if (written := journal.record(record(number))) is not None:
+            handed += 1
+            assert await written
+        assert len(kept(journal.folder)) == number + 1
+    assert handed == 60 if sync == "always" else 0 < handed < 60  # a full segment's
+    journal.close()
 
 
 def test_what_is_handed_over_and_what_is_written_at_once_keep_their_order(tmp_path: Path) -> None:

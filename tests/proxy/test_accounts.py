@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,9 @@ class Kept:
         self.fails = False
 
     def write(self, entry: UsageRecord | Window) -> None: ...
+
+    def record(self, entry: UsageRecord) -> asyncio.Future[bool] | None:
+        return None
 
     def append(self, entry: Attribution) -> None:
         self.entered.append(entry)
@@ -201,3 +205,18 @@ async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_reque
     assert len(kept.entered) == 2
     await account.divide_due(now_s + accounts.HOLD_S)
     assert len(kept.entered) == 3
+
+
+async def test_a_disk_that_hangs_holds_up_one_answer_and_then_none_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.accounts.DISK_S", 0.1)
+    account = books(Kept())
+    never: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    started_s = time.monotonic()
+    await account.on_disk(never)
+    assert time.monotonic() - started_s >= 0.1
+    started_s = time.monotonic()
+    for _ in range(20):
+        await account.on_disk(never)
+    assert time.monotonic() - started_s < 0.1

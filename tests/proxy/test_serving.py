@@ -3,6 +3,7 @@ guarded, its workers share one socket."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -85,6 +86,28 @@ def test_what_was_finished_survives_a_kill(joulegate_process: Start, upstream: U
     journal = b"".join(p.read_bytes() for p in running.log.parent.rglob("*.journal"))
     rows = ledger_rows(running)
     assert all(one in rows or str(one).encode() in journal for one in seen)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_with_fsync_an_answer_ends_after_its_record_was_forced_to_the_disk(
+    joulegate: Start, upstream: Upstream, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = os.fsync
+
+    def slowly(file: int) -> None:
+        time.sleep(0.05)
+        forced(file)
+
+    monkeypatch.setattr("meters.journal.os.fsync", slowly)
+    running = joulegate(config_of(upstream.base_url, ledger={"fsync": True}))
+    assert running.proxy is not None
+    for _ in range(5):
+        reply = running.post({**ASK, "stream": stream})
+        assert reply.status == 200
+        assert running.proxy.journal.waiting == 0
+        files = running.proxy.journal.folder.glob("*.journal")
+        told = b"".join(path.read_bytes() for path in files)
+        assert str(reply.header("x-request-id")).encode() in told
 
 
 def test_workers_share_the_port_and_the_books(joulegate_process: Start, upstream: Upstream) -> None:
