@@ -60,11 +60,14 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     revoked_s: float | None
     replaced_by: str | None
     source: str  # config | ledger
+    archived: bool = False  # its team is, or is gone from the config file
 
     def state(self, now_s: float) -> str:
-        """``active``, ``expired`` or ``revoked``."""
+        """``active``, ``expired``, ``revoked`` or ``archived``: only the first may call."""
         if self.revoked_s is not None:
             return "revoked"
+        if self.archived:
+            return "archived"
         return "expired" if self.expires_s is not None and self.expires_s <= now_s else "active"
 
 
@@ -275,6 +278,8 @@ class TeamStore:
         with self._database.read() as connection:
             rows = connection.execute(select(api_keys).order_by(api_keys.c.created_s)).mappings()
             kept = {row["key_id"]: dict(row) for row in rows}
+            current = select(teams.c.team).where(teams.c.archived_s.is_(None))
+            serving = {*self._config, *connection.scalars(current)}
         found = []
         for key_id, (_, caller) in self._configured().items():
             revoked = kept.pop(key_id, None)
@@ -292,9 +297,14 @@ class TeamStore:
                     source="config",
                 )
             )
-        names = [f.name for f in msgspec.structs.fields(KeyInfo) if f.name != "source"]
+        names = {f.name for f in msgspec.structs.fields(KeyInfo)} - {"source", "archived"}
         found += [
-            KeyInfo(source="ledger", **{name: row[name] for name in names}) for row in kept.values()
+            KeyInfo(
+                source="ledger",
+                archived=row["team"] not in serving,
+                **{name: row[name] for name in names},
+            )
+            for row in kept.values()
         ]
         return [key for key in found if team is None or key.team == team]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from proxy.__main__ import main
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
 
 Start = Callable[[Config], Joulegate]
@@ -165,3 +167,48 @@ def test_what_stops_the_start_in_the_config_is_refused_here_too(
         "operators",
         "physics",
     ]
+
+
+def test_config_file_admin_api_and_command_line_show_and_change_one_state(
+    running: Joulegate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(tmp_path / "joulegate-0" / "config.yaml")
+
+    def run(command: str, *words: str) -> list[dict[str, Any]]:
+        capsys.readouterr()
+        assert main([command, "--config", config, *words]) == 0
+        told = capsys.readouterr().out
+        return list(json.loads(told)) if "--json" in words else []
+
+    def agree() -> dict[str, str]:
+        """The state of every key, which both say alike; so are teams."""
+        told = {k["key_id"]: (k["team"], k["state"]) for k in run("keys", "list", "--json")}
+        shown = running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
+        assert told == {k["key_id"]: (k["team"], k["state"]) for k in shown}
+        teams = {t["team"]: t["source"] for t in run("teams", "list", "--json")}
+        shown = running.get("/admin/teams", x_api_key=ADMIN).json()["data"]
+        assert teams == {t["team"]: t["source"] for t in shown}
+        assert (teams["physics"], teams.get("botany", "ledger")) == ("config", "ledger")
+        return {key_id: state for key_id, (_, state) in told.items()}
+
+    assert list(agree().values()) == ["active"] * 3
+    run("teams", "create", "botany")
+    (ours,) = run("keys", "create", "--team", "botany", "--json")
+    theirs = post(running, "/admin/keys", {"team": "botany"}).json()
+    until(lambda: status_with(running, ours["key"]) == status_with(running, theirs["key"]) == 200)
+    run("keys", "revoke", theirs["key_id"])
+    until(lambda: status_with(running, theirs["key"]) == 401)
+    (configured,) = [
+        k["key_id"]
+        for k in run("keys", "list", "--team", "physics", "--json")
+        if k["role"] == "member"
+    ]
+    path = f"/admin/keys/{configured}"
+    assert running.get(path, method="DELETE", x_api_key=ADMIN).status == 200
+    until(lambda: status_with(running, KEY) == 401)
+    states = agree()
+    assert (states[ours["key_id"]], states[theirs["key_id"]]) == ("active", "revoked")
+    assert states[configured] == "revoked"
+    run("teams", "archive", "botany")
+    until(lambda: status_with(running, ours["key"]) == 401)
+    assert agree()[ours["key_id"]] == "archived"
