@@ -99,6 +99,8 @@ class Scenario:
     without: tuple[str, ...] = ()  # window fields nobody read
     cached_unknown: bool = False
     think_s: float = 0.05
+    bursts: bool = False  # the external traffic: for half of each minute, with 8 times the prompt
+    counts_work: bool = False  # the engine counts its FLOPs and bytes
     beside: str | None = None  # another engine on the same GPU, with half as much traffic
 
 
@@ -119,6 +121,11 @@ def scenarios(requests: int) -> list[Scenario]:
         replace(base, name="cancels", cancelled=0.2),
         replace(base, name="external traffic, a quarter", external=0.25),
         replace(base, name="external traffic, a tenth", external=0.1),
+        replace(base, name="external, long, in bursts", external=0.25, bursts=True),
+        replace(
+            base, name="external, long, in bursts, bytes counted",
+            external=0.25, bursts=True, counts_work=True,
+        ),
         replace(base, name="jittered clocks", jitter_s=0.02, edge_jitter_s=0.02),
         replace(base, name="lost windows", lost=0.1),
         replace(base, name="meter noise 2 %", meter_noise=0.02),
@@ -177,11 +184,20 @@ def play(scenario: Scenario, seed: int = 1) -> Seen:
     def next_one(seq: Running) -> Iterator[Job]:
         if seq.end_s is not None and scenario.rate_per_s is None:
             at_s = seq.end_s + random_.expovariate(1 / scenario.think_s)
-            yield from (_at(job, at_s) for job in _take(jobs, 1))
+            yield from (_at(job, at_s, bursts=scenario.bursts) for job in _take(jobs, 1))
 
     if scenario.rate_per_s is None:
-        first = [_at(job, random_.uniform(0, 2.0)) for job in _take(jobs, scenario.in_flight)]
-        run = simulate(config, first, window_s=scenario.window_s, on_end=next_one)
+        first = [
+            _at(job, random_.uniform(0, 2.0), bursts=scenario.bursts)
+            for job in _take(jobs, scenario.in_flight)
+        ]
+        run = simulate(
+            config,
+            first,
+            window_s=scenario.window_s,
+            on_end=next_one,
+            counts_work=scenario.counts_work,
+        )
     else:
         arriving = list(_arriving(jobs, scenario.rate_per_s, random_))
         run = simulate(config, arriving, window_s=scenario.window_s)
@@ -260,8 +276,16 @@ def _jobs(scenario: Scenario, random_: random.Random) -> Iterator[Job]:
         )
 
 
-def _at(job: Job, at_s: float) -> Job:
+def _at(job: Job, at_s: float, *, bursts: bool = False) -> Job:
     cancel_s = None if job.cancel_s is None else at_s + job.cancel_s
+    if bursts and job.external:
+        job = msgspec.structs.replace(
+            job,
+            external=at_s % 60 > 30,
+            prompt_tokens=min(24_000, 8 * job.prompt_tokens)
+            if at_s % 60 > 30
+            else job.prompt_tokens,
+        )
     return msgspec.structs.replace(job, arrival_s=at_s, cancel_s=cancel_s)
 
 

@@ -444,16 +444,19 @@ def _divide(
 
 
 def _external(work: Work, physics: StepPhysics) -> Floats:
-    """What the engine's other traffic cost, by window, if its contexts are like ours."""
+    """What the engine's other traffic cost, by window; its contexts are like ours where the
+    engine does not count the bytes it reads."""
     tokens = work.by_window(work.tokens)
     context = work.by_window(work.context)
     with np.errstate(invalid="ignore", divide="ignore"):
-        each = np.where(tokens > 0, context / tokens, 0.0)
+        theirs = np.where(tokens > 0, context / tokens, 0.0) * work.external_tokens
+    theirs = np.where(np.isnan(work.external_context), theirs, work.external_context)
     busy = (work.external_tokens > 0) | (work.external_prefilled > 0)
     return np.where(
         busy,
         physics.step_j * work.external_shares
-        + (physics.token_j + physics.context_j * each) * work.external_tokens
+        + physics.token_j * work.external_tokens
+        + physics.context_j * theirs
         + physics.prefill_j * work.external_prefilled,
         0.0,
     )

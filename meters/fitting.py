@@ -104,7 +104,10 @@ def columns(work: Work) -> Floats:
     # Others' contexts are taken to be as long as ours usually are. Taking ours of the same window
     # would be wrong by chance, and chance in a regressor pulls its coefficient towards zero.
     each = float(work.context.sum() / max(work.tokens.sum(), 1.0))
-    context = work.by_window(work.context) + each * work.external_tokens
+    theirs = np.where(
+        np.isnan(work.external_context), each * work.external_tokens, work.external_context
+    )
+    context = work.by_window(work.context) + theirs
     prefilled = work.by_window(work.prefilled) + work.external_prefilled
     steps = work.by_window(work.shares) + work.external_shares
     return np.stack([steps, generated, context, prefilled], axis=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from meters.counted_work import CountedWork
 from meters.phases import Floats
 
 LEAST = 0.005  # of all that was counted; less is within what counting differs by
@@ -54,8 +55,9 @@ class Beyond:
 
 
 class Foreign:
-    """What one engine did for others, remembered between windows."""
+    """What one engine did for others, and how it counts that, remembered between windows."""
 
     def __init__(self) -> None:
         self.tokens = Beyond()
         self.prompts = Beyond()
+        self.counted = CountedWork()

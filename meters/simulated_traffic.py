@@ -12,9 +12,13 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from meters.simulated_metrics import CONTEXT_BYTES, PARAMETERS, WEIGHT_BYTES
 from meters.simulated_physics import Engine, EngineConfig, Job, Running
 from meters.types import Activity, Evidence, Window
 
+# Multiplications and additions of one token with one cached token: 4 · 32 layers · 4,096 wide
+# (Llama-3.1-8B's config.json).
+CONTEXT_FLOPS = 4.0 * 32 * 4096
 OnEnd = Callable[[Running], Iterable[Job]]
 
 
@@ -46,15 +50,17 @@ def simulate(
     on_end: OnEnd | None = None,
     progress_tokens: int = 0,
     keep_truth: bool = True,
+    counts_work: bool = False,
 ) -> Run:
     """Serve ``jobs`` to the end; ``on_end`` may send another when one ends (closed loop).
 
     ``progress_tokens`` > 0 notes the time of every so many tokens in the activities. Times start
     at 0; the last window is closed ``idle_tail_s`` after the last request, or a little later.
+    ``counts_work``: the engine counts FLOPs and bytes, as vLLM does with --enable-mfu-metrics.
     """
-    return _Driver(config, window_s, node, on_end, progress_tokens, keep_truth).run(
-        jobs, idle_tail_s
-    )
+    driver = _Driver(config, window_s, node, on_end, progress_tokens, keep_truth)
+    driver.counts_work = counts_work
+    return driver.run(jobs, idle_tail_s)
 
 
 class _Driver:
@@ -76,13 +82,14 @@ class _Driver:
         self.keep_truth = keep_truth
         self.arrivals: list[tuple[float, int, Job]] = []
         self.cancels: list[tuple[float, int, Running]] = []
+        self.counts_work = False
         self.order = itertools.count()
         self.seqs: list[Running] = []
         self.open: dict[str, tuple[Running, float]] = {}  # with what was booked of it so far
         self.progress: dict[str, list[tuple[float, float]]] = {}
         self.run_ = Run([], [], {}, {}, 0.0)
         self.boundary = 1
-        self.before = (0.0, 0.0, 0.0, 0.0, 0.0)
+        self.before = (0.0,) * 7
         self.running_s = 0.0
         self.running_in_window_s = 0.0
 
@@ -163,6 +170,9 @@ class _Driver:
             float(totals.cached_prompt_tokens),
             float(totals.generated_tokens),
             float(totals.steps),
+            2.0 * PARAMETERS * (totals.prefilled_tokens + totals.generated_tokens)
+            + CONTEXT_FLOPS * totals.context_steps,
+            WEIGHT_BYTES * float(totals.steps) + CONTEXT_BYTES * totals.context_steps,
         )
         gained = [now - then for now, then in zip(after, self.before, strict=True)]
         self.before = after
@@ -184,6 +194,8 @@ class _Driver:
                 cached_prompt_tokens=gained[2],
                 generated_tokens=gained[3],
                 steps=gained[4],
+                flops=gained[5] if self.counts_work else None,
+                read_bytes=gained[6] if self.counts_work else None,
                 running=running_s / self.window_s,
                 evidence=Evidence.SIMULATED,
                 meter="simulated",

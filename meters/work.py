@@ -40,6 +40,7 @@ class Work(NamedTuple):
     external_shares: Floats  # by window: steps' parts that belong to nobody's request
     external_tokens: Floats
     external_prefilled: Floats
+    external_context: Floats  # cached tokens read for them; NaN where nobody counted it
 
     def by_window(self, values: Floats) -> Floats:
         """The sum of a value of pairs, for each window."""
@@ -106,6 +107,12 @@ def rebuild(
     with np.errstate(invalid="ignore", divide="ignore"):
         hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
     return work._replace(
+        external_context=foreign.counted.others_context(
+            as_counted([w.read_bytes for w in windows]),
+            as_counted([w.steps for w in windows]),
+            work.by_window(work.context),
+            (external_tokens == 0) & (external_prompts == 0),
+        ),
         external_tokens=external_tokens,
         external_prefilled=external_prompts * (1 - hit),
         external_shares=np.maximum(clock.steps - work.by_window(work.shares), 0.0),
@@ -186,7 +193,7 @@ def _pairs(
     empty = np.zeros(len(starts))
     return Work(
         window, request.astype(np.int64), shares, tokens, context, prefilled,
-        clock.steps, clock.busy_s, empty, empty, empty,
+        clock.steps, clock.busy_s, empty, empty, empty, np.full(len(starts), np.nan),
     )  # fmt: skip
 
 
