@@ -13,6 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -488,6 +489,8 @@ class KeyWatch:
         self._interval_s = interval_s
         self._number = -1
         self._failing = False
+        # Its own: a few long exports keep all threads that are shared busy.
+        self._thread = ThreadPoolExecutor(1, "joulegate-keys")
         self._task: asyncio.Task[None] | None = None
 
     def watch(self, store: TeamStore) -> None:
@@ -511,11 +514,13 @@ class KeyWatch:
 
     async def stop(self) -> None:
         await ended(self._task)
+        self._thread.shutdown(wait=False)
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             try:
-                await asyncio.to_thread(self.refresh)
+                await loop.run_in_executor(self._thread, self.refresh)
                 self._failing = False
             except Exception as error:  # looking on matters more than why it failed
                 if not self._failing:

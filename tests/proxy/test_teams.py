@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 
@@ -179,6 +180,8 @@ async def test_a_change_holds_on_another_replica_within_a_second(
     watch = KeyWatch(TeamStore(other_ledger.database, CONFIG), keys, interval_s=0.05)
     watch.start()
     made = await asyncio.to_thread(store.create_key, "search", actor="a test")
+    exported = threading.Event()
+    exports = [asyncio.create_task(asyncio.to_thread(exported.wait, 10.0)) for _ in range(40)]
 
     async def becomes(known: bool) -> None:
         async with asyncio.timeout(1.0):
@@ -186,8 +189,10 @@ async def test_a_change_holds_on_another_replica_within_a_second(
                 await asyncio.sleep(0.005)
 
     await becomes(True)
-    await asyncio.to_thread(store.revoke_key, made.key_id, "a test")
+    store.revoke_key(made.key_id, "a test")
     await becomes(False)
+    exported.set()
+    await asyncio.gather(*exports)
     await watch.stop()
     other_ledger.close()
 
