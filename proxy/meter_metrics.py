@@ -10,14 +10,14 @@ from prometheus_client.registry import Collector
 
 from meters.intake import WindowIntake
 from meters.local import LocalMeter
-from meters.overheads import OwnEnergy
+from proxy.own_energy import OwnMeter, own_meter
 
 
 class MeterMetrics(Collector):
-    """Read when the page is asked for; nothing is kept here but our own energy's counter.
+    """Read when the page is asked for; nothing is kept here.
 
-    ``meters`` gives the meters that this process runs itself; ``unix_s`` the time, ``cpu_s`` the
-    processor seconds this process has used.
+    ``meters`` gives the meters that this process runs itself; ``unix_s`` the time; ``own`` knows
+    what this process used.
     """
 
     def __init__(
@@ -25,24 +25,24 @@ class MeterMetrics(Collector):
         intake: WindowIntake,
         meters: Callable[[], Sequence[LocalMeter]],
         unix_s: Callable[[], float] = time.time,
-        cpu_s: Callable[[], float] = time.process_time,
+        own: OwnMeter | None = None,
     ) -> None:
         self._intake, self._meters = intake, meters
-        self._unix_s, self._cpu_s = unix_s, cpu_s
-        self._own = OwnEnergy()
-        self._own.add(0.0)  # all of this process's life counts
+        self._unix_s, self._own = unix_s, own or own_meter()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._windows()
         yield from self._agents()
         yield from self._local()
-        self._own.add(self._cpu_s())
+        used = self._own.look()
         own = CounterMetricFamily(
             "joulegate_own_energy_joules",
-            "Joulegate's own energy: processor seconds at a stated power a core.",
+            "Joulegate's own energy: its share of the host's counter, or processor seconds at a "
+            "stated power a core.",
             labels=["evidence"],
         )
-        own.add_metric(["modelled"], self._own.total_j - self._own.metered_j)
+        own.add_metric(["modelled"], used.modelled_j)
+        own.add_metric(["metered"], used.metered_j)
         yield own
 
     def _windows(self) -> Iterator[Metric]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,6 @@ import numpy as np
 from markupsafe import Markup
 
 from meters.intensity import IntensityBook, Tier
-from meters.overheads import CORE_POWER_W
 from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
@@ -30,6 +28,7 @@ from proxy.dashboard.receipt import shown
 from proxy.dashboard.sites import Sites
 from proxy.dashboard.snapshot import Snapshot, claimed
 from proxy.dashboard.viewers import Viewer
+from proxy.own_energy import own_meter
 
 if TYPE_CHECKING:
     from proxy.dashboard.pages import Dashboard
@@ -56,7 +55,6 @@ TIER_WORDS = {
     "world": "annual mean of the world",
     "fixed": "set by hand",
 }
-_STARTED_S = time.monotonic()
 CLEANEST = 8  # zones shown beside the team's own; the others on demand
 FILTERS = (
     "model",
@@ -433,35 +431,17 @@ def _report(
     return report(s) | {"frozen": None, "differs": False, "now": None}
 
 
-class OwnUse(msgspec.Struct, frozen=True, kw_only=True):
-    """What this process used since its start, modelled."""
-
-    cpu_s: float
-    since_s: float
-    energy_j: float
-    core_w: float = CORE_POWER_W
-
-
-def own_energy(now_s: float) -> OwnUse:
-    """Joulegate's own energy, in this process."""
-    cpu_s = time.process_time()
-    return OwnUse(
-        cpu_s=cpu_s,
-        since_s=now_s - (time.monotonic() - _STARTED_S),
-        energy_j=cpu_s * CORE_POWER_W,
-    )
-
-
 def method(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
     """Rules, sources, their health, restatements, and whether the books balance."""
-    book = dashboard.snapshots.book
+    book, own = dashboard.snapshots.book, own_meter().look()
     mine = {f.zone for f in s.factors}
     return {
         "method_words": METHOD,
         "tier_words": TIER_WORDS,
-        "own": own_energy(dashboard.clock()),
+        "own": own,
+        "own_since_s": dashboard.clock() - own.seconds,
         "health": list(dashboard.health()),
         "restatements": [r for r in book.restatements if r.zone in mine][-50:],
         "sites": dashboard.snapshots.sites,

@@ -10,9 +10,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from meters.intake import Submission, WindowIntake
 from meters.local import LocalMeter
+from meters.rapl import RaplMeter
 from meters.settings import MeterSettings
 from meters.types import Window
 from proxy.meter_metrics import MeterMetrics
+from proxy.own_energy import OwnMeter
 
 NOW_S = 1_700_000_000.0
 
@@ -40,7 +42,8 @@ def test_windows_refusals_and_clocks_are_on_the_page() -> None:
     )
     intake.accept("t", msgspec.json.encode(sent))
     intake.accept("wrong", b"{}")
-    page = page_of(MeterMetrics(intake, list, lambda: NOW_S, lambda: 2.0))
+    own = OwnMeter(host=lambda: RaplMeter("/nowhere"), cpu_s=lambda: 2.0)
+    page = page_of(MeterMetrics(intake, list, lambda: NOW_S, own))
     for line in (
         'joulegate_meter_windows_total{outcome="accepted",reason=""} 2.0',
         'joulegate_meter_windows_total{outcome="duplicate",reason=""} 1.0',
@@ -51,6 +54,7 @@ def test_windows_refusals_and_clocks_are_on_the_page() -> None:
         'joulegate_meter_clock_offset_seconds{node="gpu-1"} 1.0',
         'joulegate_meter_missing_windows{node="gpu-1"} 2.0',
         'joulegate_own_energy_joules_total{evidence="modelled"} 10.0',
+        'joulegate_own_energy_joules_total{evidence="metered"} 0.0',
     ):
         assert line in page, line
 
