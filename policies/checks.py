@@ -75,27 +75,67 @@ def check_is_the_same_again(
 def check_a_tighter_limit_never_raises_what_it_limits(
     policy: Policy, request: Request, candidates: Sequence[Candidate], limits: Limits
 ) -> None:
-    """Each figure of the choice, taken as its own limit or a little less, does not go up."""
+    """Each figure of the choice, taken as its own limit, a little less or a little more, does not
+    go up; and its quality, taken as the least that will do, does not go down.
+
+    A cascade is held to what both its answers may take. What was explored is left out.
+    """
     decision = _decide(policy, request, candidates, limits)
     if not isinstance(decision, Decision) or decision.explored:
         return
-    by_name = {c.backend.name: c for c in candidates}
     cautious = limits.cautious is not False
+
+    def figure_of(made: Decision, figure: str) -> float | None:
+        bands = [
+            getattr(c.estimate, figure)
+            for c in candidates
+            if c.backend.name in (made.chosen, made.escalate_to)
+        ]
+        if any(band is None for band in bands):
+            return None
+        return float(sum(band.high if cautious else band.mid for band in bands))
+
     for field, figure, _, _ in UPPER:
-        band = getattr(by_name[decision.chosen].estimate, figure)
-        if band is None:
+        before = figure_of(decision, figure)
+        if before is None:
             continue
-        before = band.high if cautious else band.mid
-        for share in (1.0, 0.7):
+        for share in (1.5, 1.0, 0.7):
             tighter = msgspec.structs.replace(limits, **{field: before * share})
             if (old := getattr(limits, field)) is not None and old < before * share:
                 continue
             after = _decide(policy, request, candidates, tighter)
-            if isinstance(after, Decision):
-                now = getattr(by_name[after.chosen].estimate, figure)
+            if isinstance(after, Decision) and not after.explored:
+                now = figure_of(after, figure)
                 assert now is not None, f"{field} led to a candidate whose {figure} is unknown"
-                value = now.high if cautious else now.mid
-                assert value <= before, f"{field} raised {figure} from {before} to {value}"
+                assert now <= before, f"{field} raised {figure} from {before} to {now}"
+    _check_floors(policy, request, candidates, limits, decision)
+
+
+def _check_floors(
+    policy: Policy,
+    request: Request,
+    candidates: Sequence[Candidate],
+    limits: Limits,
+    decision: Decision,
+) -> None:
+    """A floor under quality that the choice keeps changes nothing; a higher one leads to more."""
+    by_name = {c.backend.name: c for c in candidates}
+    known = by_name[decision.chosen].estimate.quality
+    least = 0.0 if known is None else known.mid if limits.cautious is False else known.low
+    floors = [("min_quality", least * share) for share in (0.8, 1.0, 1.2)]
+    floors += [("min_relative_quality", share) for share in (0.9, 1.0)]
+    for field, floor in floors:
+        old = getattr(limits, field)
+        if not 0.0 < floor <= 1.0 or (old is not None and old > floor):
+            continue
+        tighter = msgspec.structs.replace(limits, **{field: floor})
+        after = _decide(policy, request, candidates, tighter)
+        if not isinstance(after, Decision) or after.explored:
+            continue
+        fits = {c.backend.name for c in fitting(request, candidates, tighter)[0]}
+        assert after.chosen in fits, f"{field} led to {after.chosen}, which breaks it"
+        if decision.chosen in fits and decision.escalate_to is None:
+            assert after.chosen == decision.chosen, f"{field} led from a choice that keeps it"
 
 
 def check_a_dominated_candidate_is_never_chosen(

@@ -2,7 +2,8 @@
 
 Contradictions, names that no backend has, limits that no backend can ever keep, rules that never
 get their turn, and backends that no policy can reach. Decided from static facts alone, so it errs
-on the side of silence: what depends on an estimate is not found here.
+on the side of silence; ``check_figures`` adds, as warnings, limits that by today's estimates not
+even the shortest request keeps.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import msgspec
 
 from estimators.types import Backend
 from policies.language import Book, Spec
-from policies.limits import LOCAL, serves, tighten
-from policies.types import Limits
+from policies.limits import LOCAL, UPPER, serves, tighten
+from policies.ranking import INF
+from policies.types import Candidate, Limits
 from policies.wording import Path, nearest
 
 
@@ -179,6 +181,42 @@ def _satisfiable(
     end = "every request would be refused" if refuses else "it always does what `otherwise` says"
     message = f"no backend can keep these limits ({'; '.join(reasons)}), so {end}"
     yield Finding("never_satisfiable", refuses, (*path, "limits"), message)
+
+
+def check_figures(
+    book: Book, shortest: Sequence[Candidate], teams: Mapping[str, TeamRules] | None = None
+) -> list[Finding]:
+    """Limits on energy, carbon, money and time that no backend keeps, or that hang on a figure
+    that is known of none; ``shortest`` is the estimate of a one-token request on each idle backend.
+
+    Warnings only: estimates are learnt, and prices and hardware may still be told.
+    """
+    asked = [
+        (at, part.limits)
+        for name, spec in book.specs.items()
+        for at, part in _parts(("policies", name), spec)
+    ]
+    asked += [(("teams", name), team.limits) for name, team in (teams or {}).items()]
+    found = []
+    for at, limits in asked:
+        allowed = [c for c in shortest if _reachable(limits, c.backend)]
+        for field, figure, word, unit in UPPER:
+            limit = getattr(limits, field)
+            if limit is None or not allowed:
+                continue
+            bands = [b for c in allowed if (b := getattr(c.estimate, figure)) is not None]
+            least = min((b.mid if limits.cautious is False else b.high for b in bands), default=INF)
+            if least <= limit or (not bands and word == "carbon"):  # a grid tells it later
+                continue
+            known = "price" if word == "money" else word
+            message = f"no backend's {known} is known, so nothing keeps this limit"
+            if bands:
+                message = (
+                    f"no backend is expected to keep this limit: even one token may take "
+                    f"{least:.3g} {unit}"
+                )
+            found.append(Finding("never_satisfiable", False, (*at, "limits", field), message))
+    return found
 
 
 def _reachable(limits: Limits, backend: Backend) -> bool:

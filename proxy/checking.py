@@ -31,6 +31,7 @@ def check(path: str) -> dict[str, Any]:
     book = policy_book.book_of(settings, loaded.document)
     found = policy_book.findings(settings, book, known)
     unwise = policy_book.refuse_errors(found, loaded.document)
+    unwise += map(str, policy_book.unkept(settings, book, known))
     return {
         "ok": True,
         "file": path,

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
-from estimators.types import Backend
-from policies.findings import Finding, TeamRules, check_policies
+from estimators.types import Backend, Features, Load
+from policies.findings import Finding, TeamRules, check_figures, check_policies
 from policies.language import Book, mistakes, read_policies
+from policies.types import Candidate
 from proxy.auth import limits_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
+from proxy.predicting import Predictors
 from proxy.settings import KeySettings, Settings, Team, contradictions_of_team
+
+SHORTEST = Features(prompt_tokens=1, max_tokens=1)  # what any limit must leave room for
 
 
 def book_of(settings: Settings, document: Document | None = None) -> Book:
@@ -31,14 +36,30 @@ def book_of(settings: Settings, document: Document | None = None) -> Book:
 
 def findings(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> list[Finding]:
     """What is well-formed in the policies and still cannot be meant."""
-    teams = {
+    found = check_policies(book, list(facts.values()), _rules(settings), settings.default_policy)
+    return found + _unknown(settings, book)
+
+
+def unkept(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> list[Finding]:
+    """Limits that by today's estimates not even the shortest request keeps."""
+    backends = list(facts.values())
+    estimator = Predictors(
+        model=settings.quality_model, folder=Path(settings.state_dir), estimator=settings.estimator
+    )
+    estimator.know(backends)
+    loads = [Load() for _ in backends]
+    estimates = estimator.estimate(SHORTEST, backends, loads)
+    shortest = list(map(Candidate, backends, estimates, loads))
+    return check_figures(book, shortest, _rules(settings))
+
+
+def _rules(settings: Settings) -> dict[str, TeamRules]:
+    return {
         name: TeamRules(
             policy=team.policy, limits=limits_of(team.limits), answer_budgets=team.answer_budgets
         )
         for name, team in settings.teams.items()
     }
-    found = check_policies(book, list(facts.values()), teams, settings.default_policy)
-    return found + _unknown(settings, book)
 
 
 def _unknown(settings: Settings, book: Book) -> list[Finding]:

@@ -80,6 +80,7 @@ def fleets(draw: st.DrawFn, least: int = 1) -> list[Candidate]:
             quality=draw(_quality),
             load=Load(asleep=draw(st.booleans())),
             region=draw(st.sampled_from([None, "eu", "us"])),
+            intensity_g_per_kwh=draw(st.sampled_from([None, 200.0, 400.0])),
             supports_tools=draw(st.booleans()),
         )
         for number in range(many)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from estimators.types import Backend
-from policies.findings import Finding, TeamRules, check_policies
+from policies.findings import Finding, TeamRules, check_figures, check_policies
 from policies.language import read_policies
 from policies.types import Limits
+from tests.policies.candidates import candidate
 
 BACKENDS = [
     Backend(name="big@bf16", group="big", region="eu", quality=0.8, context_tokens=8000),
@@ -159,3 +160,23 @@ def test_answer_budgets_that_the_team_does_not_allow_are_found() -> None:
     written: dict[str, object] = {"answer_budgets": [{"name": "brief", "max_tokens": 10}]}
     assert kinds(written, answer_budgets=False) == {("contradiction", "policy")}
     assert kinds(written, answer_budgets=True) == set()
+
+
+def test_limits_below_what_one_token_takes_are_found_and_only_warned_of() -> None:
+    shortest = [
+        candidate("big@bf16", energy_j=10.0, region="eu", money_usd=None),
+        candidate("big@int4", energy_j=4.0, region="us", money_usd=None),
+    ]
+
+    def found(limits: dict[str, Any], **teams: TeamRules) -> list[Finding]:
+        return check_figures(read_policies({"p": {"limits": limits}}), shortest, teams)
+
+    assert found({"max_energy_j": 4.5, "max_latency_s": 3.0}) == []  # 4 J and a tenth more
+    tight = only(found({"max_energy_j": 4.2}))
+    assert (tight.kind, tight.error) == ("never_satisfiable", False)
+    assert tight.path == ("policies", "p", "limits", "max_energy_j")
+    assert "4.4 J" in tight.message
+    assert found({"max_energy_j": 4.2, "judge": "expected"}) == []
+    assert "11 J" in only(found({"max_energy_j": 4.5, "regions": ["eu"]})).message
+    assert "price is known" in only(found({"max_money_usd": 1.0})).message
+    assert only(found({}, t=TeamRules(limits=Limits(max_ttft_s=0.1)))).path[:2] == ("teams", "t")

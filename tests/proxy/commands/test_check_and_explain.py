@@ -64,6 +64,15 @@ def test_check_finds_a_policy_that_cannot_be_meant(
     assert "line 9: policies.careful" in capsys.readouterr().err
 
 
+def test_check_warns_of_a_limit_that_not_even_one_token_keeps(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(CONFIG.replace("{min_quality: 0.7}", "{max_ttft_s: 0.000001}"))
+    assert main(["check", str(config), "--json"]) == 0
+    warned = " ".join(json.loads(capsys.readouterr().out)["warnings"])
+    assert "policies.careful.limits.max_ttft_s: no backend" in warned
+
+
 def test_explain_says_why_and_why_not(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
