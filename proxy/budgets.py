@@ -51,6 +51,8 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING = Amounts(requests=0)
+# Of one amount or limit: 320 GWh, or a thousand million USD. A counter holds some of them.
+MOST = 2**60
 
 
 def together(one: Amounts, other: Amounts) -> Amounts:
@@ -154,10 +156,11 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
 
 
 def whole(metric: Metric, amount: float | None) -> int:
-    """``amount`` as the counter holds it; what is not known, or not finite, counts nothing."""
+    """``amount`` as the counter holds it, ``MOST`` at most; what is not known, or not finite,
+    counts nothing."""
     if amount is None or not isfinite(amount) or amount <= 0:
         return 0
-    return round(amount * _PER_UNIT[metric])
+    return round(min(amount * _PER_UNIT[metric], MOST))
 
 
 _whole_limit = lru_cache(maxsize=4096)(whole)  # the same few for every request

@@ -31,6 +31,7 @@ log = logging.getLogger("joulegate.teams")
 
 ROLES = ("admin", "lead", "member")
 KEY_PREFIX = "jg-"
+MOST_LETTERS = 200  # of a name: it is in every record and every index
 _WATCHED = "teams"
 
 
@@ -110,8 +111,7 @@ class TeamStore:
 
     def create_team(self, team: str, settings: Team, actor: str) -> None:
         """Add a team; ``settings`` as in the config file, without keys. Raises TeamsError."""
-        if not team or clean(team) != team or len(team) > 200:
-            raise TeamsError(f"{team!r} cannot be a team's name.")
+        _require_name(team, "a team's")
         self._check(team, settings)
         with self._database.write() as connection:
             if team in self._config:
@@ -160,8 +160,7 @@ class TeamStore:
 
     def create_project(self, team: str, project: str, actor: str) -> None:
         """Add a project to a team. Raises TeamsError."""
-        if not project or clean(project) != project or len(project) > 200:
-            raise TeamsError(f"{project!r} cannot be a project's name.")
+        _require_name(project, "a project's")
         with self._database.write() as connection:
             self._require_team(connection, team)
             where = (projects.c.team == team) & (projects.c.project == project)
@@ -384,7 +383,10 @@ class TeamStore:
         if role not in ROLES:
             raise TeamsError(f"{role!r} is not a role. Take one of {', '.join(ROLES)}.")
         self._require_team(connection, team)
+        if name:
+            _require_name(name, "a key's")
         if project is not None:
+            _require_name(project, "a project's")
             where = (projects.c.team == team) & (projects.c.project == project)
             if self._row(connection, projects, where) is None:
                 connection.execute(
@@ -399,7 +401,7 @@ class TeamStore:
                 team=team,
                 project=project,
                 role=role,
-                name=clean(name),
+                name=name,
                 created_s=self._clock(),
                 expires_s=expires_s,
             )
@@ -530,6 +532,11 @@ class KeyWatch:
                     )
                 self._failing = True
             await asyncio.sleep(self._interval_s)
+
+
+def _require_name(name: str, whose: str) -> None:
+    if not name or clean(name) != name or len(name) > MOST_LETTERS:
+        raise TeamsError(f"{name[:MOST_LETTERS]!r} cannot be {whose} name.")
 
 
 def _settings_of(text: str) -> Team:

@@ -140,6 +140,9 @@ def test_a_lead_keeps_to_its_team_and_a_member_does_nothing(running: Joulegate) 
         ({}, "invalid_type"),
         ({"team": "physics", "days": 1e300}, "invalid_type"),
         ({"team": "physics", "days": -1}, "invalid_type"),
+        ({"team": "physics", "project": "p" * 201}, "invalid_value"),
+        ({"team": "physics", "project": "a\x00b"}, "invalid_value"),
+        ({"team": "physics", "name": "n" * 100_000}, "invalid_value"),
     ],
 )
 def test_bad_input_is_said(running: Joulegate, body: dict[str, Any], code: str) -> None:

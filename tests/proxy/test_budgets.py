@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.budgets import (
+    MOST,
     Amounts,
     Charge,
     Per,
@@ -93,6 +94,14 @@ def test_charges_are_whole_numbers_and_name_their_period() -> None:
 @pytest.mark.parametrize("amount", [None, float("nan"), float("inf"), -3.0])
 def test_what_is_not_known_reserves_nothing(amount: float | None) -> None:
     assert whole("energy_j", amount) == 0
+
+
+@pytest.mark.parametrize("limit", [1e13, 1e305])
+def test_a_limit_beyond_all_use_is_one_a_counter_holds(limit: float) -> None:
+    rule = Rule(scope="team:search", metric="energy_j", per="month", limit=limit)
+    (charge,) = charges([rule], Amounts(energy_j=5.0), NOW_S)
+    assert (charge.limit, charge.amount) == (MOST, 5_000_000)
+    assert exceeded([Spent(charge, charge.amount)]) is None
 
 
 def spent(used: float, limit: float = 10.0, **fields: object) -> Spent:
