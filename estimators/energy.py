@@ -198,7 +198,9 @@ class EnergyEstimator:
         if subject is None or sheet is None:
             return None
         known = self._known.get(backend.name)
-        table = known.table if known is not None and known.learnt is None else None
+        # What is known under this name may be of the backend before its config changed.
+        usable = known is not None and known.learnt is None and _alike(known.facts, backend)
+        table = known.table if known is not None and usable else None
         line = (table or build(self.prior, subject)).physics()
         # Little of what was published varies the context's length: the data sheet is the floor.
         bare = sheet.physics()

@@ -138,9 +138,14 @@ class Learning:
                 return
             learner = self.learners[key] = StepLearner(prior)
         version = version or engine.facts.engine_version or ""
-        if learner.serves(f"{engine.group} {engine.facts.precision} {version}"):
+        served = f"{engine.group} {engine.facts.precision} {version}"
+        if learner.serves(served):
             log.info("%s serves something else now; its physics start anew", engine.name)
             self._published.pop(key, None)
+            prior = self.prior(engine.facts)
+            if prior is not None:  # of what it serves now, not of what it did
+                learner = self.learners[key] = StepLearner(prior)
+                learner.serves(served)
         learner.observe(window, work)
         before = self._published.get(key)
         if learner.trained and (before is None or window.end_s - before[0] >= PUBLISH_S):

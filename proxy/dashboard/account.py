@@ -73,6 +73,11 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return self.active_uj + self.idle_uj + self.host_uj + self.overhead_uj
 
     @property
+    def is_unknown(self) -> bool:
+        """Whether there were requests and none of them has a figure: a dash, never 0."""
+        return 0 < self.requests == self.unknown_requests and not self.facility_uj
+
+    @property
     def ug_per_1k_requests(self) -> float | None:
         """Operational micro-grams per thousand requests; None without requests."""
         return self.operational_ug / self.requests * 1e3 if self.requests else None

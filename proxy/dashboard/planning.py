@@ -8,11 +8,11 @@ estimator that routes requests, with its 80 % bands.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
-from estimators.types import Backend, Band, Estimator, Features, Load, ModelFacts
+from estimators.types import Backend, Band, Estimate, Estimator, Features, Load, ModelFacts
 from meters.carbon import R_ICE_PUE, operational_g, r_ice_g
 from meters.intensity import IntensityBook
 from proxy.dashboard.account import Line
@@ -21,6 +21,15 @@ ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers")
 COMPARED_GPUS = ("L40S", "H200-SXM", "H100-SXM")
 COMPARED_ZONES = ("FR", "PL", "DE")
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4", "nvfp4")
+
+
+@runtime_checkable
+class AtLengths(Protocol):
+    """An estimator that can be told how long an answer is, rather than predict it."""
+
+    def at_lengths(
+        self, features: Features, backend: Backend, load: Load, output_tokens: int
+    ) -> Estimate: ...
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,15 +173,20 @@ def _planned(
     features = Features(
         prompt_tokens=plan.prompt_tokens,
         prompt_tokens_counted=True,
-        max_tokens=plan.output_tokens,
+        max_tokens=plan.output_tokens,  # for estimators that know no other way to be told
     )
     context = plan.prompt_tokens + plan.output_tokens / 2
     load = Load(
-        running=plan.concurrency,
-        context_tokens=plan.concurrency * context,
+        running=plan.concurrency - 1.0,  # beside this one
+        context_tokens=(plan.concurrency - 1.0) * context,
         known=True,
     )
-    estimate = estimator.estimate(features, [backend], [load])[0]
+    # The form says how long the answer is: a prediction under that limit would be another figure.
+    estimate = (
+        estimator.at_lengths(features, backend, load, plan.output_tokens)
+        if isinstance(estimator, AtLengths)
+        else estimator.estimate(features, [backend], [load])[0]
+    )
     energy = estimate.energy_j
     carbon = (
         None

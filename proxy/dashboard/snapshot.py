@@ -352,7 +352,11 @@ class Snapshots:
         first = next((n for n, ug in enumerate(whole) if ug), len(whole))
         whole = whole[first:]  # days before anything was recorded say nothing of the rest
         left = (period.last - today + timedelta(days=1)).days
-        return forecast(whole, float(left))
+        expected = forecast(whole, float(left))
+        if expected is None:
+            return None
+        so_far = float(sum(line.operational_ug for line in days))  # with the day that is not over
+        return Forecast(*(max(so_far, ug) for ug in msgspec.structs.astuple(expected)))
 
     def _scopes(self, account: Account) -> tuple[int, int, int, int]:
         """Own and hosted micro-grams, location-based and market-based."""

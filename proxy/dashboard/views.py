@@ -116,6 +116,7 @@ def overview(
         "before": {} if s.previous is None else {"total": s.previous},
         "claimed": claimed(s.savings),
         "budget_chart": _budget_chart(s, n),
+        "ongoing": s.start_s <= dashboard.clock() < s.end_s,
         "idle_line": IDLE_LINE,
     }
 

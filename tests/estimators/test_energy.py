@@ -93,6 +93,15 @@ def test_cached_prompt_tokens_cost_next_to_nothing() -> None:
     assert cached.mid < 0.5 * fresh.mid
 
 
+def test_physics_follow_a_backend_that_keeps_its_name_and_changes_precision() -> None:
+    estimator = EnergyEstimator(prior=PRIOR)
+    before, after = llama(precision="bf16"), llama(precision="fp8")
+    estimator.prepare([before])
+    assert estimator.physics(before) == EnergyEstimator(prior=PRIOR).physics(before)
+    assert estimator.physics(after) == EnergyEstimator(prior=PRIOR).physics(after)
+    assert estimator.physics(after) != estimator.physics(before)
+
+
 def test_step_physics_taught_by_windows_replace_the_prior() -> None:
     taught = StepPhysics(
         idle_power_w=50.0,

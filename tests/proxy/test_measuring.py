@@ -74,6 +74,28 @@ def test_windows_teach_and_the_lesson_survives_a_restart(tmp_path, run):
     assert again.learnt("llama@bf16").step_j == pytest.approx(learnt.step_j, rel=0.03)
 
 
+def test_an_engine_that_changes_precision_starts_from_the_prior_of_what_it_serves_now(run):
+    class Served:
+        engine, engine_version, group, precision = "vllm", "0.33", "llama", "bf16"
+
+    class Now(Engine):
+        facts = Served
+
+    pool = Pool()
+    pool.engines, pool.by_name = (Now,), {"llama@bf16": Now}
+    light = StepPhysics(
+        **{name: 0.5 * getattr(PRIOR, name) for name in StepPhysics.__struct_fields__}
+    )
+    made = Learning(pool, None)
+    made.prior = lambda facts: PRIOR if facts.precision == "bf16" else light
+    for window in run.windows[:-1]:
+        made.observe(window, [])
+    assert made.learners["gpu-a"].prior is PRIOR
+    Served.precision = "fp8"
+    made.observe(run.windows[-1], [])
+    assert made.learners["gpu-a"].prior is light
+
+
 def test_the_same_object_is_told_until_it_matters(tmp_path, run):
     made = learning(None)
     teach(made, run)

@@ -100,10 +100,23 @@ def test_page_api_csv_parquet_and_pdf_are_the_same(
     for row, line in zip(body[1:-1], lines, strict=True):
         assert (row[1], row[6], row[7]) == (
             n.plain(line.requests),
-            n.kwh(line.facility_uj),
-            n.kg(line.operational_ug),
+            "–" if line.is_unknown else n.kwh(line.facility_uj),
+            written_kg(n, line),
         )
     assert body[-1][7] == n.kg(snapshot.total.operational_ug)
+
+
+def written_kg(n: Numbers, line: Line) -> str:
+    """What a page writes of a line: a dash where no request of it has a figure."""
+    return "–" if line.is_unknown else n.kg(line.operational_ug)
+
+
+def test_what_nobody_has_a_figure_of_is_a_dash_and_not_nothing() -> None:
+    n = Numbers("en")
+    assert written_kg(n, Line(key="unknown", requests=3, unknown_requests=3)) == "–"
+    assert written_kg(n, Line(key="cache", requests=3)) == "0.000"
+    known = Line(key="x", requests=3, unknown_requests=3, active_uj=1, operational_ug=10**9)
+    assert written_kg(n, known) == "1.000"
 
 
 def pdf_text(body: bytes) -> str:
@@ -278,5 +291,5 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
                 x.operational_ug for x in lines
             ]
             body = next(t for t in shown if t[0][0] == name and len(t[0]) == 10)
-            assert [row[7] for row in body[1:-1]] == [n.kg(x.operational_ug) for x in lines]
+            assert [row[7] for row in body[1:-1]] == [written_kg(n, x) for x in lines]
             assert all(exports.kg(x.operational_ug) in pdf for x in lines)
