@@ -144,6 +144,7 @@ def outcome(name: str, result: Replayed, replayed: int, count: int, open_: bool)
         ttft_p95_s=result.ttft_s.p95 if result.ttft_s else None,
         money_usd=None if result.money_usd is None else result.money_usd * scale,
         refused=round(result.refused * scale),
-        note=f"{replayed:,} of {count:,} requests replayed, "
-        + ("as if each had asked for auto" if open_ else "as they asked"),
+        replayed=replayed,
+        requests=count,
+        note="as if each had asked for auto" if open_ else "as they asked",
     )

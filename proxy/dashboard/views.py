@@ -83,6 +83,8 @@ class PolicyOutcome(msgspec.Struct, frozen=True, kw_only=True):
     ttft_p95_s: float | None = None
     money_usd: float | None = None
     refused: int = 0
+    replayed: int = 0  # of ``requests``, the latest
+    requests: int = 0
     note: str = ""
 
 

@@ -356,3 +356,21 @@ def test_both_databases_give_the_same_account(tmp_path: Path, postgres_url: str)
     assert made.total.idle_uj == 24 * 400 * 10**6
     assert made.reconciliation.balanced
     assert snapshot(new_database(postgres_url, "dashboard")) == made
+
+
+def test_a_year_is_read_in_spans_and_is_the_sum_of_its_months(tmp_path: Path) -> None:
+    start_s = parse("2026", "UTC").start_s
+    ledger = Ledger(str(tmp_path / "year.db"))
+    first = (DAY.start_s - start_s) // HOUR_S  # the hours of records are counted from DAY
+    hours = [h - first for h in (0, 31 * 24, 32 * 24 - 1, 32 * 24, 200 * 24, 364 * 24 + 23)]
+    ledger.write(
+        [record(number, hour) for number, hour in enumerate(hours)],
+        [divided(hour, {f"r{number}": 90.0}, 10.0) for number, hour in enumerate(hours)],
+    )
+    snapshots = Snapshots(ledger, IntensityBook(AnnualTable()), clock=lambda: start_s + 4e7)
+    year = snapshots.of("t", parse("2026", "UTC")).total
+    months = [snapshots.of("t", parse(f"2026-{m:02d}", "UTC")).total for m in range(1, 13)]
+    ledger.close()
+    assert year.requests == len(hours)
+    for field in SUMMED:
+        assert getattr(year, field) == sum(getattr(m, field) for m in months), field

@@ -48,7 +48,7 @@ def test_each_policy_is_run_over_the_teams_own_traffic(replayed: TeamReplay) -> 
     assert 0 < pinned.low_g <= pinned.carbon_g <= pinned.high_g
     assert pinned.refused == least.refused == 0
     assert "as they asked" in pinned.note
-    assert f"{MOST_REQUESTS} of " in least.note
+    assert least.replayed == MOST_REQUESTS < least.requests
     assert "as if each had asked for auto" in least.note
     assert least.energy_j < pinned.energy_j / 2  # all on the small model
 
