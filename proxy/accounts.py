@@ -326,7 +326,8 @@ class Accounts:
     def published(self) -> list[Activity]:
         """What other replicas must know: requests in flight, and those of the last seconds."""
         since_s = time.time() - PUBLISHED_S
-        found = [a for flight in list(self.live.values()) for a in flight.activities()]
+        live = [flight for flight in list(self.live.values()) if not flight.booked]
+        found = [a for flight in live for a in flight.activities()]
         for kept in self._settled.values():
             for settled in reversed(kept):
                 if (settled.activity.end_s or 0.0) < since_s:

@@ -638,6 +638,12 @@ class Steps:
                     elif now_s - noted_s > PROGRESS_S and len(flight.progress) < MAX_PROGRESS:
                         noted_s = now_s
                         flight.progress.append((now_s, float(watcher.events)))
+                if watcher.done and not flight.booked:  # clients read no further than this
+                    flight.usage, flight.end_s = watcher.usage, now_s
+                    if watcher.failed:
+                        flight.outcome = "failed"
+                    if (written := self._book(flight)) is not None:
+                        await self.accounts.on_disk(written)
                 flight.sending = True
                 if not flight.headers_sent:
                     flight.headers_sent = True

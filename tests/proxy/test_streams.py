@@ -84,6 +84,26 @@ def test_events_arrive_while_the_engine_is_still_at_work(
     assert response.read() == b"".join(rest)
 
 
+def test_a_stream_is_on_disk_before_the_client_reads_that_it_is_done(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    gate = Gate()
+    events = [answers.event(one) for one in answers.chat_events(usage=True)]
+    upstream.play(answers.stream([*events, gate]))
+    response = running.open(ASK_USAGE).getresponse()
+    read = b""
+    while not read.endswith(b"data: [DONE]\n\n"):
+        read += response.read1()
+    assert running.proxy is not None  # the engine has not closed the stream yet
+    files = running.proxy.journal.folder.glob("*.journal")
+    written_ = b"".join(path.read_bytes() for path in files)
+    assert str(response.getheader("x-request-id")).encode() in written_
+    gate.open()
+    response.read()
+    (record,) = running.records()
+    assert (record.outcome, record.status, record.usage_source) == ("ok", 200, "upstream")
+
+
 def test_the_head_of_a_stream_is_what_clients_expect(
     running: Joulegate, upstream: Upstream
 ) -> None:
