@@ -79,6 +79,40 @@ def test_windows_of_a_simulated_engine_add_up_to_its_true_energy_and_tokens() ->
     assert windows[-1].idle_power_w == pytest.approx(LLAMA_8B_BF16.idle_power_w, rel=0.05)
 
 
+def test_each_of_two_engines_on_the_same_devices_is_counted_for_itself() -> None:
+    engines = {"one": start(EngineConfig()), "other": start(EngineConfig())}
+    windows: list[Window] = []
+    settings = MeterSettings(
+        node="gpu",
+        meter="simulated",
+        source_url=engines["one"].url,
+        engines={name: f"{engine.url}/metrics" for name, engine in engines.items()},
+        host="none",
+        window_s=0.5,
+    )
+    local = LocalMeter(settings)
+    local.start(windows.append)
+    try:
+        wait_for(lambda: len(windows) >= 2)
+        complete(engines["one"].url, "llama-3.1-8b", 40)
+        complete(engines["other"].url, "llama-3.1-8b", 25)
+        began = len(windows)
+        wait_for(lambda: len(windows) >= began + 3)
+        engines["other"].close()  # one that is gone leaves the other's counts known
+        wait_for(lambda: [did.engine for did in windows[-1].engines] == ["one"])
+    finally:
+        local.stop()
+        for engine in engines.values():
+            engine.close()
+    counted: dict[str, float] = {}
+    for window in windows:
+        for did in window.engines:
+            counted[did.engine] = counted.get(did.engine, 0.0) + (did.generated_tokens or 0.0)
+    assert counted == {"one": 40, "other": 25}
+    assert sum(w.generated_tokens or 0 for w in windows) == 65
+    assert windows[-1].generated_tokens is None  # of both together nobody knows now
+
+
 def test_llama_cpps_own_counters_are_read(llama_cpp: Engine) -> None:
     reader = EngineReader(f"{llama_cpp.address}/metrics", timeout_s=5.0)
     before = reader.read()
