@@ -25,10 +25,16 @@ from tests.tls import TlsEndpoint
 class Outage:
     """A store with its stand-in over one Redis, and what was said about it."""
 
-    def __init__(self, url: str, caplog: pytest.LogCaptureFixture, holder: str = "team") -> None:
+    def __init__(
+        self,
+        url: str,
+        caplog: pytest.LogCaptureFixture,
+        holder: str = "team",
+        timeout_s: float = 0.3,
+    ) -> None:
         caplog.set_level(logging.WARNING)
         self.changes: list[bool] = []
-        self.redis = RedisStore(url, timeout_s=0.3)
+        self.redis = RedisStore(url, timeout_s=timeout_s)
         self.store = FallbackStore(
             self.redis, LocalStore(degraded=True), probe_s=0.02, changed=self.changes.append
         )
@@ -139,7 +145,8 @@ async def test_a_cluster_with_a_node_gone_is_away_until_all_of_it_is_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     nodes = start_redis_cluster(3, timeout_ms=2_000)
-    outage = Outage(nodes[0].url, caplog)
+    # Long, so that a busy machine is no outage: a node that is dead refuses at once.
+    outage = Outage(nodes[0].url, caplog, timeout_s=5.0)
     await outage.settle(await outage.ask(), 2.0)
     holders = [f"team-{n}" for n in range(12)]  # some lie on each node
     for holder in holders:
