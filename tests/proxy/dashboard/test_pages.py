@@ -59,6 +59,20 @@ def test_a_lead_finds_a_month_sees_why_it_rose_and_opens_a_receipt(page: Page, s
         expect(page.locator("main")).to_contain_text(words)
 
 
+def test_regions_are_compared_by_what_this_periods_energy_would_be_there(
+    page: Page, site: str, snapshots: Snapshots
+) -> None:
+    page.goto(f"{site}/dashboard/search/where?period=2026-10&lang=en")
+    facility_kwh = snapshots.of("search", MONTH).total.facility_uj / 3.6e12
+    rows = page.locator("[aria-label='Regions compared']").first.locator("tbody tr")
+    grams = [float(x.replace(",", "")) for x in rows.locator("td:nth-child(2)").all_inner_texts()]
+    kg = [float(x.replace(",", "")) for x in rows.locator("td:nth-child(3)").all_inner_texts()]
+    assert len(kg) > 5
+    assert kg == sorted(kg)
+    for each, kilograms in zip(grams, kg, strict=True):
+        assert kilograms == pytest.approx(facility_kwh * each / 1000, rel=0.03)
+
+
 def test_a_frozen_link_shows_what_was_frozen_with_its_hash(page: Page, site: str) -> None:
     page.goto(f"{site}/dashboard/search/overview?period=2026-10")
     page.get_by_role("button", name="Freeze").click()
