@@ -3,6 +3,7 @@
     make bench-attribution
     python -m benchmarks.attribution --requests 8000 --only "256 in flight"
     python -m benchmarks.attribution --taught --seed 7
+    python -m benchmarks.attribution --live --seed 7
 
 The simulated engine knows the energy above idle that each request really caused. Here its windows
 and requests, spoilt in the ways that real ones are (jittered clocks, lost windows, foreign traffic,
@@ -415,6 +416,26 @@ def taught(engine: str, seed: int, seconds: float = 1_800.0) -> StepPhysics:
     return learner.physics()
 
 
+def one_at_a_time(seen: Seen, known: dict[str, StepPhysics]) -> dict[str, float]:
+    """Each request's energy when windows are divided as they come, as the proxy does it."""
+    divider, node = Divider(), seen.windows[0].node
+    shared = {key.split("/", 1)[1]: physics for key, physics in known.items() if "/" in key}
+    given = {a.request_id: 0.0 for a in seen.activities}
+    waiting = deque(sorted(seen.activities, key=lambda a: a.start_s))
+    active: list[Activity] = []
+    for window in seen.windows:
+        while waiting and waiting[0].start_s < window.end_s:
+            active.append(waiting.popleft())
+        active = [a for a in active if a.end_s is None or a.end_s >= window.start_s]
+        if shared:
+            divided = divider.divide_shared(window, active, shared)[0]
+        else:
+            divided = divider.divide(window, active, known[node])[0]
+        for share in divided.shares:
+            given[share.request_id] += share.energy_j
+    return given
+
+
 class Score(msgspec.Struct):
     """Errors relative to the truth; all in per cent."""
 
@@ -463,7 +484,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--details", action="store_true", help="coefficients and sums, too")
     parser.add_argument("--taught", action="store_true", help="with coefficients learnt before")
+    parser.add_argument(
+        "--live", action="store_true", help="likewise, and one window at a time, as in the proxy"
+    )
     args = parser.parse_args(argv)
+    args.taught |= args.live
     print(
         f"{'scenario':30s} {'requests':>8s} {'batch':>5s} | {'median':>6s} {'p95':>6s} "
         f"{'length':>6s} {'team':>6s} {'place':>6s} | {'equal':>12s} {'tokens':>12s} "
@@ -491,7 +516,8 @@ def main(argv: list[str] | None = None) -> int:
                 }
         books = attribute_all(seen.windows, seen.activities, known)
         ids = [a.request_id for a in seen.activities]
-        ours = score(seen, books.request_j(ids))
+        given = one_at_a_time(seen, known) if args.live else books.request_j(ids)
+        ours = score(seen, given)
         within += (close := ours.median <= 5 and ours.p95 <= 15)
         good = (
             close and max(abs(ours.bias_length), abs(ours.bias_team), abs(ours.bias_position)) <= 1
