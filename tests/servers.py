@@ -165,16 +165,33 @@ def start_redis_cluster(nodes: int = 1, timeout_ms: int = 30_000) -> list[Server
     return servers
 
 
-def move_slot(nodes: list[Server], slot: int, to: int) -> None:
-    """Give an empty slot of a cluster to another of its nodes, as resharding does."""
+def move_slots(nodes: list[Server], to: dict[int, int]) -> None:
+    """Give empty slots of a cluster to other of its nodes, as resharding does; ``to`` names each
+    slot's new node by its number. Returns when all nodes agree."""
     clients = [redis.Redis(port=node.port, decode_responses=True) for node in nodes]
-    owner = clients[to].execute_command("CLUSTER", "MYID")
-    for client in [clients[to], *clients]:
-        client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", owner)
-        if client is clients[to]:
-            client.execute_command("CLUSTER", "BUMPEPOCH")
+    ids = [str(client.execute_command("CLUSTER", "MYID")) for client in clients]
+    for number in set(to.values()):
+        clients[number].execute_command("CLUSTER", "BUMPEPOCH")
+    end = time.monotonic() + START_S
+    while wrong := [
+        (client, slot)
+        for client in clients
+        for slot, number in to.items()
+        if _owner(client, slot) != ids[number]
+    ]:
+        if time.monotonic() > end:
+            raise RuntimeError("the nodes do not agree on their slots")
+        for client, slot in wrong:
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[to[slot]])
     for client in clients:
         client.close()
+
+
+def _owner(client: redis.Redis, slot: int) -> str | None:
+    for first, last, node, *_ in client.execute_command("CLUSTER", "SLOTS"):
+        if first <= slot <= last:
+            return str(node[2])
+    return None
 
 
 def _cluster_is_whole(server: Server, nodes: int) -> bool:

@@ -18,7 +18,7 @@ from proxy.store import AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
-from tests.servers import Server, move_slot, start_redis, start_redis_cluster, start_sentinel
+from tests.servers import Server, move_slots, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
 
 
@@ -181,9 +181,9 @@ async def test_slots_that_move_to_other_nodes_under_load_are_no_outage(
     await outage.ask()  # knows by now where slots are
     for n in range(4):
         holders = [f"moved-{n}-{m}" for m in range(20)]
-        for holder in holders:
-            slot = key_slot(holder.encode())
-            await asyncio.to_thread(move_slot, nodes, slot, (slot * 3 // 16384 + 1) % 3)
+        slots = [key_slot(holder.encode()) for holder in holders]
+        to = {slot: (slot * 3 // 16384 + 1) % 3 for slot in slots}
+        await asyncio.to_thread(move_slots, nodes, to)
         await asyncio.gather(*(outage.ask(holder) for holder in holders * 8))
     assert outage.changes == []
     await outage.store.close()
