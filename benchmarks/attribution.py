@@ -45,7 +45,8 @@ from meters.simulated_physics import (
     prefix_blocks,
 )
 from meters.simulated_traffic import Run, simulate
-from meters.types import Activity, EngineWork, StepPhysics, Window
+from meters.types import Activity, Around, EngineWork, StepPhysics, Window
+from proxy.accounts import AHEAD, BEHIND_S
 
 # Plausible engines, different in every proportion; made up but for the first two's origin.
 ENGINES = {
@@ -417,23 +418,70 @@ def taught(engine: str, seed: int, seconds: float = 1_800.0) -> StepPhysics:
 
 
 def one_at_a_time(seen: Seen, known: dict[str, StepPhysics]) -> dict[str, float]:
-    """Each request's energy when windows are divided as they come, as the proxy does it."""
+    """Each request's energy when windows are divided as they come, as the proxy does it: among
+    those of BEHIND_S before and the next AHEAD, with what is known when the last of these ended."""
     divider, node = Divider(), seen.windows[0].node
     shared = {key.split("/", 1)[1]: physics for key, physics in known.items() if "/" in key}
     given = {a.request_id: 0.0 for a in seen.activities}
     waiting = deque(sorted(seen.activities, key=lambda a: a.start_s))
     active: list[Activity] = []
-    for window in seen.windows:
-        while waiting and waiting[0].start_s < window.end_s:
+    clocks = _clocks(seen.run.windows)
+    for place, window in enumerate(seen.windows):
+        after = tuple(seen.windows[place + 1 : place + 1 + AHEAD])
+        now_s = (after or (window,))[-1].end_s
+        behind = seen.windows[max(0, place - 100) : place]
+        before = tuple(w for w in behind if w.start_s >= window.start_s - BEHIND_S)
+        while waiting and waiting[0].start_s < now_s:
             active.append(waiting.popleft())
-        active = [a for a in active if a.end_s is None or a.end_s >= window.start_s]
+        since_s = (before or (window,))[0].start_s
+        active = [a for a in active if a.end_s is None or a.end_s >= since_s]
+        told = [_so_far(a, now_s, clocks[a.engine if shared else ""]) for a in active]
+        around = Around(before, after)
         if shared:
-            divided = divider.divide_shared(window, active, shared)[0]
+            divided = divider.divide_shared(window, told, shared, around)[0]
         else:
-            divided = divider.divide(window, active, known[node])[0]
+            divided = divider.divide(window, told, known[node], around)[0]
         for share in divided.shares:
             given[share.request_id] += share.energy_j
     return given
+
+
+Clock = tuple[np.ndarray, np.ndarray]  # times, and the engine's steps until then
+
+
+def _clocks(windows: Sequence[Window]) -> dict[str, Clock]:
+    """By engine's name; "" where there is one."""
+    by_engine: dict[str, list[tuple[float, float]]] = {}
+    for window in windows:
+        for did in window.engines:
+            by_engine.setdefault(did.engine, []).append((window.end_s, did.steps or 0.0))
+        if not window.engines:
+            by_engine.setdefault("", []).append((window.end_s, window.steps or 0.0))
+    began_s = windows[0].start_s
+    clocks: dict[str, Clock] = {}
+    for name, counted in by_engine.items():
+        times, steps = np.array([(began_s, 0.0), *counted]).T
+        clocks[name] = times, np.cumsum(steps)
+    return clocks
+
+
+def _so_far(activity: Activity, now_s: float, clock: Clock) -> Activity:
+    """What the proxy knows of a stream at a time: a token came with every step."""
+    end_s, first_s = activity.end_s, activity.first_token_s
+    if end_s is None or end_s <= now_s:
+        return activity
+    if first_s is None or first_s > now_s:
+        return msgspec.structs.replace(
+            activity, end_s=None, first_token_s=None, output_tokens=0.0, progress=()
+        )
+    first, now, end = np.interp([first_s, now_s, end_s], *clock)
+    part = (now - first) / max(end - first, 1e-9)
+    return msgspec.structs.replace(
+        activity,
+        end_s=None,
+        output_tokens=1.0 + max(0.0, activity.output_tokens - 1.0) * float(part),
+        progress=tuple(noted for noted in activity.progress if noted[0] <= now_s),
+    )
 
 
 class Score(msgspec.Struct):

@@ -23,7 +23,7 @@ from meters.fitting import Fit, columns, fit
 from meters.foreign import Foreign
 from meters.phases import Floats
 from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, scaled
-from meters.types import Activity, Attribution, Share, StepPhysics, Window
+from meters.types import Activity, Around, Attribution, Share, StepPhysics, Window
 from meters.work import Work, moved, rebuild
 
 QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
@@ -32,6 +32,7 @@ MOST_TIMES_MODELLED = 2.0
 REFINEMENTS = 8
 MOST_TIMES_PRIOR = 10.0  # where the physics come from elsewhere, and may be off by factors
 UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
+NOTHING_AROUND = Around()
 OVERLAP_TOLERATED = 0.02  # of the shorter window: clocks jitter
 
 
@@ -84,62 +85,104 @@ def attribute(window: Window, activities: Sequence[Activity], physics: StepPhysi
 class Divider:
     """Divides windows one after another, as they come in, and says what was done in each.
 
-    Unlike ``attribute`` it remembers, for each node, what the engine counted beyond our requests:
-    foreign traffic shows over several windows, not in one.
+    What a request did in a window shows best beside its neighbours: when its prompt was computed,
+    how steps went, and whether what the engine counted beyond our requests is foreign traffic or
+    comes back in the next one. So a window is looked at among those ``around`` it, where they are
+    given; it alone is divided. Where they are not, what was foreign is remembered for each node.
     """
 
     def __init__(self) -> None:
         self._foreign: dict[str, Foreign] = {}
 
     def divide(
-        self, window: Window, activities: Sequence[Activity], physics: StepPhysics | None
+        self,
+        window: Window,
+        activities: Sequence[Activity],
+        physics: StepPhysics | None,
+        around: Around = NOTHING_AROUND,
     ) -> tuple[Attribution, Regressors]:
         """One window, divided by ``physics`` (None: by usual proportions), and the work in it.
 
-        Windows of a node should come in order. Raises ValueError for one that cannot be used.
+        ``activities`` are those of all these windows. Windows of a node should come in order.
+        Raises ValueError for one that cannot be used.
         """
-        kept, refused, _ = clean([window])
-        if not kept:
-            raise ValueError(f"window {window.window_id} is {next(iter(refused))}")
+        windows, here = _among(window, around)
         activities = [a for a in activities if math.isfinite(a.start_s)]
         with np.errstate(all="ignore"):
-            work = rebuild([window], activities, self._foreign.setdefault(window.node, Foreign()))
-            if physics is None:
-                physics, most = fit([window], work).physics, UNLIMITED
+            work = rebuild(windows, activities, self._seen(window.node, len(windows)), here)
+            most = MOST_TIMES_PRIOR
+            if physics is not None:
+                if len(windows) > 1:
+                    work = _refined(windows, work, physics)
             else:
-                most = MOST_TIMES_PRIOR
-            divided = _divide([window], activities, _bill(work, physics), physics, most)[0]
-            return divided, _regressors(window, work)
+                found, work = _learnt(windows, work)
+                physics, most = found.physics, UNLIMITED
+            bill = _bill(work, physics).of_window(here)
+            divided = _divide([window], activities, bill, physics, most)[0]
+            return divided, _regressors(window, work, here)
 
     def divide_shared(
-        self, window: Window, activities: Sequence[Activity], physics: Mapping[str, StepPhysics]
+        self,
+        window: Window,
+        activities: Sequence[Activity],
+        physics: Mapping[str, StepPhysics],
+        around: Around = NOTHING_AROUND,
     ) -> tuple[Attribution, dict[str, Regressors]]:
         """Likewise for devices that several engines share; the work is by engine.
 
         ``physics`` by engine; where it lacks one of them, all go by usual proportions. Raises
         ValueError.
         """
-        kept, refused, _ = clean([window])
-        if not kept:
-            raise ValueError(f"window {window.window_id} is {next(iter(refused))}")
+        windows, here = _among(window, around)
         activities = [a for a in activities if math.isfinite(a.start_s)]
-        names = sorted({*engines_of([window], activities), *physics})
+        names = sorted({*engines_of(windows, activities), *physics})
         with np.errstate(all="ignore"):
             groups = [[a for a in activities if a.engine == name] for name in names]
-            foreign = [self._foreign.setdefault(f"{window.node}\n{n}", Foreign()) for n in names]
             works = [
-                rebuild([of_engine(window, name)], group, seen)
-                for name, group, seen in zip(names, groups, foreign, strict=True)
+                rebuild(
+                    [of_engine(each, name) for each in windows],
+                    group,
+                    self._seen(f"{window.node}\n{name}", len(windows)),
+                    here,
+                )
+                for name, group in zip(names, groups, strict=True)
             ]
             known, most = physics, MOST_TIMES_PRIOR
             if any(name not in physics for name in names):
-                fits = fit_together([window], works)
+                fits = fit_together(windows, works)
                 known = {name: fit.physics for name, fit in zip(names, fits, strict=True)}
                 most = UNLIMITED
-            divided = _divide_among([window], names, groups, works, known, most)[0]
+            bill, idle = _added_up(names, groups, works, known)
+            everybody = [a for group in groups for a in group]
+            divided = _divide([window], everybody, bill.of_window(here), idle, most)[0]
             return divided, {
-                name: _regressors(window, work) for name, work in zip(names, works, strict=True)
+                name: _regressors(window, work, here)
+                for name, work in zip(names, works, strict=True)
             }
+
+    def _seen(self, whose: str, windows: int) -> Foreign:
+        """What an engine counts beyond our requests: looked at anew among neighbours."""
+        known = self._foreign.setdefault(whose, Foreign())
+        return known if windows == 1 else Foreign(known.counted)
+
+
+def _among(window: Window, around: Around) -> tuple[list[Window], int]:
+    """The window among those of its neighbours that can be used beside it, and its place there.
+
+    Raises ValueError where it cannot be used itself.
+    """
+    refused = clean([window])[1]
+    if refused:
+        raise ValueError(f"window {window.window_id} is {next(iter(refused))}")
+    found = [window]
+    for each in reversed(around.before):
+        if each.end_s <= found[0].start_s and not clean([each])[1]:
+            found.insert(0, each)
+    here = len(found) - 1
+    for each in around.after:
+        if each.start_s >= found[-1].end_s and not clean([each])[1]:
+            found.append(each)
+    return found, here
 
 
 def attribute_all(
@@ -219,11 +262,21 @@ def _divide_among(
     physics: Mapping[str, StepPhysics],
     most: float,
 ) -> list[Attribution]:
+    bill, idle = _added_up(names, groups, works, physics)
+    return _divide(windows, [a for group in groups for a in group], bill, idle, most)
+
+
+def _added_up(
+    names: Sequence[str],
+    groups: Sequence[Sequence[Activity]],
+    works: Sequence[Work],
+    physics: Mapping[str, StepPhysics],
+) -> tuple[Bill, StepPhysics]:
+    """All engines' bills as one, and whose physics tells the idle power."""
     bills = [_bill(work, physics[name]) for name, work in zip(names, works, strict=True)]
     # Idle power is the devices': each engine's knowledge of it is knowledge of the same thing.
     quietest = min((physics[name] for name in names), key=lambda p: p.idle_power_w)
-    bill = added_up(bills, [len(group) for group in groups])
-    return _divide(windows, [a for group in groups for a in group], bill, quietest, most)
+    return added_up(bills, [len(group) for group in groups]), quietest
 
 
 def _learnt(windows: Sequence[Window], work: Work) -> tuple[Fit, Work]:
@@ -291,12 +344,12 @@ def regressors(
         return _regressors(window, rebuild([window], activities, foreign))
 
 
-def _regressors(window: Window, work: Work) -> Regressors:
-    steps, generated, context, prefilled = columns(work)[0]
-    others = float(work.external_tokens[0])
+def _regressors(window: Window, work: Work, here: int = 0) -> Regressors:
+    steps, generated, context, prefilled = columns(work)[here]
+    others = float(work.external_tokens[here])
     return Regressors(
         window.end_s - window.start_s,
-        float(work.busy_s[0]),
+        float(work.busy_s[here]),
         float(steps),
         float(generated),
         float(context),

@@ -37,14 +37,18 @@ class CountedWork:
         steps: Floats,
         context: Floats,
         alone: npt.NDArray[np.bool_],
+        new: int | None = None,
     ) -> Floats:
         """Cached tokens that others' requests read in each window; NaN where it is unknown.
 
         ``context``: those that ours did; ``alone``: where the engine worked for us alone. What an
-        engine does not count is NaN.
+        engine does not count is NaN. ``new``: the only one of the windows that is learnt from.
         """
         counted = (read_bytes > 0) & (steps > 0)
-        for i in np.flatnonzero(alone & counted & (context > 0)).tolist():
+        taught = alone & counted & (context > 0)
+        if new is not None:
+            taught &= np.arange(len(taught)) == new
+        for i in np.flatnonzero(taught).tolist():
             self._learn(np.array([steps[i], context[i]]) / read_bytes[i])
         known = self._known()
         if known is None:

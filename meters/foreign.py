@@ -57,7 +57,7 @@ class Beyond:
 class Foreign:
     """What one engine did for others, and how it counts that, remembered between windows."""
 
-    def __init__(self) -> None:
+    def __init__(self, counted: CountedWork | None = None) -> None:
         self.tokens = Beyond()
         self.prompts = Beyond()
-        self.counted = CountedWork()
+        self.counted = counted or CountedWork()

@@ -45,6 +45,14 @@ class Bill(NamedTuple):
         n = len(self.external)
         return np.bincount(self.window, self.modelled, minlength=n).astype(np.float64)
 
+    def of_window(self, index: int) -> Bill:
+        """That of one of the windows."""
+        its = self.window == index
+        nothing = np.zeros(int(its.sum()), dtype=self.window.dtype)
+        return Bill(
+            nothing, self.request[its], self.modelled[its], self.external[index : index + 1]
+        )
+
 
 def added_up(bills: Sequence[Bill], requests: Sequence[int]) -> Bill:
     """Several engines' bills as one; ``requests``: how many each engine has, in order."""

@@ -8,7 +8,7 @@ windows are mapped to it with a measured offset before they are stored).
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -138,6 +138,13 @@ class Share(msgspec.Struct, frozen=True, gc=False):
     window_id: str
     request_id: str
     energy_j: float
+
+
+class Around(NamedTuple):
+    """A window's neighbours: of its node, in order, divided before and yet to be divided."""
+
+    before: tuple[Window, ...] = ()
+    after: tuple[Window, ...] = ()
 
 
 class Attribution(msgspec.Struct, frozen=True, kw_only=True):

@@ -65,12 +65,15 @@ def moved(work: Work, wanted: Floats) -> Work:
 
 
 def rebuild(
-    windows: Sequence[Window], activities: Sequence[Activity], foreign: Foreign | None = None
+    windows: Sequence[Window],
+    activities: Sequence[Activity],
+    foreign: Foreign | None = None,
+    new: int | None = None,
 ) -> Work:
     """The work in ``windows``, which are of one node, in order, and do not overlap.
 
     ``foreign`` remembers between calls what the engine counted beyond our requests; without it
-    the windows are taken to be all there are.
+    the windows are taken to be all there are. ``new``: the only one that it has not seen before.
     """
     foreign = foreign or Foreign()
     starts = np.array([w.start_s for w in windows], dtype=np.float64)
@@ -112,6 +115,7 @@ def rebuild(
             as_counted([w.steps for w in windows]),
             work.by_window(work.context),
             (external_tokens == 0) & (external_prompts == 0),
+            new,
         ),
         external_tokens=external_tokens,
         external_prefilled=external_prompts * (1 - hit),

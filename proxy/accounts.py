@@ -20,6 +20,7 @@ from estimators.types import Backend, Estimator, Features, Load, Outcome
 from meters.types import (
     CACHE_HITS,
     Activity,
+    Around,
     Attribution,
     Evidence,
     StepPhysics,
@@ -34,18 +35,22 @@ log = logging.getLogger("joulegate.accounts")
 
 # A window waits this long for answers that are not streamed: they show their tokens at the end.
 HOLD_S = 15.0
+# A window is divided among its neighbours: those that began so long before it, and so many ahead.
+BEHIND_S = 10.0
+AHEAD = 3
+AHEAD_S = 6.0  # they are waited for, so long after its end: an agent may be away
 LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
 KEEP_S = 900.0  # how long a finished request can still be charged by a late window
 UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
 SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
 MOST_KEPT = 200_000  # finished requests of a node that are kept at most
-PUBLISHED_S = 15.0  # how long a finished request is told to other replicas
+PUBLISHED_S = 20.0  # how long a finished request is told to other replicas
 DISK_S = 0.5  # how long an answer's last bytes wait for its record to be in the journal's file
 HANGS_S = 10.0  # where that was not enough, others do not wait for so long
 STRANGER = "too_many_failed_keys"
 RECENT = 5_000  # records that receipts find before the ledger has them
 
-Divide = Callable[[Window, Sequence[Activity], StepPhysics | None], Attribution]
+Divide = Callable[[Window, Sequence[Activity], StepPhysics | None, Around], Attribution]
 
 
 class Journal(Protocol):
@@ -119,6 +124,7 @@ class Accounts:
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
         self._untaught: dict[str, deque[_Settled]] = {}  # those of them that nothing learnt from
         self._metered_s: dict[str, float] = {}  # by node: the end of its last window
+        self._past: dict[str, deque[Window]] = {}  # by node: those divided last
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
         self._hangs_until_s = 0.0
@@ -222,7 +228,7 @@ class Accounts:
         if self._task is not None:
             self._stopping.set()
             await self._task
-        await self.divide_due(time.time() + HOLD_S + 1.0)
+        await self.divide_due(time.time() + HOLD_S + AHEAD_S)
 
     async def _run(self) -> None:
         while not self._stopping.is_set():
@@ -237,22 +243,31 @@ class Accounts:
 
     async def divide_due(self, now_s: float) -> None:
         """Divide the windows that ended at least LAG_S before this Unix time, each node's in
-        order; up to HOLD_S where an answer in them has not shown what it is."""
-        waiting: list[Window] = []
-        held: set[str] = set()  # nodes
-        while self.windows:
-            window = self.windows.popleft()
-            due = window.end_s <= now_s - LAG_S and window.node not in held
-            if not due or (window.end_s > now_s - HOLD_S and self._hides_work(window)):
-                waiting.append(window)
-                held.add(window.node)
-                continue
-            try:
-                await self._divide(window)
-            except Exception:
-                log.exception("nothing could be learnt from window %s", window.window_id)
-        self.windows.extendleft(reversed(waiting))
+        order: once AHEAD more came or AHEAD_S went by, and up to HOLD_S later where an answer in
+        them has not shown what it is."""
+        came = [self.windows.popleft() for _ in range(len(self.windows))]
+        by_node: dict[str, list[Window]] = {}
+        for window in came:
+            by_node.setdefault(window.node, []).append(window)
+        waiting: set[str] = set()  # windows
+        for windows in by_node.values():
+            for place, window in enumerate(windows):
+                after = tuple(windows[place + 1 : place + 1 + AHEAD])
+                if not self._due(window, len(after), now_s):
+                    waiting.update(w.window_id for w in windows[place:])
+                    break
+                try:
+                    await self._divide(window, after)
+                except Exception:
+                    log.exception("nothing could be learnt from window %s", window.window_id)
+        self.windows.extendleft(w for w in reversed(came) if w.window_id in waiting)
         self._forget(now_s)
+
+    def _due(self, window: Window, ahead: int, now_s: float) -> bool:
+        age_s = now_s - window.end_s
+        if age_s < LAG_S or (ahead < AHEAD and age_s < AHEAD_S):
+            return False
+        return age_s >= HOLD_S or not self._hides_work(window)
 
     def _hides_work(self, window: Window) -> bool:
         """Whether an answer that is not streamed was on its way then, and is yet."""
@@ -264,20 +279,30 @@ class Accounts:
                 return True
         return False
 
-    async def _divide(self, window: Window) -> None:
+    async def _divide(self, window: Window, after: tuple[Window, ...]) -> None:
         self._metered_s[window.node] = window.end_s
-        activities = self.activities(window.node, window.start_s, window.end_s)
+        past = self._past.setdefault(window.node, deque())
+        # What was done before that, other replicas no longer tell.
+        known_s = max(window.start_s - BEHIND_S, time.time() - PUBLISHED_S + LAG_S)
+        while past and past[0].start_s < known_s:
+            past.popleft()
+        around = Around(tuple(past), after)
+        past.append(window)
+        since_s = min((w.start_s for w in around.before), default=window.start_s)
+        until_s = max((w.end_s for w in after), default=window.end_s)
+        activities = self.activities(window.node, since_s, until_s)
         # Milliseconds with hundreds of requests in flight: too long for the event loop.
-        attribution = await asyncio.to_thread(self._work_out, window, activities)
+        attribution = await asyncio.to_thread(self._work_out, window, activities, around)
         self._enter(attribution)  # once, whatever becomes of what it could teach
         shares: dict[str, float] = {}
         for share in attribution.shares:  # two answers to one request may come from one node
             shares[share.request_id] = shares.get(share.request_id, 0.0) + share.energy_j
         self._charge(window, shares, attribution.evidence)
 
-    def _work_out(self, window: Window, activities: list[Activity]) -> Attribution:
+    def _work_out(self, window: Window, activities: list[Activity], around: Around) -> Attribution:
         try:
-            attribution = self.divide(window, activities, self.learner.physics(window.node))
+            physics = self.learner.physics(window.node)
+            attribution = self.divide(window, activities, physics, around)
         except Exception:
             log.exception("window %s could not be divided", window.window_id)
             return undivided(window)

@@ -12,12 +12,18 @@ import msgspec
 
 from estimators.steps import StepLearner
 from estimators.types import Backend
-from meters.attribution import Divider, Regressors, attribute_all, regressors
+from meters.attribution import (
+    NOTHING_AROUND,
+    Divider,
+    Regressors,
+    attribute_all,
+    regressors,
+)
 from meters.engine_reader import EngineUnavailable
 from meters.local import LocalMeter
 from meters.settings import MeterSettings
 from meters.simulated_engine import SimulatedMeter
-from meters.types import Activity, Attribution, Meter, MeterUnavailable, StepPhysics, Window
+from meters.types import Activity, Around, Attribution, Meter, MeterUnavailable, StepPhysics, Window
 from proxy.accounts import undivided
 from proxy.backends import Engine, Pool
 from proxy.settings import BackendSettings, MeterSource, Settings
@@ -62,17 +68,21 @@ class Learning:
         return None if published is None else published[1]
 
     def divide(
-        self, window: Window, activities: Sequence[Activity], physics: StepPhysics | None
+        self,
+        window: Window,
+        activities: Sequence[Activity],
+        physics: StepPhysics | None,
+        around: Around = NOTHING_AROUND,
     ) -> Attribution:
         """Divide a window among the requests in it; one that cannot be used stays undivided.
 
-        Foreign traffic is remembered from window to window, as ``divide`` alone cannot.
+        It is looked at among its neighbours, as ``divide`` alone cannot.
         """
         engines = self._engines(window.node)
         try:
             if len(engines) > 1:
-                return self._divide_shared(window, activities, engines)
-            attribution, work = self._divider.divide(window, activities, physics)
+                return self._divide_shared(window, activities, engines, around)
+            attribution, work = self._divider.divide(window, activities, physics, around)
         except ValueError as error:
             log.warning("%s; nobody is charged for it", error)
             return undivided(window)
@@ -80,7 +90,11 @@ class Learning:
         return attribution
 
     def _divide_shared(
-        self, window: Window, activities: Sequence[Activity], engines: Sequence[Engine]
+        self,
+        window: Window,
+        activities: Sequence[Activity],
+        engines: Sequence[Engine],
+        around: Around,
     ) -> Attribution:
         """Divide a window among the requests of all engines that share its devices."""
         # Several backends may be one engine: an adapter, a model's other name.
@@ -89,11 +103,15 @@ class Learning:
             msgspec.structs.replace(a, engine=chief.get(a.engine, engines[0].name))
             for a in activities
         ]
-        told = tuple(
-            msgspec.structs.replace(did, engine=chief[did.engine])
-            for did in window.engines
-            if did.engine in chief
-        )
+
+        def told(seen: Window) -> Window:
+            engines = (
+                msgspec.structs.replace(did, engine=chief[did.engine])
+                for did in seen.engines
+                if did.engine in chief
+            )
+            return msgspec.structs.replace(seen, engines=tuple(engines))
+
         known: dict[str, StepPhysics] = {}
         for engine in engines:
             learner = self.learners.get(self._key(engine))
@@ -103,8 +121,8 @@ class Learning:
                 known[engine.name] = found
         if len(known) < len(engines):
             known = {}  # all by usual proportions: figures from two sources have no common scale
-        window = msgspec.structs.replace(window, engines=told)
-        attribution, works = self._divider.divide_shared(window, activities, known)
+        around = Around(tuple(map(told, around.before)), tuple(map(told, around.after)))
+        attribution, works = self._divider.divide_shared(told(window), activities, known, around)
         self._work = (window.window_id, works)
         return attribution
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from meters.attribution import QUANTUM_J, Divider, attribute, attribute_all
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig, Job
 from meters.simulated_traffic import simulate
-from meters.types import Activity, EngineWork, Evidence, Window
+from meters.types import Activity, Around, EngineWork, Evidence, Window
 
 finite = st.floats(0, 1e6, allow_nan=False)
 maybe = st.one_of(st.none(), finite)
@@ -208,14 +208,14 @@ def test_an_attribution_keeps_its_windows_evidence():
     assert (divided.evidence, divided.meter) == (Evidence.SIMULATED, "simulated")
 
 
-def traffic(seed=3, requests=500, external=0.0, in_flight=24, **config):
+def traffic(seed=3, requests=500, external=0.0, in_flight=24, prompt_mean=5.5, **config):
     random_ = random.Random(seed)
     left = iter(range(requests))
 
     def job(at_s):
         return Job(
             request_id=f"r{next(left)}",
-            prompt_tokens=1 + int(random_.lognormvariate(5.5, 1.0)),
+            prompt_tokens=1 + int(random_.lognormvariate(prompt_mean, 1.0)),
             output_tokens=1 + int(random_.lognormvariate(4.5, 0.8)),
             arrival_s=at_s,
             external=random_.random() < external,
@@ -289,15 +289,22 @@ def test_idle_power_is_learnt_where_windows_without_requests_show_it():
     assert fit.physics.idle_power_w == pytest.approx(100.0, rel=0.02)
 
 
-def live(run):
-    """The run's windows divided one at a time, with the requests known at its end."""
+def live(run, behind=0, ahead=0):
+    """The run's windows divided one at a time, among so many neighbours."""
     divider = Divider()
     total = {}
     external_j = 0.0
-    for w in run.windows:
-        known = [a for a in run.activities if a.start_s < w.end_s and a.end_s >= w.start_s]
-        divided, work = divider.divide(w, known, LLAMA_8B_BF16)
+    for i, w in enumerate(run.windows):
+        before = tuple(run.windows[max(0, i - behind) : i])
+        after = tuple(run.windows[i + 1 : i + 1 + ahead])
+        start_s, end_s = (before or (w,))[0].start_s, (after or (w,))[-1].end_s
+        known = [a for a in run.activities if a.start_s < end_s and a.end_s >= start_s]
+        divided, work = divider.divide(w, known, LLAMA_8B_BF16, Around(before, after))
         external_j += divided.external_j
+        parts = [s.energy_j for s in divided.shares]
+        parts += [divided.idle_j, divided.external_j, divided.unattributed_j]
+        assert math.fsum(parts) == w.energy_j
+        assert {s.window_id for s in divided.shares} <= {w.window_id}
         assert work.generated >= 0
         for share in divided.shares:
             total[share.request_id] = total.get(share.request_id, 0.0) + share.energy_j
@@ -312,6 +319,29 @@ def test_windows_divided_one_at_a_time_find_the_truth_too():
     assert relative[len(relative) // 2] < 0.05
     assert relative[int(len(relative) * 0.95)] < 0.15
     assert external_j == 0.0
+
+
+def error_p95(run, found):
+    truth = run.request_j()
+    relative = sorted(abs(found.get(i, 0.0) - j) / j for i, j in truth.items() if j > 0)
+    return relative[int(len(relative) * 0.95)]
+
+
+def test_beside_its_neighbours_a_window_is_divided_better():
+    run = traffic(prompt_mean=8.0)
+    alone, beside = (error_p95(run, live(run, *around)[0]) for around in ((0, 0), (10, 3)))
+    assert beside < 0.6 * alone, (beside, alone)
+
+
+def test_neighbours_that_cannot_be_used_are_left_out():
+    run = traffic(requests=60)
+    here, after = run.windows[3], run.windows[4]
+    known = [a for a in run.activities if a.start_s < after.end_s and a.end_s >= here.start_s]
+    broken = msgspec.structs.replace(run.windows[2], energy_j=-1.0)
+    torn = Around((broken,), (msgspec.structs.replace(after, start_s=here.start_s), after))
+    good = Around((), (after,))
+    divided = [Divider().divide(here, known, LLAMA_8B_BF16, a)[0] for a in (torn, good)]
+    assert divided[0] == divided[1]
 
 
 def test_one_at_a_time_foreign_traffic_shows_after_some_windows():

@@ -7,10 +7,19 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from estimators.types import Backend, Features, Outcome
-from meters.types import Activity, Attribution, Evidence, StepPhysics, UsageRecord, Window
+from meters.types import (
+    Activity,
+    Around,
+    Attribution,
+    Evidence,
+    StepPhysics,
+    UsageRecord,
+    Window,
+)
 from proxy import accounts, settings
 from proxy.accounts import Accounts, undivided
 from proxy.backends import Engine
@@ -26,6 +35,7 @@ class Kept:
         self.entered: list[Attribution] = []
         self.counted: list[Attribution] = []
         self.learnt: list[Outcome] = []
+        self.around: list[Around] = []
         self.fails = False
 
     def write(self, entry: UsageRecord | Window) -> None: ...
@@ -53,7 +63,10 @@ class Kept:
         if self.fails:
             raise ArithmeticError("singular")
 
-    def divide(self, window: Window, activities: Sequence[Activity], _: object) -> Attribution:
+    def divide(
+        self, window: Window, activities: Sequence[Activity], _: object, around: Around
+    ) -> Attribution:
+        self.around.append(around)
         return undivided(window)
 
 
@@ -161,13 +174,13 @@ def test_activities_of_a_window_are_found_among_many_and_in_order() -> None:
     assert ends == [100, 99, 98]
 
 
-def sent(account: Accounts, *, stream: bool) -> Flight:
-    """A request that was sent five seconds ago and is not answered yet."""
+def sent(account: Accounts, *, stream: bool, ago_s: float = 9.0) -> Flight:
+    """A request that was sent so long ago and is not answered yet."""
     flight = Flight("chat.completions")
     flight.engine = engine()
     flight.features = Features(prompt_tokens=3)
-    flight.start_wall_s -= 5.0
-    flight.start_s -= 5.0
+    flight.start_wall_s -= ago_s
+    flight.start_s -= ago_s
     flight.sent_s = flight.start_s
     flight.stream = stream
     account.live[flight.request_id] = flight
@@ -179,13 +192,46 @@ async def test_windows_wait_in_order_for_an_answer_that_shows_its_tokens_at_the_
     account = books(kept)
     flight = sent(account, stream=False)
     now_s = time.time()
-    for end_s in (now_s - 4.5, now_s - 3, now_s - 2):
+    ends = [now_s - 8, now_s - 7, now_s - 6.5]
+    for end_s in ends:
         account.window(window(end_s))
     await account.divide_due(now_s)
     assert kept.entered == []
-    flight.end_s = flight.start_s + 4.9
+    flight.end_s = flight.start_s + 8.9
     await account.divide_due(now_s)
-    assert [a.end_s for a in kept.entered] == [now_s - 4.5, now_s - 3, now_s - 2]
+    assert [a.end_s for a in kept.entered] == ends
+
+
+async def test_a_window_is_divided_among_its_neighbours_which_are_waited_for() -> None:
+    kept = Kept()
+    account = books(kept)
+    now_s = time.time()
+    ends = [now_s - age_s for age_s in (14.5, 5.5, 4.5, 3.5, 2.5, 1.6)]
+    for end_s in ends:
+        account.window(window(end_s))
+    account.window(msgspec.structs.replace(window(ends[1]), node="gpu-2", window_id="other"))
+    await account.divide_due(now_s)
+    assert [a.end_s for a in kept.entered] == ends[:3]  # the others may still get neighbours
+    seen = [([w.end_s for w in a.before], [w.end_s for w in a.after]) for a in kept.around]
+    assert seen == [
+        ([], ends[1:4]),
+        (ends[:1], ends[2:5]),
+        (ends[:2], ends[3:6]),
+    ]
+    await account.divide_due(now_s + accounts.AHEAD_S)
+    assert [a.end_s for a in kept.entered if a.node == NODE] == ends
+    assert [w.end_s for w in kept.around[-2].before] == ends[1:5]  # the first is too long ago
+    assert len(kept.entered) == 7
+
+
+async def test_a_window_that_other_replicas_forgot_the_requests_of_has_no_neighbours() -> None:
+    kept = Kept()
+    account = books(kept)
+    now_s = time.time()
+    for age_s in (41, 40):
+        account.window(window(now_s - age_s))
+    await account.divide_due(now_s)
+    assert [len(around.before) for around in kept.around] == [0, 0]
 
 
 async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_requests() -> None:
@@ -193,14 +239,14 @@ async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_reque
     account = books(kept)
     sent(account, stream=True)
     now_s = time.time()
-    account.window(window(now_s - 2))
+    account.window(window(now_s - 7))
     await account.divide_due(now_s)
     assert len(kept.entered) == 1
     sent(account, stream=False)
-    account.window(window(now_s - 6))  # over before that one was sent
+    account.window(window(now_s - 10))  # over before that one was sent
     await account.divide_due(now_s)
     assert len(kept.entered) == 2
-    account.window(window(now_s - 2))
+    account.window(window(now_s - 7))
     await account.divide_due(now_s)
     assert len(kept.entered) == 2
     await account.divide_due(now_s + accounts.HOLD_S)
