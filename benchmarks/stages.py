@@ -76,9 +76,12 @@ def proxy_of(folder: Path) -> Proxy:
 
 async def one(proxy: Proxy, body: bytes) -> None:
     """One request all the way."""
+    parts = [body]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": body, "more_body": False}
+        if not parts:  # the client stays, and has no more to say
+            await asyncio.get_running_loop().create_future()
+        return {"type": "http.request", "body": parts.pop(), "more_body": False}
 
     async def send(_: Any) -> None:
         pass
