@@ -93,8 +93,9 @@ class Gate:
         """Replace what was reserved by what was used, as far as it is known by now."""
         if not admitted.charges:
             return
-        used = took(flight, self.recount)
-        self._await_meter(admitted, flight)
+        last = _last_attempt(flight, self.recount) if flight.sent_s is not None else None
+        used = took(flight, last)
+        self._await_meter(admitted, flight, last)
         await self.store.settle(
             Settlement(
                 request_id=flight.request_id,
@@ -104,10 +105,10 @@ class Gate:
             )
         )
 
-    def _await_meter(self, admitted: Admitted, flight: Flight) -> None:
+    def _await_meter(self, admitted: Admitted, flight: Flight, last: Amounts | None) -> None:
         if self.corrections is None:
             return
-        engines = {c.backend.name: c.backend for c in flight.candidates}
+        engines = {c.backend.name: c.backend for c in flight.candidates} if flight.earlier else {}
         parts = [
             Part(
                 attempt.node,
@@ -117,11 +118,10 @@ class Gate:
             )
             for attempt in flight.earlier
         ]
-        if flight.sent_s is not None and flight.engine is not None:
+        if last is not None and flight.engine is not None:
             end_s = time.time() if flight.end_s is None else flight.wall(flight.end_s)
-            used_j = _last_attempt(flight, self.recount).energy_j or 0.0
             facts = flight.engine.facts
-            parts.append(Part(flight.engine.node, end_s, used_j, _g_per_j(facts)))
+            parts.append(Part(flight.engine.node, end_s, last.energy_j or 0.0, _g_per_j(facts)))
         self.corrections.expect(flight.request_id, admitted.holder, admitted.charges, parts)
 
     async def keep(self, admitted: Admitted, answer: bytes | None, ttl_s: float) -> None:
@@ -158,23 +158,21 @@ def amounts(estimate: Estimate | None, flight: Flight) -> Amounts:
     )
 
 
-def took(flight: Flight, recount: Recount | None = None) -> Amounts:
+def took(flight: Flight, last: Amounts | None) -> Amounts:
     """What it took in the end, attempts that were given up included; a request that nothing was
-    sent for took nothing but its place.
-
-    ``recount`` says what the tokens that were really read and written take.
+    sent for (``last`` None) took nothing but its place.
     """
-    if flight.sent_s is None:
+    if last is None:
         refused = flight.outcome == "refused"
         last = msgspec.structs.replace(UNUSED, requests=0 if refused else 1)
-    else:
-        last = _last_attempt(flight, recount)
     for attempt in flight.earlier:
         last = budgets.together(_of_attempt(attempt, flight), last)
     return last
 
 
 def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
+    """What the attempt that answered took. ``recount`` says what the tokens that were really read
+    and written take."""
     expected = amounts(flight.estimate, flight)
     usage, told = flight.usage, flight.features
     prompt = usage.prompt_tokens if usage else None
