@@ -17,11 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
 from meters.types import Activity, Attribution, StepPhysics, Window
+from proxy.accounts import HOLD_S
 from proxy.background import ended
 
 log = logging.getLogger("joulegate.leftovers")
 
-PATIENCE_S = 8.0  # how long its own replica has for a window
+PATIENCE_S = HOLD_S + 10.0  # how long its own replica has for a window
 EVERY_S = 5.0
 RECENT_S = 3600.0  # how far back it looks, but for the first time
 FIRST_S = 45 * 86_400.0  # as far back as windows are taken at all

@@ -5,7 +5,7 @@ from pathlib import Path
 from meters.journal import Journal
 from meters.ledger import Ledger
 from meters.types import StepPhysics
-from proxy.accounts import undivided
+from proxy.accounts import AHEAD_S, HOLD_S, undivided
 from proxy.leftovers import Leftovers
 from proxy.measuring import divide
 from tests.meters.books import NOON_S, attribution, record, window
@@ -57,4 +57,16 @@ def test_the_owner_that_comes_late_after_all_changes_nothing(tmp_path: Path) -> 
     before = ledger.check()
     ledger.write([], [attribution(1, {"req-1": 3.0}, metered_j=300.0)])
     assert ledger.check() == before
+    ledger.close()
+
+
+def test_a_window_that_its_own_replica_may_still_hold_is_left_to_it(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    held = window(1, energy_j=300.0)
+    ledger.write([], [], [held])
+    journal = Journal(tmp_path / "journal" / "a")
+    leftovers = Leftovers(ledger, journal, ["gpu-1"], divide, lambda node: PHYSICS)
+    assert leftovers.look(held.end_s + HOLD_S + AHEAD_S) == 0
+    assert leftovers.look(held.end_s + 60.0) == 1
+    journal.close()
     ledger.close()
