@@ -33,7 +33,8 @@ from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
 
-# A window waits this long for answers that are not streamed: they show their tokens at the end.
+# A window waits this long for answers that are not streamed, which show their tokens at the end,
+# and for other replicas to tell what they did.
 HOLD_S = 15.0
 # A window is divided among its neighbours: those that began so long before it, and so many ahead.
 BEHIND_S = 10.0
@@ -77,6 +78,14 @@ class Observer(Protocol):
     def divided(self, attribution: Attribution) -> None: ...
 
 
+class Others(Protocol):
+    """What other replicas did on a node between two Unix times."""
+
+    until_s: float  # Unix: as far as that is known
+
+    def __call__(self, node: str, start_s: float, end_s: float) -> Iterable[Activity]: ...
+
+
 class _Settled(msgspec.Struct, gc=False):
     """A finished request that windows may still charge."""
 
@@ -105,7 +114,7 @@ class Accounts:
         learner: Learner,
         observer: Observer,
         replica: str,
-        others: Callable[[str, float, float], Iterable[Activity]] | None = None,
+        others: Others | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
         on_flight: Callable[[Flight, UsageRecord], None] | None = None,
     ) -> None:
@@ -244,7 +253,7 @@ class Accounts:
     async def divide_due(self, now_s: float) -> None:
         """Divide the windows that ended at least LAG_S before this Unix time, each node's in
         order: once AHEAD more came or AHEAD_S went by, and up to HOLD_S later where an answer in
-        them has not shown what it is."""
+        them has not shown what it is or another replica what it did."""
         came = [self.windows.popleft() for _ in range(len(self.windows))]
         by_node: dict[str, list[Window]] = {}
         for window in came:
@@ -267,7 +276,10 @@ class Accounts:
         age_s = now_s - window.end_s
         if age_s < LAG_S or (ahead < AHEAD and age_s < AHEAD_S):
             return False
-        return age_s >= HOLD_S or not self._hides_work(window)
+        if age_s >= HOLD_S:
+            return True
+        told = self.others is None or self.others.until_s >= window.end_s
+        return told and not self._hides_work(window)
 
     def _hides_work(self, window: Window) -> bool:
         """Whether an answer that is not streamed was on its way then, and is yet."""

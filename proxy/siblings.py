@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,8 +26,17 @@ log = logging.getLogger("joulegate.siblings")
 
 PUBLISH_S = 0.4  # well below the lag with which windows are divided
 STALE_S = 30.0  # a replica that published nothing for so long is gone
+
+
+class Published(msgspec.Struct, frozen=True, array_like=True):
+    """What a replica tells the others: all it did on its nodes lately, until then."""
+
+    until_s: float  # Unix; infinite from one that stopped, which does no more
+    activities: list[Activity]
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(list[Activity])
+_decoder = msgspec.msgpack.Decoder(Published)
 
 
 class Board(Protocol):
@@ -123,6 +133,7 @@ class Siblings:
         self.mine = mine
         self.reads = reads
         self.known: list[Activity] = []
+        self.until_s = 0.0  # Unix: what all the others did until then is known
         self._failing = False
         self._task: asyncio.Task[None] | None = None
 
@@ -142,21 +153,30 @@ class Siblings:
     async def stop(self) -> None:
         await ended(self._task)
         try:
+            await self._publish(math.inf)  # nobody need wait to hear more
             await self.board.close()
         except (OSError, RedisError):
             pass  # it was gone already
 
     async def exchange(self) -> None:
         """Publish once, and read the others."""
-        await self.board.publish(self.replica, _encode(list(self.mine())))
+        now_s = time.time()
+        await self._publish(now_s)
         if self.reads:
             found: list[Activity] = []
+            until_s = now_s
             for value in await self.board.others(self.replica):
                 try:
-                    found += _decoder.decode(value)
+                    published = _decoder.decode(value)
                 except msgspec.MsgspecError:
                     continue  # another version's
+                found += published.activities
+                until_s = min(until_s, published.until_s)
             self.known = found
+            self.until_s = until_s
+
+    async def _publish(self, until_s: float) -> None:
+        await self.board.publish(self.replica, _encode(Published(until_s, list(self.mine()))))
 
     async def _run(self) -> None:
         while True:

@@ -253,6 +253,31 @@ async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_reque
     assert len(kept.entered) == 3
 
 
+async def test_a_window_waits_until_other_replicas_told_what_they_did_in_it() -> None:
+    class Told:
+        until_s = 0.0
+
+        def __call__(self, *_: object) -> list[Activity]:
+            return []
+
+    kept, told = Kept(), Told()
+    account = books(kept)
+    account.others = told
+    now_s = time.time()
+    ended = window(now_s - 7)
+    account.window(ended)
+    await account.divide_due(now_s)
+    assert kept.entered == []
+    told.until_s = ended.end_s
+    await account.divide_due(now_s)
+    assert len(kept.entered) == 1
+    account.window(window(now_s - 6.5))
+    await account.divide_due(now_s)
+    assert len(kept.entered) == 1
+    await account.divide_due(now_s + accounts.HOLD_S)  # it is dead, or Redis is
+    assert len(kept.entered) == 2
+
+
 async def test_a_disk_that_hangs_holds_up_one_answer_and_then_none_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

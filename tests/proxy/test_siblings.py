@@ -53,6 +53,25 @@ async def test_what_a_replica_published_is_replaced(board: Board) -> None:
     assert [a.request_id for a in second.known] == ["r2"]
 
 
+async def test_what_is_known_reaches_as_far_as_the_slowest_replica_told(board: Board) -> None:
+    slow = Siblings("a", board, lambda: [], reads=False)
+    reader = Siblings("b", board, lambda: [], reads=True)
+    assert reader.until_s == 0.0
+    before_s = time.time()
+    await reader.exchange()
+    assert reader.until_s >= before_s  # there is nobody else
+    await slow.exchange()
+    told_s = time.time()
+    await asyncio.sleep(0.01)
+    await reader.exchange()
+    assert before_s <= reader.until_s <= told_s  # as far as the other one told
+    await slow.stop()
+    now_s = time.time()
+    await reader.board.publish("c", b"\xc1 another version's")
+    await reader.exchange()
+    assert reader.until_s >= now_s  # who stopped is not waited for
+
+
 async def test_a_dead_replica_is_forgotten(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     first = Siblings("a", board, lambda: [activity("r1")], reads=False)
     second = Siblings("b", board, lambda: [], reads=True)
