@@ -36,7 +36,9 @@ import numpy as np
 
 from estimators.steps import StepLearner
 from meters.attribution import Books, Divider, attribute_all
+from meters.prefixes import Prefixes, Sent
 from meters.simulated_physics import (
+    BLOCK_TOKENS,
     LLAMA_8B_BF16,
     LLAMA_8B_INT4,
     EngineConfig,
@@ -99,7 +101,8 @@ class Scenario:
     meter_noise: float = 0.0  # of a window's energy
     lost: float = 0.0  # share of windows
     without: tuple[str, ...] = ()  # window fields nobody read
-    cached_unknown: bool = False
+    cached_unknown: bool = False  # the engine tells no request how much of its prompt was cached
+    unseen: bool = False  # and nobody saw how the prompts begin
     think_s: float = 0.05
     bursts: bool = False  # the external traffic: for half of each minute, with 8 times the prompt
     counts_work: bool = False  # the engine counts its FLOPs and bytes
@@ -120,6 +123,10 @@ def scenarios(requests: int) -> list[Scenario]:
         replace(base, name="prefill-heavy, 70b", engine="70b", mix=tuple(PREFILL_HEAVY.items())),
         replace(base, name="prefix-cache hits", shared_prefix=0.6),
         replace(base, name="prefix-cache hits, untold", shared_prefix=0.6, cached_unknown=True),
+        replace(
+            base, name="prefix-cache hits, untold, unseen",
+            shared_prefix=0.6, cached_unknown=True, unseen=True,
+        ),
         replace(base, name="cancels", cancelled=0.2),
         replace(base, name="external traffic, a quarter", external=0.25),
         replace(base, name="external traffic, a tenth", external=0.1),
@@ -163,6 +170,7 @@ class Seen(msgspec.Struct):
     windows: list[Window]
     activities: list[Activity]
     truth_j: dict[str, float]
+    likely: dict[str, float]  # cached tokens of each prompt, as far as its beginning tells
 
 
 def play(scenario: Scenario, seed: int = 1) -> Seen:
@@ -206,12 +214,26 @@ def play(scenario: Scenario, seed: int = 1) -> Seen:
     kept = [w for w in run.windows if random_.random() >= scenario.lost]
     truth_j = run.request_j(kept)
     noisy = [_spoilt_window(window, scenario, random_) for window in kept]
+    likely = {} if scenario.unseen else _likely_cached(run)
     return Seen(
         run,
         _with_jittered_edges(noisy, scenario.edge_jitter_s, random_),
-        [_spoilt_activity(activity, scenario, random_) for activity in run.activities],
+        [_spoilt_activity(activity, scenario, likely, random_) for activity in run.activities],
         truth_j,
+        likely,
     )
+
+
+def _likely_cached(run: Run) -> dict[str, float]:
+    """What the proxy sees of prompts that begin alike: of those that came through it."""
+    prefixes = Prefixes()
+    sent: dict[str, Sent] = {}
+    for activity in sorted(run.activities, key=lambda a: a.start_s):
+        blocks = run.jobs[activity.request_id].blocks
+        sent[activity.request_id] = one = prefixes.sent(blocks)
+        if activity.first_token_s is not None:
+            one.first_token(activity.first_token_s)
+    return {request_id: BLOCK_TOKENS * one.cached() for request_id, one in sent.items()}
 
 
 def on_one_gpu(one: Seen, other: Seen) -> Seen:
@@ -256,6 +278,11 @@ def on_one_gpu(one: Seen, other: Seen) -> Seen:
             for a in seen.activities
         ],
         both.request_j(),
+        {
+            f"{name} {request_id}": tokens
+            for name, seen in (("one", one), ("other", other))
+            for request_id, tokens in seen.likely.items()
+        },
     )
 
 
@@ -323,9 +350,15 @@ def _with_jittered_edges(
     ]
 
 
-def _spoilt_activity(activity: Activity, scenario: Scenario, random_: random.Random) -> Activity:
+def _spoilt_activity(
+    activity: Activity, scenario: Scenario, likely: dict[str, float], random_: random.Random
+) -> Activity:
     if scenario.cached_unknown:
-        activity = msgspec.structs.replace(activity, cached_prompt_tokens=0.0)
+        activity = msgspec.structs.replace(
+            activity,
+            cached_prompt_tokens=0.0,
+            likely_cached_tokens=likely.get(activity.request_id),
+        )
     if not scenario.jitter_s:
         return activity
 
@@ -435,7 +468,10 @@ def one_at_a_time(seen: Seen, known: dict[str, StepPhysics]) -> dict[str, float]
             active.append(waiting.popleft())
         since_s = (before or (window,))[0].start_s
         active = [a for a in active if a.end_s is None or a.end_s >= since_s]
-        told = [_so_far(a, now_s, clocks[a.engine if shared else ""]) for a in active]
+        told = [
+            _so_far(a, now_s, clocks[a.engine if shared else ""], seen.likely.get(a.request_id))
+            for a in active
+        ]
         around = Around(before, after)
         if shared:
             divided = divider.divide_shared(window, told, shared, around)[0]
@@ -465,11 +501,15 @@ def _clocks(windows: Sequence[Window]) -> dict[str, Clock]:
     return clocks
 
 
-def _so_far(activity: Activity, now_s: float, clock: Clock) -> Activity:
-    """What the proxy knows of a stream at a time: a token came with every step."""
+def _so_far(activity: Activity, now_s: float, clock: Clock, likely: float | None) -> Activity:
+    """What the proxy knows of a stream at a time: a token came with every step, and how much of
+    its prompt was cached the engine says at the end, if it does."""
     end_s, first_s = activity.end_s, activity.first_token_s
     if end_s is None or end_s <= now_s:
         return activity
+    activity = msgspec.structs.replace(
+        activity, cached_prompt_tokens=0.0, likely_cached_tokens=likely
+    )
     if first_s is None or first_s > now_s:
         return msgspec.structs.replace(
             activity, end_s=None, first_token_s=None, output_tokens=0.0, progress=()

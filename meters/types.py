@@ -130,6 +130,9 @@ class Activity(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     # (time, cumulative output tokens) where the stream was watched; may be empty
     progress: tuple[tuple[float, float], ...] = ()
     engine: str = ""  # the backend, where several share the node's devices
+    # Where the engine does not say (yet) how much of this prompt was cached: the tokens with which
+    # it begins as earlier ones did (``meters.prefixes``). None where it said, or nobody knows.
+    likely_cached_tokens: float | None = None
 
 
 class Share(msgspec.Struct, frozen=True, gc=False):

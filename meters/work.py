@@ -22,6 +22,7 @@ from meters.foreign import Foreign
 from meters.phases import SHORTEST_S, Floats, Ints, Phases, as_counted, phases
 from meters.step_clock import StepClock
 from meters.types import Activity, Window
+from meters.untold_hits import untold_hits
 
 UNSURE = 0.1  # of a prompt that waited: the part that may have been computed earlier
 
@@ -83,8 +84,9 @@ def rebuild(
     generated = as_counted([w.generated_tokens for w in windows])
     prompts = as_counted([w.prompt_tokens for w in windows])
     cached = as_counted([w.cached_prompt_tokens for w in windows])
-    hits = _untold_hits(starts, ends, requests, prompts, cached)
-    if hits.any():
+    likely = as_counted([a.likely_cached_tokens for a in activities])
+    hits = untold_hits(starts, ends, requests, likely, prompts, cached)
+    if hits is not None:
         requests = phases(activities, until_s, hits)
     steps = as_counted([w.steps for w in windows])
     clock = StepClock(starts, ends, requests, steps, np.zeros(len(windows)))
@@ -121,24 +123,6 @@ def rebuild(
         external_prefilled=external_prompts * (1 - hit),
         external_shares=np.maximum(clock.steps - work.by_window(work.shares), 0.0),
     )
-
-
-def _untold_hits(
-    starts: Floats, ends: Floats, requests: Phases, prompts: Floats, cached: Floats
-) -> Floats:
-    """Cached tokens of each prompt where the engine counts them but tells no request its own.
-
-    Then those of a window are divided among the prompts that it finished, by length.
-    """
-    nobody = np.zeros(len(requests.prompt))
-    told = requests.started & (requests.computed < requests.prompt - 1)
-    if told.any() or not (np.nan_to_num(cached) > 0).any():
-        return nobody
-    with np.errstate(invalid="ignore", divide="ignore"):
-        hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
-    window = np.minimum(np.searchsorted(ends, requests.first, side="left"), len(ends) - 1)
-    inside = requests.started & (requests.first > starts[window]) & (requests.first <= ends[window])
-    return np.where(inside, requests.prompt * hit[window], nobody)
 
 
 def _token_slack(tokens: Floats, clock: StepClock, lengths: Floats) -> Floats:

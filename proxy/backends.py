@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from estimators.types import Backend, Declared, Load
+from meters.prefixes import Prefixes
 from proxy.settings import BackendSettings, DeclaredEnergy, Retries, Settings
 
 log = logging.getLogger("joulegate.backends")
@@ -39,6 +40,7 @@ class Engine:
         "in_flight",
         "name",
         "node",
+        "prefixes",
         "probing",
         "reported",
         "reported_at_s",
@@ -65,6 +67,7 @@ class Engine:
         self.probing = False
         self.healthy = True
         self.asleep = False
+        self.prefixes: Prefixes | None = None  # once its meter shows that it has a prefix cache
         self.reported: Load | None = None
         self.reported_at_s = 0.0
 
@@ -161,6 +164,7 @@ class Pool:
             self.groups.setdefault(engine.group, []).append(engine)
         self.fallbacks = dict(fallbacks or {})
         self._wild = [engine for engine in self.engines if engine.wildcard]
+        self.remembers = any(engine.prefixes is not None for engine in self.engines)
         self.everything = [engine for engine in self.engines if not engine.wildcard]
 
     def serving(self, model: str) -> list[Engine]:

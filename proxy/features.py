@@ -176,6 +176,7 @@ class Prompt(msgspec.Struct):
     # messages before its last answer, which are those of the request before.
     whole: int | None = None
     before: int | None = None
+    blocks: tuple[int, ...] = ()  # by which its beginning is known again (meters.prefixes)
 
     def __repr__(self) -> str:
         return f"Prompt({len(self.text)} characters)"

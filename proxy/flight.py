@@ -12,6 +12,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from estimators.types import Estimate, Features
+from meters.prefixes import Sent, characters
 from meters.types import Activity
 from policies.answer_budget import AnswerBudget
 from policies.types import Candidate, Decision
@@ -75,6 +76,8 @@ class Flight:
         "admitted",
         "asked",
         "attempts",
+        "begins",
+        "blocks",
         "body_sent",
         "booked",
         "budget",
@@ -140,6 +143,8 @@ class Flight:
         self.turn: Turn | None = None  # the conversation's turn before
         self.prefix: int | None = None  # what tells its messages from all others
         self.traceparent: bytes | None = None  # the client's own trace
+        self.blocks: tuple[int, ...] = ()  # of its prompt, where engines' caches are followed
+        self.begins: Sent | None = None  # its prompt among others that the engine was sent
         self.features: Features | None = None
         self.candidates: tuple[Candidate, ...] = ()
         self.decision: Decision | None = None
@@ -207,6 +212,7 @@ class Flight:
         prompt = usage.prompt_tokens if usage and usage.prompt_tokens is not None else None
         output = usage.completion_tokens if usage and usage.completion_tokens is not None else None
         guessed = features.prompt_tokens if features else 0
+        told = usage is not None and usage.cached_tokens is not None
         return Activity(
             request_id=self.request_id,
             node=self.engine.node,
@@ -218,7 +224,17 @@ class Flight:
             cached_prompt_tokens=float((usage.cached_tokens if usage else None) or 0),
             output_tokens=float(output) if output is not None else self._so_far(),
             progress=tuple((self.wall(at), tokens) for at, tokens in self.progress),
+            likely_cached_tokens=None
+            if told
+            else self._likely(guessed if prompt is None else prompt),
         )
+
+    def _likely(self, prompt_tokens: int) -> float | None:
+        """Tokens of its prompt that the engine most likely had; None where nobody knows."""
+        begins = self.begins
+        if begins is None or not begins.blocks:
+            return None
+        return prompt_tokens * characters(begins.cached()) / characters(begins.blocks)
 
     def activities(self) -> list[Activity]:
         """What it did on every node so far."""

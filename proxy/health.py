@@ -8,6 +8,7 @@ import time
 
 import aiohttp
 
+from meters.prefixes import Prefixes
 from meters.types import Window
 from proxy.backends import Engine, Pool
 from proxy.background import ended
@@ -75,6 +76,10 @@ class HealthChecks:
 def note_load(pool: Pool, window: Window, now_s: float) -> None:
     """Take an engine's own word on how busy it is, and whether it sleeps, from a window that just
     closed."""
+    if window.cached_prompt_tokens is not None:
+        for engine in pool.engines:
+            if engine.node == window.node and engine.prefixes is None:
+                engine.prefixes, pool.remembers = Prefixes(), True
     if window.running is None and window.asleep is None:
         return
     for engine in pool.engines:

@@ -20,6 +20,7 @@ import aiohttp
 import msgspec
 
 from estimators.types import Estimate, Features
+from meters.prefixes import blocks_of
 from policies.answer_budget import AnswerBudget, applied
 from policies.types import NoBackendWithinLimits
 from proxy import cache, errors, features, rewrite, similar, upstream
@@ -299,7 +300,7 @@ class Steps:
         counted = self.counter.exact
         if len(body) <= SHORT_BODY:
             prompt = features.prompt_of(request)
-            counting = self.small.submit(partial(self.counter.count, prompt.text))
+            counting = self.small.submit(partial(self._count, request, prompt))
             task, text = self._described(prompt)
             tokens = await counting + prompt.overhead_tokens
         else:
@@ -314,7 +315,7 @@ class Steps:
                 reading.add_done_callback(lambda done: _count_later(flight, done))
         cached = 0
         if prompt is not None:
-            flight.prefix = prompt.whole
+            flight.prefix, flight.blocks = prompt.whole, prompt.blocks
             if prompt.before is not None or flight.session is not None:
                 known = self.router.conversations
                 flight.turn = known.before(caller.team, flight.session, prompt.before)
@@ -333,8 +334,13 @@ class Steps:
 
     def _read(self, request: Peek) -> tuple[int, Prompt, str | None, str]:
         prompt = features.prompt_of(request)
-        tokens = self.counter.count(prompt.text) + prompt.overhead_tokens
+        tokens = self._count(request, prompt) + prompt.overhead_tokens
         return tokens, prompt, *self._described(prompt)
+
+    def _count(self, request: Peek, prompt: Prompt) -> int:
+        if self.router.pool.remembers and not prompt.images:
+            prompt.blocks = blocks_of(prompt.text, (request.model, bytes(request.tools)))
+        return self.counter.count(prompt.text)
 
     def _described(self, prompt: Prompt) -> tuple[str | None, str]:
         return self.describe(prompt) if self.describe is not None else (None, prompt.last)
@@ -530,6 +536,9 @@ class Steps:
         )
         engine.started(flight.context_tokens)
         flight.loads = engine
+        flight.begins = None
+        if engine.prefixes is not None and flight.blocks:
+            flight.begins = engine.prefixes.sent(flight.blocks)
         if engine.cooldown_until_s:
             engine.probing = flight.probes = True
 
@@ -635,6 +644,8 @@ class Steps:
                     if flight.first_token_s is None:
                         flight.first_token_s = now_s
                         noted_s = now_s
+                        if flight.begins is not None:
+                            flight.begins.first_token(now_s)
                     elif now_s - noted_s > PROGRESS_S and len(flight.progress) < MAX_PROGRESS:
                         noted_s = now_s
                         flight.progress.append((now_s, float(watcher.events)))
@@ -941,6 +952,10 @@ def _left(flight: Flight) -> None:
     if engine is None:
         return
     flight.loads = None
+    if flight.begins is not None:
+        if not flight.stream and 200 <= flight.status < 300:
+            flight.begins.first_token(time.monotonic())
+        flight.begins.ended()
     engine.ended(flight.context_tokens)
     flight.context_tokens = 0
     if flight.probes:
@@ -963,3 +978,6 @@ def _count_later(flight: Flight, done: asyncio.Future[tuple[int, Prompt, str | N
     flight.features = msgspec.structs.replace(
         flight.features, prompt_tokens=done.result()[0], prompt_tokens_counted=True
     )
+    flight.blocks, engine = done.result()[1].blocks, flight.engine
+    if engine is not None and engine.prefixes is not None and flight.loads is engine:
+        flight.begins = engine.prefixes.sent(flight.blocks)
