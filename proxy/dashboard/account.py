@@ -8,7 +8,7 @@ once, here; every total is a sum of these whole numbers.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -182,24 +182,32 @@ class Idle(NamedTuple):
     platform_uj: int
 
 
+def allotted(
+    raw: Raw, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
+) -> Iterator[tuple[NodeHour, dict[str, tuple[float, float]]]]:
+    """Each hour of a node that idled, with which span of its idle energy is whose."""
+    use = Use(trailing)
+    spans: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
+    for row in hours_of(raw, simulated):
+        if not row.idle_uj:
+            continue
+        key = row.node, row.hour_s // DAY_S
+        parts = spans.get(key)
+        if parts is None:
+            site = sites.site(row.node)
+            weights, lately = use.before(row.node, key[1], site.entitled)
+            parts = spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
+        yield row, parts
+
+
 def idle_of(
     raw: Raw, team: str, trailing: Mapping[int, _Day], sites: Sites, simulated: bool
 ) -> Idle:
     """The team's part of every node's idle energy, hour by hour, by the rule of idle_spans."""
-    use = Use(trailing)
-    spans: dict[tuple[str, int], dict[str, tuple[float, float]]] = {}
     mine: list[tuple[str, int, int]] = []
     teams_uj = platform_uj = 0
-    for row in _of_book(raw, simulated):
+    for row, parts in allotted(raw, trailing, sites, simulated):
         node, hour_s, idle_uj = row.node, row.hour_s, row.idle_uj
-        if not idle_uj:
-            continue
-        key = node, hour_s // DAY_S
-        parts = spans.get(key)
-        if parts is None:
-            site = sites.site(node)
-            weights, lately = use.before(node, key[1], site.entitled)
-            parts = spans[key] = idle_spans(site.owner, weights, lately, site.entitled)
         if PLATFORM in parts:
             platform_uj += idle_uj
             continue
@@ -221,7 +229,7 @@ def asked_of(raw: Raw, simulated: bool) -> Ints:
     return kept
 
 
-def _of_book(raw: Raw, simulated: bool) -> list[NodeHour]:
+def hours_of(raw: Raw, simulated: bool) -> list[NodeHour]:
     """Hours of nodes of one book."""
     made_up = Evidence.SIMULATED.value
     return [row for row in raw.nodes if (row.evidence == made_up) is simulated]
@@ -306,7 +314,7 @@ def build(
 
 
 def _reconcile(raw: Raw, idle: Idle, simulated: bool) -> Reconciliation:
-    rows = _of_book(raw, simulated)
+    rows = hours_of(raw, simulated)
     pending = raw.pending_simulated_uj if simulated else raw.pending_uj
     return Reconciliation(
         metered_uj=sum(r.metered_uj for r in rows),
@@ -431,7 +439,7 @@ def _at_node_hours(
 def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Sites) -> _Base:
     """Adds a host cell for each cell of our own GPUs: metered where the node's host was."""
     ratio: dict[tuple[int, int], float] = {}
-    for row in _of_book(raw, simulated):
+    for row in hours_of(raw, simulated):
         if row.host_known >= row.windows and row.metered_uj > 0:
             ratio[nodes.place(row.node), row.hour_s] = row.host_energy_uj / row.metered_uj
     own = base.evidence != EVIDENCE.index(Evidence.MODELLED)
@@ -559,7 +567,7 @@ def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: boo
     """The node-hour's embodied grams, by each cell's part of the node-hour's metered energy."""
     per_uj: dict[tuple[int, int], float] = {}
     ug_per_us: dict[str, float] = {}
-    for row in _of_book(raw, simulated):
+    for row in hours_of(raw, simulated):
         rate = ug_per_us.get(row.node)
         if rate is None:
             site = sites.site(row.node)

@@ -29,6 +29,7 @@ class Option(msgspec.Struct, frozen=True, kw_only=True):
     effort: str
     low: float
     high: float
+    figures: tuple[float | str, ...] = ()  # what stands in ``why``
 
 
 class Study(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,9 @@ class Advice(msgspec.Struct, frozen=True, kw_only=True):
     effort: str
     low_ug: float
     high_ug: float
+    figures: tuple[float | str, ...] = ()  # what stands in ``why``, as Numbers.sentence takes it
+    rows: str = "policies"  # the page with what it was worked out from
+    only: tuple[tuple[str, str], ...] = ()  # and which of its rows
 
 
 def advise(
@@ -120,6 +124,8 @@ def _shift(
                 effort="change a schedule",
                 low_ug=saved * 0.5,
                 high_ug=saved,
+                rows="requests",
+                only=(("tag", tag),),
             )
         )
     return found
@@ -154,9 +160,12 @@ def _replayed(account: Account, study: Study) -> list[Advice]:
             kind=option.kind,
             title=option.title,
             why=option.why,
+            figures=option.figures,
             effort=option.effort,
             low_ug=active_ug * option.low,
             high_ug=active_ug * option.high,
+            rows="policies" if option.kind == "route" else "requests",
+            only=() if option.kind == "route" else (("by", "model"),),
         )
         for option in study.options
     ]
@@ -181,11 +190,14 @@ def _cache(account: Account) -> list[Advice]:
         Advice(
             kind="cache",
             title="Let the other requests use the cache",
-            why=f"{rate:.0%} of the requests that may be answered from the cache were; the others "
+            why="{:%} of the requests that may be answered from the cache were; the others "
             "did not ask it. Half to all of that rate.",
+            figures=(rate,),
             effort="send temperature 0, or allow sampled answers",
             low_ug=left_ug * max(0.0, rate - spread) * 0.5,
             high_ug=left_ug * min(1.0, rate + spread),
+            rows="requests",
+            only=(("cache", "off"),),
         )
     ]
 
@@ -209,6 +221,8 @@ def _model(models: Sequence[Line]) -> list[Advice]:
             effort="set a policy, check quality",
             low_ug=saved * 0.25,
             high_ug=saved * 0.75,
+            rows="requests",
+            only=(("model", heavy.key),),
         )
     ]
 
@@ -236,6 +250,8 @@ def _idle(account: Account) -> list[Advice]:
             effort="operations",
             low_ug=ug * 0.3,
             high_ug=ug * 0.9,
+            rows="books",
+            only=(("node", node),),
         )
         for node, ug in unused.items()
     ]
@@ -269,5 +285,7 @@ def _region(account: Account) -> list[Advice]:
             effort="capacity, data rules",
             low_ug=saved * 0.5,
             high_ug=saved,
+            rows="requests",
+            only=(("zone", largest or "world"),),
         )
     ]

@@ -23,10 +23,11 @@ def _svg(
     body: str,
     name: str,
     fit: str = "xMidYMid meet",
+    role: str = "img",
 ) -> Markup:
     number = next(_numbers) % 1_000_000
     return Markup(
-        f'<svg class="chart {name}" viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'<svg class="chart {name}" viewBox="0 0 {width:g} {height:g}" role="{role}" '
         f'aria-labelledby="t{number} d{number}" preserveAspectRatio="{fit}">'
         f'<title id="t{number}">{escape(title)}</title><desc id="d{number}">{escape(text)}</desc>'
         f"{body}</svg>"
@@ -39,6 +40,17 @@ def _rect(x: float, y: float, w: float, h: float, name: str, tip: str = "") -> s
         f'<rect class="{name}" x="{x:.2f}" y="{y:.2f}" width="{max(w, 0):.2f}" '
         f'height="{max(h, 0):.2f}">{inner}</rect>'
     )
+
+
+def _linked(href: str, inner: str, label: str = "") -> str:
+    """``inner`` as a link. Without a label it is one for the pointer only: the same link stands
+    beside the chart for everyone else."""
+    said = f'aria-label="{escape(label)}"' if label else 'tabindex="-1"'
+    return f'<a href="{escape(href)}" {said}>{inner}</a>'
+
+
+def _unspoken(body: str) -> str:
+    return f'<g aria-hidden="true">{body}</g>'
 
 
 def _text(x: float, y: float, text: str, anchor: str = "start", name: str = "") -> str:
@@ -64,9 +76,10 @@ def stacked_days(
     write: Callable[[float], str],
     title: str,
     marker: float | None = None,
+    link: Callable[[str], str] | None = None,
 ) -> Markup:
     """Columns, one a day. ``layers``: (class, name, values) from the bottom; ``marker``: a level
-    drawn across, such as a budget's day."""
+    drawn across, such as a budget's day; ``link``: where a label's column leads."""
     width, height, left, bottom, top = 420.0, 214.0, 70.0, 28.0, 14.0
     totals = [sum(column) for column in zip(*(values for _, _, values in layers), strict=True)]
     most = nice_top(max([*totals, marker or 0.0, 0.0]))
@@ -79,20 +92,15 @@ def stacked_days(
         body.append(_text(left - 6, y + 4, write(most * part), "end", "axis"))
     for place, label in enumerate(labels):
         x, y = left + place * step, height - bottom
+        column = []
         for name, word, values in layers:
             h = values[place] * scale
             y -= h
             if h > 0:
-                body.append(
-                    _rect(
-                        x + step * 0.12,
-                        y,
-                        step * 0.76,
-                        h,
-                        name,
-                        f"{label}, {word}: {write(values[place])}",
-                    )
-                )
+                tip = f"{label}, {word}: {write(values[place])}"
+                column.append(_rect(x + step * 0.12, y, step * 0.76, h, name, tip))
+        drawn = "".join(column)
+        body.append(_linked(link(label), drawn) if link and drawn else drawn)
         every = max(1, round(len(labels) / 10))
         if place % every == 0:
             body.append(_text(x + step / 2, height - 8, label[-2:], "middle", "axis"))
@@ -103,13 +111,20 @@ def stacked_days(
         )
     high = max(totals, default=0.0)
     text = f"{len(labels)} days; the highest is {write(high)}."
-    return _svg(width, height, title, text, "".join(body), "days")
+    drawn = "".join(body)
+    if link is None:
+        return _svg(width, height, title, text, drawn, "days")
+    return _svg(width, height, title, text, _unspoken(drawn), "days", role="group")
 
 
 def diverging(
-    bars: Sequence[tuple[str, float]], write: Callable[[float], str], title: str
+    bars: Sequence[tuple[str, float]],
+    write: Callable[[float], str],
+    title: str,
+    link: Callable[[str], str] | None = None,
 ) -> Markup:
-    """Bars to the left (less) and right (more) of a line, one a cause; figures in a column."""
+    """Bars to the left (less) and right (more) of a line, one a cause; figures in a column.
+    ``link``: where a cause's row leads."""
     row, left, right, width = 26.0, 98.0, 106.0, 440.0
     height = row * len(bars) + 4
     room = width - left - right
@@ -120,24 +135,41 @@ def diverging(
     body = [f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="0" y2="{height:.0f}"/>']
     for place, (name, value) in enumerate(bars):
         y, length = place * row + 4, abs(value) * scale
-        body.append(_text(left - 10, y + 14, name, "end", "label"))
         kind = "more" if value >= 0 else "less"
         x = zero if value >= 0 else zero - length
-        body.append(_rect(x, y, length, 18, kind, f"{name}: {write(value)}"))
-        body.append(_text(width - 2, y + 14, write(value), "end", "value"))
+        drawn = (
+            _text(left - 10, y + 14, name, "end", "label")
+            + _rect(x, y, length, 18, kind, f"{name}: {write(value)}")
+            + _text(width - 2, y + 14, write(value), "end", "value")
+        )
+        if link is not None:
+            whole = _rect(0, y - 4, width, row, "reach")
+            drawn = _linked(link(name), whole + drawn, f"{name} {write(value)}: by model")
+        body.append(drawn)
     text = "; ".join(f"{name} {write(value)}" for name, value in bars)
-    return _svg(width, height, title, text, "".join(body), "why")
+    role = "img" if link is None else "group"
+    return _svg(width, height, title, text, "".join(body), "why", role=role)
 
 
-def evidence_bar(parts: Sequence[tuple[str, float]], title: str, text: str) -> Markup:
-    """One bar of shares that fill it; class ``e-NAME`` for each part."""
+def evidence_bar(
+    parts: Sequence[tuple[str, float]],
+    title: str,
+    text: str,
+    link: Callable[[str], str] | None = None,
+) -> Markup:
+    """One bar of shares that fill it; class ``e-NAME`` for each part. ``link``: where a part
+    leads."""
     total = sum(v for _, v in parts) or 1.0
     x, body = 0.0, []
     for name, value in parts:
         w = value / total * 600
-        body.append(_rect(x, 0, max(w - 1, 0.5), 18, f"e-{name}", name))
+        part = _rect(x, 0, max(w - 1, 0.5), 18, f"e-{name}", name)
+        body.append(_linked(link(name), part) if link else part)
         x += w
-    return _svg(600, 18, title, text, "".join(body), "evidence", fit="none")
+    drawn = "".join(body)
+    if link is None:
+        return _svg(600, 18, title, text, drawn, "evidence", fit="none")
+    return _svg(600, 18, title, text, _unspoken(drawn), "evidence", fit="none", role="group")
 
 
 def meter(value: float, least: float, most: float, limit: float, title: str, text: str) -> Markup:

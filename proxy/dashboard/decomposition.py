@@ -76,6 +76,29 @@ def decompose(
     )
 
 
+def by_model(
+    before: Mapping[str, Group], after: Mapping[str, Group], bars: Bars
+) -> dict[str, tuple[int, int, int, int]]:
+    """What each model adds to the first four bars, in micro-grams; the models sum to each bar
+    exactly. Bars that the idle share makes are not a model's."""
+    n0 = sum(g.requests for g in before.values())
+    n1 = sum(g.requests for g in after.values())
+    nothing = Group(0, 0, 0)
+    names = sorted({*before, *after})
+    parts = [
+        _effects(before.get(name, nothing), after.get(name, nothing), n0, n1) for name in names
+    ]
+    whole = (bars.volume_ug, bars.mix_ug, bars.efficiency_ug, bars.grid_ug)
+    columns = [
+        _whole([part[place] for part in parts], total) if parts else []
+        for place, total in enumerate(whole)
+    ]
+    return {
+        name: (row[0], row[1], row[2], row[3])
+        for name, row in zip(names, zip(*columns, strict=True), strict=True)
+    }
+
+
 def _effects(g0: Group, g1: Group, n0: int, n1: int) -> tuple[float, float, float, float]:
     change = float(g1.carbon_ug - g0.carbon_ug)
     if n0 == 0 or n1 == 0:

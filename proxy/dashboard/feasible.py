@@ -158,26 +158,36 @@ def _lengths(trace: Sequence[Arrival]) -> list[tuple[str, str, str, list[Arrival
 
 
 def _route(name: str, base: Replayed, other: Replayed, replayed: int) -> list[Option]:
-    then = f"; quality {other.quality.mid:.2f}" if other.quality else ""
-    now = f" instead of {base.quality.mid:.2f}" if base.quality else ""
-    late = (
-        f"; 95 % of first tokens within {other.ttft_s.p95:.2f} s instead of {base.ttft_s.p95:.2f} s"
-        if other.ttft_s and base.ttft_s
-        else ""
-    )
+    why = "Your latest requests replayed as if each had asked for auto"
+    figures: list[float | str] = []
+    if other.quality:
+        why, figures = f"{why}; quality {{:2}}", [*figures, other.quality.mid]
+        if base.quality:
+            why, figures = f"{why} instead of {{:2}}", [*figures, base.quality.mid]
+    if other.ttft_s and base.ttft_s:
+        why += "; 95 % of first tokens within {:2} s instead of {:2} s"
+        figures += [other.ttft_s.p95, base.ttft_s.p95]
     return _option(
         "route",
         f"Let {name} choose the backend",
-        f"Your latest requests replayed as if each had asked for auto{then}{now}{late}.",
+        f"{why}.",
         "ask for auto",
         base,
         other,
         replayed,
+        tuple(figures),
     )
 
 
 def _option(
-    kind: str, title: str, why: str, effort: str, base: Replayed, other: Replayed, replayed: int
+    kind: str,
+    title: str,
+    why: str,
+    effort: str,
+    base: Replayed,
+    other: Replayed,
+    replayed: int,
+    figures: tuple[float | str, ...] = (),
 ) -> list[Option]:
     """The change as an option, or nothing where it is not feasible or saves nothing."""
     if base.active_carbon_g is None or other.active_carbon_g is None or base.active_carbon_g <= 0:
@@ -203,6 +213,7 @@ def _option(
             effort=effort,
             low=low,
             high=high,
+            figures=figures,
         )
     ]
 

@@ -1,7 +1,9 @@
 """The grammar of links: every view is a GET that can be shared.
 
 ``/dashboard/TEAM/PAGE?period=2026-10&tz=Europe/Berlin&lang=de&book=simulated`` and, on the
-requests page, filters: ``model backend key tag project task policy zone evidence outcome cache``.
+requests page, filters: ``model backend node key tag project task policy zone evidence outcome cache
+figure saving``, and ``by`` for the grouping that is open. ``why`` takes ``cause`` and ``by``,
+``books`` takes ``term`` and ``node``.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ PAGES: Mapping[str, str] = {
     "plan": "Plan",
     "policies": "Policies",
     "report": "Report",
+    "books": "Books",
     "method": "Method and data health",
 }
 

@@ -74,6 +74,14 @@ class Numbers:
             return f"{self.significant(value / 1e6)}{_NARROW}M"
         return self.plain(value)
 
+    def count(self, value: float | None, one: str, many: str = "") -> str:
+        """A count with its noun: "1 request", "1.21 M requests"."""
+        return f"{self.short(value)} {one if value == 1 else many or one + 's'}"
+
+    def sentence(self, text: str, figures: Sequence[float | str] = ()) -> str:
+        """``text`` with its figures in place of ``{}``, ``{:2}`` (decimals) and ``{:%}``."""
+        return text.format(*(_Figure(self, each) for each in figures)) if figures else text
+
     def mass(self, ug: float | None, signed: bool = False) -> str:
         """Micro-grams as mg, g, kg or t."""
         if ug is None:
@@ -182,3 +190,18 @@ class Numbers:
             return UNKNOWN
         at = datetime.fromtimestamp(unix_s, ZoneInfo(time_zone))
         return f"{format_datetime(at, 'd MMM y HH:mm:ss', locale=self._locale)} {at:%z}"
+
+
+class _Figure:
+    """One figure of a sentence, written as its place says."""
+
+    def __init__(self, numbers: Numbers, value: float | str) -> None:
+        self._numbers = numbers
+        self._value = value
+
+    def __format__(self, how: str) -> str:
+        if isinstance(self._value, str):
+            return self._value
+        if how == "%":
+            return self._numbers.percent(self._value)
+        return self._numbers.plain(self._value, int(how or 0))

@@ -27,6 +27,7 @@ from meters.schema import (
     shares,
     team_days,
 )
+from meters.types import CACHE_HITS
 
 Ints = NDArray[np.int64]
 DAY_S = 86_400
@@ -322,6 +323,9 @@ class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
     evidence: str | None = None
     outcome: str | None = None
     cache: str | None = None
+    node: str | None = None
+    figure: str | None = None  # "none": sent, and nothing says what they used
+    saving: str | None = None  # "route" or "cache": those with a counterfactual of that lever
     simulated: bool = False
 
 
@@ -346,6 +350,7 @@ def request_rows(
         "zone": wanted.zone,
         "outcome": wanted.outcome,
         "cache": wanted.cache,
+        "node": wanted.node,
     }
     for column, value in named.items():
         if value is not None:
@@ -372,6 +377,14 @@ def request_rows(
         rules.append(metered.is_not(None))
     elif wanted.evidence is not None:
         rules += [metered.is_(None), c.evidence == wanted.evidence]
+    if wanted.figure == "none":
+        rules += [metered.is_(None), c.energy_uj.is_(None), func.coalesce(c.backend, "") != ""]
+    if wanted.saving is not None:
+        hit = c.cache.in_(sorted(CACHE_HITS))
+        rules += [
+            c.counterfactual_energy_uj.is_not(None),
+            hit if wanted.saving == "cache" else ~hit,
+        ]
     query = (
         select(requests, metered.label("metered_uj"))
         .where(*rules)
@@ -380,6 +393,20 @@ def request_rows(
     )
     with ledger.database.read() as connection:
         return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def pending_rows(ledger: Ledger, start_s: int, end_s: int) -> dict[tuple[str, int, bool], int]:
+    """Shares whose request is not recorded yet: micro-joules by node, hour and whether they are
+    simulated."""
+    e = energy_hours.c
+    found: dict[tuple[str, int, bool], int] = defaultdict(int)
+    query = select(e.metered_node, e.hour_s, e.metered_evidence, e.energy_uj).where(
+        e.team == "", e.hour_s >= start_s, e.hour_s < end_s
+    )
+    with ledger.database.read() as connection:
+        for node, hour_s, evidence, uj in connection.execute(query):
+            found[node, hour_s, evidence == "simulated"] += int(uj)
+    return dict(found)
 
 
 def span(ledger: Ledger, team: str) -> tuple[float, float] | None:

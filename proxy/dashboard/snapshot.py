@@ -47,8 +47,17 @@ from proxy.dashboard.accounting import (
 )
 from proxy.dashboard.decomposition import Bars, Group, decompose
 from proxy.dashboard.holdout import HoldOut, hold_out
+from proxy.dashboard.node_books import BookRow, node_books
 from proxy.dashboard.periods import Period, local_day
-from proxy.dashboard.queries import ASKED, DAY_S, TRAILING_DAYS, Raw, Trailing, read
+from proxy.dashboard.queries import (
+    ASKED,
+    DAY_S,
+    TRAILING_DAYS,
+    Raw,
+    Trailing,
+    pending_rows,
+    read,
+)
 from proxy.dashboard.sites import Sites
 
 GROUPINGS = ("model", "backend", "key", "tag", "project", "task", "policy", "evidence", "zone")
@@ -229,13 +238,28 @@ class Snapshots:
         kept = self._kept.get(key)
         if kept and kept[1] is raw:
             return kept
-        days = [row.hour_s // DAY_S for row in raw.nodes if row.idle_uj]
-        trailing = self._trailing.by_day(min(days) - TRAILING_DAYS, max(days)) if days else {}
+        trailing = self._trailing_of(raw)
         account = cells.build(raw, team, trailing, self.book, self.sites, simulated)
         if len(self._kept) >= REMEMBERED:
             self._kept.clear()
         self._kept[key] = (account, raw)
         return account, raw
+
+    def _trailing_of(self, raw: Raw) -> Mapping[int, Mapping[tuple[str, str], int]]:
+        days = [row.hour_s // DAY_S for row in raw.nodes if row.idle_uj]
+        return self._trailing.by_day(min(days) - TRAILING_DAYS, max(days)) if days else {}
+
+    def node_books(
+        self,
+        team: str,
+        period: Period,
+        simulated: bool,
+        key: Callable[[str, int], str | None],
+    ) -> list[BookRow]:
+        """The rows of the line that reconciles, by ``key`` of node and hour."""
+        raw = self._raw(team, period)
+        pending = pending_rows(self.ledger, period.start_s, period.end_s)
+        return node_books(raw, team, self._trailing_of(raw), self.sites, simulated, pending, key)
 
     def _keep_for(self, period: Period, now_s: float) -> float:
         """How long what was read stands: longer for periods that receive nothing any more."""
@@ -380,19 +404,47 @@ def _days_of_month(year: int, month: int) -> int:
     return monthrange(year, month)[1]
 
 
+class RangeRow(NamedTuple):
+    """One independent error of a total: what it applies to, from where to where, in micro-grams."""
+
+    what: str  # backend | idle | host | zone
+    name: str
+    part: Part
+
+
+def range_rows(account: Account) -> list[RangeRow]:
+    """What the range of a total is made of. The rows of backends, idle and host sum to the total;
+    those of zones are errors of the grid's factors on all of it."""
+    parts, relative = _errors(account)
+    found = [RangeRow(what, name, part) for what, name, part in parts]
+    for what, name, amount, share in relative:
+        found.append(RangeRow(what, name, Part(-amount * share, 0.0, amount * share)))
+    return found
+
+
 def _range(account: Account) -> Part:
+    parts, relative = _errors(account)
+    return combine(
+        (part for _, _, part in parts), ((amount, share) for _, _, amount, share in relative)
+    )
+
+
+def _errors(
+    account: Account,
+) -> tuple[list[tuple[str, str, Part]], list[tuple[str, str, float, float]]]:
+    """Parts with errors of their own, and errors relative to an amount, each with its name."""
     c = account.cells
     estimated = c.high_ug > 0
     metered = (c.evidence == EVIDENCE.index(Evidence.METERED)) | (
         (c.evidence == EVIDENCE.index(Evidence.SIMULATED)) & ~estimated
     )
-    parts: list[Part] = []
+    parts: list[tuple[str, str, Part]] = []
     names = [d.backend for d in account.dims]
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         groups.setdefault(name, []).append(place)
     own = c.component != HOST
-    for places in groups.values():
+    for name, places in groups.items():
         of_backend = np.isin(c.dim, places) & own
         ug = c.operational_ug[of_backend].astype(np.float64)
         if not len(ug):
@@ -402,29 +454,32 @@ def _range(account: Account) -> Part:
         # a figure without a band of its own may be wrong by half
         bare = ~estimated[of_backend] & ~metered[of_backend]
         low, high = np.where(bare, ug * 0.5, low), np.where(bare, ug * 1.5, high)
-        parts.append(Part(float(low.sum()), float(ug.sum()), float(high.sum())))
+        part = Part(float(low.sum()), float(ug.sum()), float(high.sum()))
+        parts.append(("backend", name, part))
     idle = float(c.operational_ug[c.component == IDLE].sum())
-    parts.append(Part(idle * (1 - METERED_ERROR), idle, idle * (1 + METERED_ERROR)))
+    part = Part(idle * (1 - METERED_ERROR), idle, idle * (1 + METERED_ERROR))
+    parts.append(("idle", "", part))
     host = c.component == HOST
     host_ug = float(c.operational_ug[host].sum())
-    parts.append(Part(host_ug, host_ug, host_ug))
+    parts.append(("host", "", Part(host_ug, host_ug, host_ug)))
     modelled_host = float(c.operational_ug[host & ~metered].sum())
-    relative = [(modelled_host, HOST_MODEL_ERROR)]
-    for zone in range(len(account.zones)):
+    relative = [("host", "", modelled_host, HOST_MODEL_ERROR)]
+    for zone, zone_name in enumerate(account.zones):
         of_zone = c.zone == zone
         error = sum(
             float(c.operational_ug[of_zone & (c.tier == place)].sum()) * TIER_ERROR[tier]
             for place, tier in enumerate(TIERS)
         )
-        relative.append((error, 1.0))
-    return combine(parts, relative)
+        relative.append(("zone", zone_name or "world", error, 1.0))
+    return parts, relative
 
 
 def _bars(before: Account, after: Account) -> Bars:
-    return decompose(_groups(before), _groups(after), _idle_ug(before), _idle_ug(after))
+    return decompose(models_of(before), models_of(after), _idle_ug(before), _idle_ug(after))
 
 
-def _groups(account: Account) -> dict[str, Group]:
+def models_of(account: Account) -> dict[str, Group]:
+    """An account by model, as the decomposition takes it."""
     lines = cells.group_by_dims(account, cells.by_dim(account), "model")
     return {
         line.key: Group(line.requests, line.active_uj + line.host_uj, line.operational_ug)

@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from meters.intensity import IntensityBook, Tier
+from meters.intensity.hours import iso
 from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
@@ -20,13 +21,15 @@ from proxy.dashboard import charts, planning
 from proxy.dashboard.account import IDLE_LINE, Account, Line, by_dim, group_by_dims
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.advice import advise
+from proxy.dashboard.decomposition import by_model
 from proxy.dashboard.links import View
+from proxy.dashboard.node_books import OTHER_NODES, TERMS
 from proxy.dashboard.numbers import Numbers
-from proxy.dashboard.periods import Period, parse
+from proxy.dashboard.periods import Period, local_day, parse
 from proxy.dashboard.queries import PAGE_ROWS, RequestFilter, request_rows
 from proxy.dashboard.receipt import shown
 from proxy.dashboard.sites import Sites
-from proxy.dashboard.snapshot import Snapshot, claimed
+from proxy.dashboard.snapshot import SERIES, Snapshot, claimed, models_of, range_rows
 from proxy.dashboard.viewers import Viewer
 from proxy.own_energy import own_meter
 
@@ -68,7 +71,11 @@ FILTERS = (
     "evidence",
     "outcome",
     "cache",
+    "node",
+    "figure",
+    "saving",
 )
+SIDES = ("model", "tag", "key")  # what both sides of a change are shown by
 
 
 class PolicyOutcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -106,11 +113,12 @@ def overview(
         lambda kg: n.mass(kg * 1e9),
         "CO2e by day",
         budget_day,
+        lambda day: view.link("overview", period=day),
     )
     return {
         "daily": daily if s.total.operational_ug or s.total.embodied_ug else None,
-        "why_chart": _why_chart(s, n),
-        "evidence_bar": _evidence_bar(s, n),
+        "why_chart": _why_chart(view, s, n),
+        "evidence_bar": _evidence_bar(view, s, n),
         "evidence_words": EVIDENCE_WORDS,
         **_advice(dashboard, view, s),
         "drivers": _drivers(s, who),
@@ -133,21 +141,26 @@ def _idle_ug(line: Line) -> int:
     return line.operational_ug - _active_ug(line)
 
 
-def _why_chart(s: Snapshot, n: Numbers) -> Markup | None:
+def _why_chart(view: View, s: Snapshot, n: Numbers) -> Markup | None:
     if s.bars is None:
         return None
     bars = [(name, float(ug)) for name, ug in s.bars.named()]
     write = n.same_mass([ug for _, ug in bars], signed=True)
-    return charts.diverging(bars, write, "Why the total changed")
+    return charts.diverging(
+        bars, write, "Why the total changed", lambda cause: view.link("why", cause=cause)
+    )
 
 
-def _evidence_bar(s: Snapshot, n: Numbers) -> Markup | None:
+def _evidence_bar(view: View, s: Snapshot, n: Numbers) -> Markup | None:
     if not s.evidence:
         return None
     total = sum(ug for _, ug in s.evidence)
     text = ", ".join(f"{n.percent(ug / total)} {EVIDENCE_WORDS[e]}" for e, ug in s.evidence)
     return charts.evidence_bar(
-        [(e, float(ug)) for e, ug in s.evidence], "Evidence of the figure", text
+        [(e, float(ug)) for e, ug in s.evidence],
+        "Evidence of the figure",
+        text,
+        lambda name: view.link("requests", by="evidence", evidence=name),
     )
 
 
@@ -209,17 +222,38 @@ def _driven(dashboard: Dashboard, view: View, s: Snapshot) -> Mapping[str, Mappi
 def why(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
-    """The change, bar by bar, and each model on both sides."""
-    before = dashboard.snapshots.of(view.team, parse(s.previous_period, s.time_zone), s.simulated)
-    old = {line.key: line for line in before.lines["model"]}
-    new = {line.key: line for line in s.lines["model"]}
+    """The change, bar by bar, what each model adds to each, and both sides of it."""
+    compared = parse(s.previous_period, s.time_zone)
+    before = dashboard.snapshots.of(view.team, compared, s.simulated)
+    sides = [name for name in SIDES if name != "key" or who.sees_keys]
+    by = query["by"] if query.get("by") in sides else "model"
+    old = {line.key: line for line in before.lines[by]}
+    new = {line.key: line for line in s.lines[by]}
     names = [*new, *(name for name in old if name not in new)]
+    causes = {} if s.bars is None else dict(s.bars.named())
     return {
-        "why_chart": _why_chart(s, n),
+        "why_chart": _why_chart(view, s, n),
         "before": before,
-        "models": [(name, old.get(name), new.get(name)) for name in names],
+        "by": by,
+        "sides": sides,
+        "both": [(name, old.get(name), new.get(name)) for name in names],
+        "added": _added(dashboard, view, s, compared),
+        "cause": query.get("cause") if query.get("cause") in causes else None,
         "idle_line": IDLE_LINE,
     }
+
+
+def _added(
+    dashboard: Dashboard, view: View, s: Snapshot, compared: Period
+) -> Mapping[str, tuple[int, int, int, int]]:
+    """What each model adds to each bar but that of idle, in micro-grams."""
+    if s.bars is None:
+        return {}
+    old, new = (
+        models_of(dashboard.snapshots.account(view.team, period, s.simulated))
+        for period in (compared, view.period)
+    )
+    return by_model(old, new, s.bars)
 
 
 def where(
@@ -327,6 +361,10 @@ def requests(
 ) -> Values:
     """A page of requests, newest first, filtered as the link says."""
     active = {name: query[name] for name in FILTERS if query.get(name) is not None}
+    groups = {name: s.lines[name] for name in s.lines if name not in SERIES}
+    by = query.get("by", "")
+    if by == "day":
+        groups["day"] = s.lines["day"]
     rows: list[dict[str, Any]] = []
     following: str | None = None
     if who.sees_keys:
@@ -349,9 +387,45 @@ def requests(
         "rows": rows,
         "filters": active,
         "filter_names": FILTERS,
-        "groups": {name: s.lines[name] for name in s.lines if name not in ("day", "hour")},
+        "groups": groups,
+        "by": by,
+        "kept": active | ({"by": by} if by in groups else {}),
         "next": following,
         "idle_line": IDLE_LINE,
+    }
+
+
+def books(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """The rows of the line that reconciles: by node, and a node's days or hours.
+
+    Whose node it is can be told from its name, so others than admins see those that their team
+    drew from, and the rest as one.
+    """
+    account = dashboard.snapshots.account(view.team, view.period, s.simulated)
+    mine = set(account.nodes)
+    node = query.get("node") or ""
+    shown = who.role == "admin" or node in mine
+    hours_shown = len(view.period.days) == 1
+
+    def by_node(name: str, hour_s: int) -> str:
+        return name if who.role == "admin" or name in mine else OTHER_NODES
+
+    def by_time(name: str, hour_s: int) -> str | None:
+        if name != node:
+            return None
+        return iso(hour_s) if hours_shown else local_day(hour_s, s.time_zone).isoformat()
+
+    make = dashboard.snapshots.node_books
+    return {
+        "nodes": make(view.team, view.period, s.simulated, by_node),
+        "times": make(view.team, view.period, s.simulated, by_time) if node and shown else [],
+        "node": node if shown else "",
+        "hours_shown": hours_shown,
+        "term": query.get("term") if query.get("term") in TERMS else None,
+        "other_nodes": OTHER_NODES,
+        "sum_of": lambda rows, name: sum(row.term(name) for row in rows),
     }
 
 
@@ -442,6 +516,7 @@ def method(
     mine = {f.zone for f in s.factors}
     return {
         "method_words": METHOD,
+        "ranges": range_rows(dashboard.snapshots.account(view.team, view.period, s.simulated)),
         "tier_words": TIER_WORDS,
         "own": own,
         "own_since_s": dashboard.clock() - own.seconds,
@@ -463,5 +538,6 @@ PAGES: Mapping[str, Page] = {
     "plan": plan,
     "policies": policies,
     "report": _report,
+    "books": books,
     "method": method,
 }
