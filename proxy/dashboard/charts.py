@@ -110,7 +110,7 @@ def stacked_days(
             f'<line class="marker" x1="{left}" x2="{width - 4}" y1="{y:.1f}" y2="{y:.1f}"/>'
         )
     high = max(totals, default=0.0)
-    text = f"{len(labels)} days; the highest is {write(high)}."
+    text = f"{len(labels)} day{'s' if len(labels) != 1 else ''}; the highest is {write(high)}."
     drawn = "".join(body)
     if link is None:
         return _svg(width, height, title, text, drawn, "days")

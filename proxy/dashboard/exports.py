@@ -102,7 +102,8 @@ def _hold_out(snapshot: Snapshot) -> str:
     found = snapshot.holdout
     if found is None:
         return "none ran"
-    words = f"{found.requests} requests, {found.share:.2%} of the experiment's"
+    requests = f"{found.requests} request{'s' if found.requests != 1 else ''}"
+    words = f"{requests}, {found.share:.2%} of the experiment's"
     if found.saved is None:
         return f"{words}; too few days to compare"
     low, high = found.saved_low or 0.0, found.saved_high or 0.0

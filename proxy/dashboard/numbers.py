@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -18,6 +19,7 @@ LANGUAGES = ("en", "de", "fr")
 UNKNOWN = "–"
 _STEPS = tuple(Decimal(1).scaleb(-digits) for digits in range(10))
 _EXACT = Context(prec=400, rounding=ROUND_HALF_EVEN)  # as many digits as a float may have
+_DECIMAL = re.compile(r"(?<![\w.:@-])\d+\.\d+(?![\w@-]|\.\d)")  # standing alone in a sentence
 _NARROW = "\u202f"  # thin space between number and unit, does not break
 
 
@@ -74,9 +76,19 @@ class Numbers:
             return f"{self.significant(value / 1e6)}{_NARROW}M"
         return self.plain(value)
 
-    def count(self, value: float | None, one: str, many: str = "") -> str:
-        """A count with its noun: "1 request", "1.21 M requests"."""
-        return f"{self.short(value)} {one if value == 1 else many or one + 's'}"
+    def count(self, value: float | None, one: str, short: bool = False) -> str:
+        """A count with its noun: "1 request", "12,400 requests", short "1.21 M requests"."""
+        written = self.short(value) if short else self.plain(value)
+        return f"{written} {one if value == 1 else one + 's'}"
+
+    def exact(self, decimal: str) -> str:
+        """A decimal as exports write it, with this language's sign for its point; not grouped."""
+        return decimal.replace("-", "−").replace(".", get_decimal_symbol(self._locale))
+
+    def prose(self, text: str) -> str:
+        """Words of ours with the decimals in them as this language writes them. Names and versions
+        ("llama-3.3-70b", "0.11.3") stay what they are."""
+        return _DECIMAL.sub(lambda found: self.exact(found[0]), text)
 
     def sentence(self, text: str, figures: Sequence[float | str] = ()) -> str:
         """``text`` with its figures in place of ``{}``, ``{:2}`` (decimals) and ``{:%}``."""

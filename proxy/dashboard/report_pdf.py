@@ -94,19 +94,20 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
     )
     _say(
         pdf,
-        f"{n.plain(s.total.requests)} requests ({n.plain(s.total.unknown_requests)} without a "
+        f"{n.count(s.total.requests, 'request')} ({n.plain(s.total.unknown_requests)} without a "
         f"figure), {n.significant(s.total.g_per_1k_requests)} g per 1,000 requests, "
         f"{n.significant(s.total.g_per_mtok)} g per million tokens.",
     )
     total = sum(ug for _, ug in s.evidence) or 1
     mix = ", ".join(f"{n.percent(ug / total, 1)} {e}" for e, ug in s.evidence) or "none"
     _say(pdf, f"Evidence: {mix}.")
-    r = s.reconciliation
+    r, exact = s.reconciliation, n.exact
     _say(
         pdf,
-        f"Reconciles, all teams: metered {kwh(r.metered_uj)} kWh = teams {kwh(r.teams_uj)} + "
-        f"platform {kwh(r.platform_uj)} + external {kwh(r.external_uj)} + residual "
-        f"{kwh(r.residual_uj)} + pending {kwh(r.pending_uj)}.",
+        f"Reconciles, all teams: metered {exact(kwh(r.metered_uj))} kWh = teams "
+        f"{exact(kwh(r.teams_uj))} + platform {exact(kwh(r.platform_uj))} + external "
+        f"{exact(kwh(r.external_uj))} + residual {exact(kwh(r.residual_uj))} + pending "
+        f"{exact(kwh(r.pending_uj))}.",
     )
     _heading(pdf, "Scopes")
     with _table(pdf, (28, 92, 35, 35)) as table:
@@ -116,23 +117,23 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
                 table,
                 row.scope,
                 row.what,
-                "not supplied" if row.location_ug is None else kg(row.location_ug),
-                "not supplied" if row.market_ug is None else kg(row.market_ug),
+                "not supplied" if row.location_ug is None else exact(kg(row.location_ug)),
+                "not supplied" if row.market_ug is None else exact(kg(row.market_ug)),
             )
-    _lines(pdf, "Total", (s.total,), s)
+    _lines(pdf, "Total", (s.total,), s, n)
     for name in GROUPINGS:
-        _lines(pdf, f"By {_NAMES.get(name, name)}", s.lines[name], s)
-    _lines(pdf, "By day", s.lines["day"], s)
+        _lines(pdf, f"By {_NAMES.get(name, name)}", s.lines[name], s, n)
+    _lines(pdf, "By day", s.lines["day"], s, n)
     _heading(pdf, "Factors")
     with _table(pdf, (25, 30, 135)) as table:
         _row(table, "zone", "mean g/kWh", "sources")
         for f in s.factors:
-            _row(table, f.zone, f"{f.mean_g_per_kwh:.2f}", ", ".join(f.sources))
+            _row(table, f.zone, n.plain(f.mean_g_per_kwh, 2), ", ".join(f.sources))
     _say(pdf, f"Factor set {s.set_version}; ledger {s.ledger_version}; method {s.method_version}.")
     _say(pdf, f"Attribution: {'; '.join(s.attributions) or 'none'}")
     _heading(pdf, "Method")
     for name, words in METHOD:
-        _say(pdf, f"{name}. {words}")
+        _say(pdf, n.prose(f"{name}. {words}"))
     return bytes(pdf.output())
 
 
@@ -143,7 +144,7 @@ def _heading(pdf: FPDF, text: str) -> None:
     pdf.set_font("Helvetica", "", 8)
 
 
-def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot) -> None:
+def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot, n: Numbers) -> None:
     if not lines:
         return
     _heading(pdf, title)
@@ -153,10 +154,10 @@ def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot) -> None:
             _row(
                 table,
                 line.key,
-                str(line.requests),
-                f"{line.facility_uj / 3.6e12:.6f}",
-                kg(line.operational_ug),
-                kg(line.embodied_ug) if s.embodied_known else "not known",
+                n.plain(line.requests),
+                n.exact(f"{line.facility_uj / 3.6e12:.6f}"),
+                n.exact(kg(line.operational_ug)),
+                n.exact(kg(line.embodied_ug)) if s.embodied_known else "not known",
             )
 
 
