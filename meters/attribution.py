@@ -21,6 +21,7 @@ import numpy as np
 
 from meters.fitting import Fit, columns, fit
 from meters.foreign import Foreign
+from meters.others_part import Level, split
 from meters.phases import Floats
 from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, scaled
 from meters.types import Activity, Around, Attribution, Share, StepPhysics, Window
@@ -33,6 +34,12 @@ REFINEMENTS = 8
 MOST_TIMES_PRIOR = 10.0  # where the physics come from elsewhere, and may be off by factors
 UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
 NOTHING_AROUND = Around()
+# Relative standard deviations of what others' requests take in a window: of their tokens, where
+# the engine does not count the bytes it reads or does, and of their prompts.
+CONTEXT_GUESSED = 0.15
+CONTEXT_COUNTED = 0.05
+CONTEXT_VARIES = 0.2  # from one window to the next
+PROMPT_PLACED = 0.5
 OVERLAP_TOLERATED = 0.02  # of the shorter window: clocks jitter
 
 
@@ -93,6 +100,7 @@ class Divider:
 
     def __init__(self) -> None:
         self._foreign: dict[str, Foreign] = {}
+        self._levels: dict[str, Level] = {}
 
     def divide(
         self,
@@ -109,7 +117,8 @@ class Divider:
         windows, here = _among(window, around)
         activities = [a for a in activities if math.isfinite(a.start_s)]
         with np.errstate(all="ignore"):
-            work = rebuild(windows, activities, self._seen(window.node, len(windows)), here)
+            work = rebuild(windows, activities, self._seen(window.node, windows), here)
+            self._note(window.node, work, here, window)
             most = MOST_TIMES_PRIOR
             if physics is not None:
                 if len(windows) > 1:
@@ -117,7 +126,7 @@ class Divider:
             else:
                 found, work = _learnt(windows, work)
                 physics, most = found.physics, UNLIMITED
-            bill = _bill(work, physics).of_window(here)
+            bill = self._split(windows, _bill(work, physics), physics, here)
             divided = _divide([window], activities, bill, physics, most)[0]
             return divided, _regressors(window, work, here)
 
@@ -142,11 +151,13 @@ class Divider:
                 rebuild(
                     [of_engine(each, name) for each in windows],
                     group,
-                    self._seen(f"{window.node}\n{name}", len(windows)),
+                    self._seen(f"{window.node}\n{name}", windows),
                     here,
                 )
                 for name, group in zip(names, groups, strict=True)
             ]
+            for name, work in zip(names, works, strict=True):
+                self._note(f"{window.node}\n{name}", work, here, window)
             known, most = physics, MOST_TIMES_PRIOR
             if any(name not in physics for name in names):
                 fits = fit_together(windows, works)
@@ -154,16 +165,29 @@ class Divider:
                 most = UNLIMITED
             bill, idle = _added_up(names, groups, works, known)
             everybody = [a for group in groups for a in group]
-            divided = _divide([window], everybody, bill.of_window(here), idle, most)[0]
+            bill = self._split(windows, bill, idle, here)
+            divided = _divide([window], everybody, bill, idle, most)[0]
             return divided, {
                 name: _regressors(window, work, here)
                 for name, work in zip(names, works, strict=True)
             }
 
-    def _seen(self, whose: str, windows: int) -> Foreign:
+    def _split(self, windows: Sequence[Window], bill: Bill, idle: StepPhysics, here: int) -> Bill:
+        """The bill of one of the windows, others' part as the energy says."""
+        node, above, middles = windows[here].node, _above_j(windows, idle), _middles(windows)
+        level = self._levels.get(node, Level())
+        found = split(bill, above, middles, level, here)
+        self._levels[node] = found.levels[here]
+        return found.bill.of_window(here)
+
+    def _seen(self, whose: str, windows: Sequence[Window]) -> Foreign:
         """What an engine counts beyond our requests: looked at anew among neighbours."""
         known = self._foreign.setdefault(whose, Foreign())
-        return known if windows == 1 else Foreign(known.counted)
+        return known if len(windows) == 1 else known.anew(windows[0].start_s)
+
+    def _note(self, whose: str, work: Work, here: int, window: Window) -> None:
+        tokens, prompts = work.external_tokens[here], work.external_prefilled[here]
+        self._foreign[whose].note(float(tokens), float(prompts), window.end_s)
 
 
 def _among(window: Window, around: Around) -> tuple[list[Window], int]:
@@ -227,7 +251,8 @@ def _attribute_all(
             most = MOST_TIMES_MODELLED if fits[node].trusted else UNLIMITED
         elif len(node_windows) > 1:
             work = _refined(node_windows, work, known)
-        attributions += _divide(node_windows, by_node[node], _bill(work, known), known, most)
+        bill = _split(node_windows, _bill(work, known), known)
+        attributions += _divide(node_windows, by_node[node], bill, known, most)
     return Books(attributions, refused, repaired, fits)
 
 
@@ -263,6 +288,7 @@ def _divide_among(
     most: float,
 ) -> list[Attribution]:
     bill, idle = _added_up(names, groups, works, physics)
+    bill = _split(windows, bill, idle)
     return _divide(windows, [a for group in groups for a in group], bill, idle, most)
 
 
@@ -291,13 +317,26 @@ def _learnt(windows: Sequence[Window], work: Work) -> tuple[Fit, Work]:
 
 def _refined(windows: Sequence[Window], work: Work, physics: StepPhysics) -> Work:
     """``work`` with prompts where the energy says they were computed."""
-    above = np.array([w.energy_j for w in windows]) - _idle_j(windows, physics)
+    above, middles = _above_j(windows, physics), _middles(windows)
     for _ in range(REFINEMENTS):
-        modelled = work.by_window(_modelled(work, physics)) + _external(work, physics)
+        bill = split(_bill(work, physics), above, middles).bill
+        modelled = bill.by_window() + bill.external
         with np.errstate(invalid="ignore", divide="ignore"):
             wanted = np.where((modelled > 0) & (above > 0), above / modelled, 1.0)
         work = moved(work, wanted)
     return work
+
+
+def _split(windows: Sequence[Window], bill: Bill, idle: StepPhysics) -> Bill:
+    return split(bill, _above_j(windows, idle), _middles(windows)).bill
+
+
+def _middles(windows: Sequence[Window]) -> Floats:
+    return np.array([(w.start_s + w.end_s) / 2 for w in windows])
+
+
+def _above_j(windows: Sequence[Window], physics: StepPhysics) -> Floats:
+    return np.array([w.energy_j for w in windows]) - _idle_j(windows, physics)
 
 
 def _idle_j(windows: Sequence[Window], physics: StepPhysics) -> Floats:
@@ -321,7 +360,7 @@ def _modelled(work: Work, physics: StepPhysics) -> Floats:
 
 
 def _bill(work: Work, physics: StepPhysics) -> Bill:
-    return Bill(work.window, work.request, _modelled(work, physics), _external(work, physics))
+    return Bill(work.window, work.request, _modelled(work, physics), *_external(work, physics))
 
 
 class Regressors(NamedTuple):
@@ -496,20 +535,24 @@ def _divide(
     return attributions
 
 
-def _external(work: Work, physics: StepPhysics) -> Floats:
-    """What the engine's other traffic cost, by window; its contexts are like ours where the
-    engine does not count the bytes it reads."""
-    tokens = work.by_window(work.tokens)
-    context = work.by_window(work.context)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        theirs = np.where(tokens > 0, context / tokens, 0.0) * work.external_tokens
-    theirs = np.where(np.isnan(work.external_context), theirs, work.external_context)
+def _external(work: Work, physics: StepPhysics) -> tuple[Floats, Floats, Floats]:
+    """What the engine's other traffic cost, by window, and how far that may be off: in each for
+    itself, and for as long as the same others are there.
+
+    Its contexts are like ours where the engine does not count the bytes it reads; its prompts may
+    have been computed in the window before the one that counts them.
+    """
+    guessed = ~work.context_counted
     busy = (work.external_tokens > 0) | (work.external_prefilled > 0)
-    return np.where(
+    generating = np.where(
         busy,
         physics.step_j * work.external_shares
         + physics.token_j * work.external_tokens
-        + physics.context_j * theirs
-        + physics.prefill_j * work.external_prefilled,
+        + physics.context_j * work.external_context,
         0.0,
     )
+    computing = physics.prefill_j * work.external_prefilled
+    soon = np.maximum(computing, np.append(computing[1:], 0.0))
+    doubt = np.hypot(CONTEXT_VARIES * generating, PROMPT_PLACED * soon)
+    lasting = np.where(guessed, CONTEXT_GUESSED, CONTEXT_COUNTED) * generating
+    return generating + computing, doubt, lasting

@@ -30,6 +30,8 @@ PRIOR_DEVIATION = 0.4  # relative; its tails are heavy, since engines do differ 
 ROUNDS = 4
 HUBER = 3.0  # deviations beyond which a window counts less
 ENOUGH_WINDOWS = 20
+OTHERS_OFF = 0.3  # relative, of what others' contexts and prompts are taken to be in a window
+WINDOW_OFF = 0.02  # of a window's energy without others
 USUAL_IDLE = 0.2  # of busy power
 QUIET_ENOUGH = 0.6  # of the usual power, in the quietest window, to tell idle power from it
 IDLE_KNOWN = 0.25  # relative uncertainty up to which a learnt idle power is believed
@@ -76,7 +78,9 @@ def fit(windows: Sequence[Window], work: Work) -> Fit:
     else:
         idle_known = True
     above = np.maximum(energy - np.where(told, idle_w, default_w) * length, 0.0)
-    coefficients, deviation, _ = _solve(used, above, energy, proportions, when)
+    coefficients, deviation, _ = _solve(
+        used, above, energy, proportions, when, age=_doubts(work, used @ proportions, proportions)
+    )
     step_j, token_j, context_j, prefill_j = (float(c) for c in coefficients)
     busy = int((used.sum(axis=1) > 0).sum())
     return Fit(
@@ -101,16 +105,22 @@ def columns(work: Work) -> Floats:
     """Steps, generated, context and prefilled tokens of each window, external ones included."""
     ours = work.by_window(work.tokens)
     generated = ours + work.external_tokens
-    # Others' contexts are taken to be as long as ours usually are. Taking ours of the same window
-    # would be wrong by chance, and chance in a regressor pulls its coefficient towards zero.
-    each = float(work.context.sum() / max(work.tokens.sum(), 1.0))
-    theirs = np.where(
-        np.isnan(work.external_context), each * work.external_tokens, work.external_context
-    )
-    context = work.by_window(work.context) + theirs
+    context = work.by_window(work.context) + work.external_context
     prefilled = work.by_window(work.prefilled) + work.external_prefilled
     steps = work.by_window(work.shares) + work.external_shares
     return np.stack([steps, generated, context, prefilled], axis=1)
+
+
+def _doubts(work: Work, shape: Floats, proportions: Floats) -> Floats | None:
+    """How many times a window's weight is halved, since nobody knows what others did in it."""
+    if not work.external_tokens.any() and not work.external_prefilled.any():
+        return None
+    context = np.where(work.context_counted, 0.0, work.external_context)
+    soon = np.maximum(work.external_prefilled, np.append(work.external_prefilled[1:], 0.0))
+    off = OTHERS_OFF * np.hypot(proportions[2] * context, proportions[3] * soon)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.where(shape > 0, off / shape, 0.0)
+    return np.asarray(np.log2(1 + (relative / WINDOW_OFF) ** 2), dtype=np.float64)
 
 
 def as_time_goes(columns: Floats, work: Work, when: Spans) -> Floats:
@@ -163,6 +173,7 @@ def _solve(
     when: Spans,
     *,
     timed: bool = False,
+    age: Floats | None = None,
 ) -> tuple[Floats, float, Floats]:
     """Coefficients, relative deviation, and each coefficient's standard error."""
     used = columns[:, 1:] if timed else columns
@@ -185,8 +196,9 @@ def _solve(
         loose[0] = 2.0
     if not timed:
         columns, target, energy = columns[busy], target[busy], energy[busy]
+        age = None if age is None else age[busy]
         when = Spans(when.starts[busy], when.ends[busy], when.steps[busy])
-    found = regress(columns, target, prior, loose, when)
+    found = regress(columns, target, prior, loose, when, age)
     return found.relative * prior, found.deviation, found.errors * prior
 
 

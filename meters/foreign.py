@@ -8,20 +8,24 @@ of that rise is foreign, and every new height after it, until it has fallen by t
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from meters.counted_work import CountedWork
 from meters.phases import Floats
 
+LASTS_S = 60.0  # after foreign traffic, the next needs no proof
 LEAST = 0.005  # of all that was counted; less is within what counting differs by
 
 
 class Beyond:
     """Follows one counter of one engine, from window to window."""
 
-    def __init__(self) -> None:
+    def __init__(self, foreign: bool = False) -> None:
+        """``foreign``: whether there was some until now."""
         self._level = self._lowest = self._highest = 0.0
-        self._foreign = False
+        self._foreign = foreign
         self._counted = self._found = 0.0
 
     def beyond(self, counted: Floats, ours: Floats, slack: Floats) -> Floats:
@@ -61,3 +65,18 @@ class Foreign:
         self.tokens = Beyond()
         self.prompts = Beyond()
         self.counted = counted or CountedWork()
+        self._tokens_s = self._prompts_s = -math.inf
+
+    def note(self, tokens: float, prompts: float, at_s: float) -> None:
+        """What was found in a window that ended then."""
+        if tokens > 0:
+            self._tokens_s = at_s
+        if prompts > 0:
+            self._prompts_s = at_s
+
+    def anew(self, from_s: float) -> Foreign:
+        """To look at windows from then on, some of them again."""
+        looking = Foreign(self.counted)
+        looking.tokens = Beyond(self._tokens_s > from_s - LASTS_S)
+        looking.prompts = Beyond(self._prompts_s > from_s - LASTS_S)
+        return looking

@@ -39,6 +39,10 @@ class Bill(NamedTuple):
     request: Ints  # index of each pair's request
     modelled: Floats  # J of each pair
     external: Floats  # J by window, of nobody's requests
+    # J by window, standard deviations of what others' take: in each window for itself, and for as
+    # long as the same others are there
+    doubt: Floats
+    lasting: Floats
 
     def by_window(self) -> Floats:
         """J of all requests, for each window."""
@@ -50,7 +54,12 @@ class Bill(NamedTuple):
         its = self.window == index
         nothing = np.zeros(int(its.sum()), dtype=self.window.dtype)
         return Bill(
-            nothing, self.request[its], self.modelled[its], self.external[index : index + 1]
+            nothing,
+            self.request[its],
+            self.modelled[its],
+            self.external[index : index + 1],
+            self.doubt[index : index + 1],
+            self.lasting[index : index + 1],
         )
 
 
@@ -62,6 +71,8 @@ def added_up(bills: Sequence[Bill], requests: Sequence[int]) -> Bill:
         np.concatenate([bill.request + n for bill, n in zip(bills, before, strict=True)]),
         np.concatenate([bill.modelled for bill in bills]),
         np.sum([bill.external for bill in bills], axis=0),
+        np.sqrt(np.sum([bill.doubt**2 for bill in bills], axis=0)),
+        np.sqrt(np.sum([bill.lasting**2 for bill in bills], axis=0)),
     )
 
 

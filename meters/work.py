@@ -19,11 +19,23 @@ from typing import NamedTuple
 import numpy as np
 
 from meters.foreign import Foreign
-from meters.phases import SHORTEST_S, Floats, Ints, Phases, as_counted, phases
+from meters.others_context import USUAL_STAY_S, others_contexts
+from meters.phases import (
+    SHORTEST_S,
+    Booleans,
+    Floats,
+    Ints,
+    Phases,
+    as_counted,
+    median,
+    phases,
+)
 from meters.step_clock import StepClock
 from meters.types import Activity, Window
 from meters.untold_hits import untold_hits
 
+EDGE_S = 0.05  # how late the proxy may see a first token, and how far clocks may be apart
+COUNTED_HERE = 0.15  # relative: the proxy's count of a prompt beside the engine's own
 UNSURE = 0.1  # of a prompt that waited: the part that may have been computed earlier
 
 
@@ -41,7 +53,8 @@ class Work(NamedTuple):
     external_shares: Floats  # by window: steps' parts that belong to nobody's request
     external_tokens: Floats
     external_prefilled: Floats
-    external_context: Floats  # cached tokens read for them; NaN where nobody counted it
+    external_context: Floats  # cached tokens read for them
+    context_counted: Booleans  # by window: whether the engine counted that
 
     def by_window(self, values: Floats) -> Floats:
         """The sum of a value of pairs, for each window."""
@@ -95,8 +108,11 @@ def rebuild(
     external_tokens = foreign.tokens.beyond(
         generated, ours, _token_slack(ours, clock, ends - starts)
     )
+    our_prompts = _first_token_prompts(starts, ends, requests)
     external_prompts = foreign.prompts.beyond(
-        prompts, _first_token_prompts(starts, ends, requests), _prompt_slack(requests, len(windows))
+        prompts,
+        our_prompts,
+        _prompt_slack(starts, ends, requests, activities),
     )
     if external_tokens.any():
         batch = external_tokens / np.maximum(np.nan_to_num(clock.steps, nan=1.0), 1.0)
@@ -111,14 +127,23 @@ def rebuild(
         work = _pairs(starts, ends, requests, clock, activities)
     with np.errstate(invalid="ignore", divide="ignore"):
         hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
+    counted = foreign.counted.others_context(
+        as_counted([w.read_bytes for w in windows]),
+        as_counted([w.steps for w in windows]),
+        work.by_window(work.context),
+        (external_tokens == 0) & (external_prompts == 0),
+        new,
+    )
+    likely = others_contexts(
+        starts,
+        ends,
+        median((requests.end - requests.first)[requests.decoded > 0], USUAL_STAY_S),
+        (our_prompts, ours, work.by_window(work.context)),
+        (external_prompts, external_tokens),
+    )
     return work._replace(
-        external_context=foreign.counted.others_context(
-            as_counted([w.read_bytes for w in windows]),
-            as_counted([w.steps for w in windows]),
-            work.by_window(work.context),
-            (external_tokens == 0) & (external_prompts == 0),
-            new,
-        ),
+        external_context=np.where(np.isnan(counted), likely, counted),
+        context_counted=~np.isnan(counted),
         external_tokens=external_tokens,
         external_prefilled=external_prompts * (1 - hit),
         external_shares=np.maximum(clock.steps - work.by_window(work.shares), 0.0),
@@ -181,7 +206,7 @@ def _pairs(
     empty = np.zeros(len(starts))
     return Work(
         window, request.astype(np.int64), shares, tokens, context, prefilled,
-        clock.steps, clock.busy_s, empty, empty, empty, np.full(len(starts), np.nan),
+        clock.steps, clock.busy_s, empty, empty, empty, empty, np.zeros(len(starts), dtype=bool),
     )  # fmt: skip
 
 
@@ -224,6 +249,25 @@ def _first_token_prompts(starts: Floats, ends: Floats, requests: Phases) -> Floa
     return np.bincount(window[inside], requests.prompt[inside], minlength=len(starts)).astype(float)
 
 
-def _prompt_slack(requests: Phases, n: int) -> Floats:
-    longest = float(requests.prompt.max()) if len(requests.prompt) else 0.0
-    return np.full(n, 2 * longest)
+def _prompt_slack(
+    starts: Floats, ends: Floats, requests: Phases, activities: Sequence[Activity]
+) -> Floats:
+    """How far counts of prompt tokens may disagree, by window: prompts that may be counted on
+    either side of its end, and our own counts of those whose engine has not told them yet."""
+    prompt = requests.prompt
+    if not len(prompt) or not len(ends):
+        return np.zeros(len(ends))
+    told = np.array([a.first_token_s is not None for a in activities])
+    begin = np.where(told, requests.first - EDGE_S, requests.start)
+    finish = np.where(told, requests.first + EDGE_S, requests.end + EDGE_S)
+    order, last = np.argsort(begin), np.argsort(finish)
+    begun = np.concatenate([[0.0], np.cumsum(prompt[order])])
+    done = np.concatenate([[0.0], np.cumsum(prompt[last])])
+
+    def around(edges: Floats) -> Floats:
+        before = np.searchsorted(finish[last], edges, side="left")
+        return np.asarray(begun[np.searchsorted(begin[order], edges, side="right")] - done[before])
+
+    guessed = np.array([a.end_s is None for a in activities]) & requests.started
+    slack = around(starts) + around(ends) + COUNTED_HERE * float(prompt[guessed].sum())
+    return np.asarray(np.maximum(slack, float(prompt.max())), dtype=np.float64)

@@ -264,6 +264,35 @@ def test_traffic_that_came_another_way_is_not_charged_to_ours():
     assert relative[len(relative) // 2] < 0.05
 
 
+def test_others_long_prompts_are_not_charged_to_ours():
+    random_ = random.Random(4)
+
+    def job(i, at_s):
+        theirs = at_s % 40 > 20 and random_.random() < 0.4
+        prompt = 1 + int(random_.lognormvariate(5.5, 1.0))
+        return Job(
+            request_id=f"r{i}",
+            prompt_tokens=10 * prompt if theirs else prompt,
+            output_tokens=1 + int(random_.lognormvariate(4.5, 0.8)),
+            arrival_s=at_s,
+            external=theirs,
+        )
+
+    run = simulate(EngineConfig(seed=4, kv_tokens=10**6), [job(i, i / 9) for i in range(900)])
+    for found in (
+        attribute_all(run.windows, run.activities, {"simulated": LLAMA_8B_BF16}).request_j(
+            a.request_id for a in run.activities
+        ),
+        live(run, 10, 3)[0],
+    ):
+        truth = run.request_j()
+        relative = sorted(abs(found[i] - truth[i]) / truth[i] for i in found)
+        assert relative[len(relative) // 2] < 0.02
+        assert relative[int(len(relative) * 0.95)] < 0.08
+        whole = sum(found.values()) / sum(truth[i] for i in found)
+        assert whole == pytest.approx(1.0, abs=0.01)
+
+
 def test_nothing_is_called_external_when_everything_came_through_here():
     books = attribute_all((run := traffic(in_flight=100)).windows, run.activities)
     assert sum(a.external_j for a in books.attributions) == 0.0

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meters.foreign import Beyond
+from meters.foreign import Beyond, Foreign
 
 
 def slack(n, band=100.0):
@@ -52,3 +52,13 @@ def test_window_by_window_it_is_noticed_one_slack_late():
     ]
     assert found[0] == 0.0
     assert sum(found) >= 10 * 300 - 600
+
+
+def test_after_foreign_traffic_the_next_needs_no_proof():
+    known = Foreign()
+    known.note(300.0, 0.0, 100.0)
+    ours, counted = np.full(5, 1_000.0), np.full(5, 1_050.0)
+    soon, later = known.anew(110.0), known.anew(200.0)
+    assert soon.tokens.beyond(counted, ours, slack(5, 500.0)).sum() == pytest.approx(250)
+    assert later.tokens.beyond(counted, ours, slack(5, 500.0)).sum() == 0.0
+    assert soon.prompts.beyond(counted, ours, slack(5, 500.0)).sum() == 0.0  # none were seen

@@ -84,7 +84,7 @@ def test_one_engines_foreign_traffic_is_not_charged_to_the_other():
     assert sum(a.external_j for a in books.attributions) == pytest.approx(foreign_j, rel=0.1)
     found = books.request_j(a.request_id for a in mixed.activities)
     assert of(found, "other") == pytest.approx(
-        sum(j for i, j in mixed.truth_j.items() if i.startswith("other ")), rel=0.05
+        sum(j for i, j in mixed.truth_j.items() if i.startswith("other ")), rel=0.08
     )
 
 
