@@ -122,6 +122,16 @@ class Factor(msgspec.Struct, frozen=True, kw_only=True):
     water_ml: int | None  # at power stations
 
 
+class Charge(msgspec.Struct, frozen=True, kw_only=True):
+    """What one model took at one backend in one zone under one set of tags."""
+
+    model: str  # IDLE_LINE for the idle share, whose backend is the node's name
+    backend: str
+    zone: str  # '' where it is not known
+    tags: tuple[str, ...]
+    line: Line
+
+
 class Cells(NamedTuple):
     """Columns, one entry a cell."""
 
@@ -676,13 +686,69 @@ def _line(key: str, counts: Sequence[int], energy: Sequence[int]) -> Line:
     return Line(key=key, **values)
 
 
-def by_dim(account: Account) -> list[Line]:
+class Table(NamedTuple):
+    """Sums by combination of dimensions and zone, then by idle node and zone; a zone's place
+    within a row. Both that of the dimensions and that of the charges are sums of it."""
+
+    counts: list[list[int]]
+    energy: list[list[int]]
+    zones: int
+    dims: int
+
+
+def tabled(account: Account) -> Table:
+    """Every cell and request of the account, once."""
+    c, zones = account.cells, max(1, len(account.zones))
+    dims, nodes = len(account.dims), len(account.nodes) + 1
+    place = np.where(c.dim < 0, dims + c.node + 1, c.dim) * zones + c.zone
+    asked = account.asked[:, 1]
+    where = asked * zones + (account.dim_zone[asked] if len(asked) else 0)
+    count = (dims + nodes) * zones
+    return Table(_counts(account, where, count), _sums(c, place, count), zones, dims)
+
+
+def by_dim(account: Account, table: Table | None = None) -> list[Line]:
     """One line per combination of dimensions, and last the idle share."""
-    count = len(account.dims)
-    groups = np.where(account.cells.dim < 0, count, account.cells.dim)
-    energy = _sums(account.cells, groups, count + 1)
-    counts = _counts(account, account.asked[:, 1], count + 1)
-    return [_line(str(i), counts[i], energy[i]) for i in range(count + 1)]
+    found = table or tabled(account)
+
+    def line(name: str, first: int, end: int) -> Line:
+        return _line(
+            name,
+            [sum(column) for column in zip(*found.counts[first:end], strict=True)],
+            [sum(column) for column in zip(*found.energy[first:end], strict=True)],
+        )
+
+    zones, idle = found.zones, found.dims * found.zones
+    lines = [line(str(i), i * zones, (i + 1) * zones) for i in range(found.dims)]
+    return [*lines, line(str(found.dims), idle, len(found.counts))]
+
+
+def charges(account: Account, table: Table | None = None) -> tuple[Charge, ...]:
+    """One for each model, backend, zone and set of tags, and one for each node that idled for the
+    team; they sum to the total."""
+    counts, energy, zones, dims = table or tabled(account)
+    found: dict[tuple[str, str, str, str], list[Line]] = defaultdict(list)
+    for at, (n, uj) in enumerate(zip(counts, energy, strict=True)):
+        if not (any(n) or any(uj)):
+            continue
+        row, zone = at // zones, account.zones[at % zones] if account.zones else ""
+        if row < dims:
+            d = account.dims[row]
+            key = d.model, d.backend, zone, d.tags
+        else:
+            node = row - dims - 1
+            key = IDLE_LINE, account.nodes[node] if node >= 0 else "", zone, ""
+        found[key].append(_line("", n, uj))
+    return tuple(
+        Charge(
+            model=model,
+            backend=backend,
+            zone=zone,
+            tags=tuple(tag for tag in tags.split(",") if tag),
+            line=add("", found[model, backend, zone, tags]),
+        )
+        for model, backend, zone, tags in sorted(found)
+    )
 
 
 DIM_KEYS: Mapping[str, Callable[[Dim], str]] = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -196,25 +197,46 @@ def as_parquet(snapshot: Snapshot) -> bytes:
     return out.getvalue()
 
 
-FOCUS_COLUMNS = (
+# The columns that FOCUS 1.2 makes mandatory (focus.finops.org/focus-specification/v1-2), those of
+# its conditional ones that are known here, 1.3's AllocatedMethodId, and the footprint.
+FOCUS_MANDATORY = (
+    "BilledCost",
     "BillingAccountId",
-    "BillingPeriodStart",
+    "BillingAccountName",
+    "BillingCurrency",
     "BillingPeriodEnd",
-    "ChargePeriodStart",
-    "ChargePeriodEnd",
+    "BillingPeriodStart",
     "ChargeCategory",
+    "ChargeClass",
+    "ChargeDescription",
+    "ChargePeriodEnd",
+    "ChargePeriodStart",
+    "ContractedCost",
+    "EffectiveCost",
+    "InvoiceIssuerName",
+    "ListCost",
+    "PricingQuantity",
+    "PricingUnit",
+    "ProviderName",
+    "PublisherName",
     "ServiceCategory",
     "ServiceName",
-    "SubAccountId",
-    "SubAccountName",
-    "ResourceId",
-    "SkuId",
+)
+FOCUS_COLUMNS = (
+    *FOCUS_MANDATORY,
+    "AllocatedMethodId",
+    "ChargeFrequency",
     "ConsumedQuantity",
     "ConsumedUnit",
-    "BilledCost",
-    "EffectiveCost",
-    "BillingCurrency",
-    "AllocatedMethodId",
+    "RegionId",
+    "RegionName",
+    "ResourceId",
+    "ResourceName",
+    "ServiceSubcategory",
+    "SkuId",
+    "SubAccountId",
+    "SubAccountName",
+    "Tags",
     "x_EnergyKwh",
     "x_Co2eLocationKg",
     "x_Co2eMarketKg",
@@ -229,56 +251,79 @@ FOCUS_COLUMNS = (
     "x_MarketBased",
     "x_SnapshotSha256",
 )
+NO_CURRENCY = "XXX"  # ISO 4217: no currency is involved
 
 
 def as_focus(snapshot: Snapshot) -> bytes:
-    """One FOCUS charge a model for the period, with the footprint in ``x_`` columns.
+    """One FOCUS charge a model, backend, zone and set of tags, with the footprint in ``x_``
+    columns.
 
-    Money is left empty: this account does not know what anything cost. The range of a model is
-    the whole's range in proportion.
+    Joulegate invoices nothing, so each cost is 0 of no currency. The range of a charge is the
+    whole's range in proportion.
     """
     s = snapshot
     middle = s.total.operational_ug or 1
     share_low, share_high = s.range.low_ug / middle, s.range.high_ug / middle
-    mix = "+".join(e for e, _ in s.evidence)
-    table = [
-        {
-            "BillingAccountId": "joulegate",
-            "BillingPeriodStart": iso(s.start_s),
-            "BillingPeriodEnd": iso(s.end_s),
-            "ChargePeriodStart": iso(s.start_s),
-            "ChargePeriodEnd": iso(s.end_s),
-            "ChargeCategory": "Usage",
-            "ServiceCategory": "AI and Machine Learning",
-            "ServiceName": "Joulegate inference",
-            "SubAccountId": guarded(s.team),
-            "SubAccountName": guarded(s.team),
-            "ResourceId": guarded(line.key),
-            "SkuId": guarded(line.key),
-            "ConsumedQuantity": str(line.prompt_tokens + line.output_tokens),
-            "ConsumedUnit": "Tokens",
-            "BilledCost": "",
-            "EffectiveCost": "",
-            "BillingCurrency": "",
-            "AllocatedMethodId": f"joulegate-{s.method_version}",
-            "x_EnergyKwh": kwh(line.facility_uj),
-            "x_Co2eLocationKg": kg(line.operational_ug),
-            "x_Co2eMarketKg": kg(line.market_ug) if s.market_instruments else "",
-            "x_Co2eEmbodiedKg": kg(line.embodied_ug) if s.embodied_known else "",
-            "x_EvidenceTier": mix,
-            "x_Co2eLowKg": f"{line.operational_ug * share_low / 1e9:.9f}",
-            "x_Co2eHighKg": f"{line.operational_ug * share_high / 1e9:.9f}",
-            "x_CarbonFactorSet": s.set_version,
-            "x_MethodVersion": s.method_version,
-            "x_Boundary": METHOD[0][1],
-            "x_Attribution": "; ".join(s.attributions) or "none",
-            "x_MarketBased": "by stated instruments"
-            if s.market_instruments
-            else "no instruments supplied",
-            "x_SnapshotSha256": s.hash,
-        }
-        for line in s.lines["model"]
-    ]
+    whole = {
+        "BilledCost": "0",
+        "BillingAccountId": "joulegate",
+        "BillingAccountName": "Joulegate",
+        "BillingCurrency": NO_CURRENCY,
+        "BillingPeriodEnd": iso(s.end_s),
+        "BillingPeriodStart": iso(s.start_s),
+        "ChargeCategory": "Usage",
+        "ChargeClass": "",
+        "ChargePeriodEnd": iso(s.end_s),
+        "ChargePeriodStart": iso(s.start_s),
+        "ContractedCost": "0",
+        "EffectiveCost": "0",
+        "InvoiceIssuerName": "Joulegate",
+        "ListCost": "0",
+        "PricingUnit": "Tokens",
+        "ProviderName": "Joulegate",
+        "PublisherName": "Joulegate",
+        "ServiceCategory": "AI and Machine Learning",
+        "ServiceName": "Joulegate inference",
+        "AllocatedMethodId": f"joulegate-{s.method_version}",
+        "ChargeFrequency": "Usage-Based",
+        "ConsumedUnit": "Tokens",
+        "ServiceSubcategory": "Generative AI",
+        "SubAccountId": guarded(s.team),
+        "SubAccountName": guarded(s.team),
+        "x_EvidenceTier": "+".join(e for e, _ in s.evidence),
+        "x_CarbonFactorSet": s.set_version,
+        "x_MethodVersion": s.method_version,
+        "x_Boundary": METHOD[0][1],
+        "x_Attribution": "; ".join(s.attributions) or "none",
+        "x_MarketBased": "by stated instruments"
+        if s.market_instruments
+        else "no instruments supplied",
+        "x_SnapshotSha256": s.hash,
+    }
+    table = []
+    for charge in s.charges:
+        line, where = charge.line, charge.backend or "nothing sent"
+        tokens = str(line.prompt_tokens + line.output_tokens)
+        table.append(
+            whole
+            | {
+                "ChargeDescription": guarded(f"{charge.model} on {where}"),
+                "PricingQuantity": tokens,
+                "ConsumedQuantity": tokens,
+                "RegionId": charge.zone,
+                "RegionName": charge.zone,
+                "ResourceId": guarded(charge.backend),
+                "ResourceName": guarded(charge.backend),
+                "SkuId": guarded(charge.model),
+                "Tags": json.dumps(dict.fromkeys(charge.tags, True), ensure_ascii=False),
+                "x_EnergyKwh": kwh(line.facility_uj),
+                "x_Co2eLocationKg": kg(line.operational_ug),
+                "x_Co2eMarketKg": kg(line.market_ug) if s.market_instruments else "",
+                "x_Co2eEmbodiedKg": kg(line.embodied_ug) if s.embodied_known else "",
+                "x_Co2eLowKg": f"{line.operational_ug * share_low / 1e9:.9f}",
+                "x_Co2eHighKg": f"{line.operational_ug * share_high / 1e9:.9f}",
+            }
+        )
     out = io.StringIO()  # importers of FOCUS do not skip comment lines
     writer = csv.DictWriter(out, FOCUS_COLUMNS, lineterminator="\n")
     writer.writeheader()

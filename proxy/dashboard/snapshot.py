@@ -25,6 +25,7 @@ from proxy.dashboard.account import (
     IDLE,
     TIERS,
     Account,
+    Charge,
     Factor,
     Line,
     Reconciliation,
@@ -84,6 +85,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     evidence: tuple[tuple[str, int], ...]  # micro-grams by evidence
     tiers: tuple[tuple[str, int], ...]  # micro-grams by intensity tier
     factors: tuple[Factor, ...]
+    charges: tuple[Charge, ...] = ()  # by model, backend, zone and tags together
     scopes: tuple[ScopeRow, ...]
     market_instruments: bool
     embodied_known: bool
@@ -297,7 +299,8 @@ class Snapshots:
     ) -> Snapshot:
         now_s = self._clock()
         total = cells.total(account)
-        per_dim = cells.by_dim(account)
+        table = cells.tabled(account)
+        per_dim = cells.by_dim(account, table)
         lines = {
             name: cells.group_by_dims(account, per_dim, name)
             for name in GROUPINGS
@@ -338,6 +341,7 @@ class Snapshots:
             evidence=tuple((e.value, ug) for e, ug in evidence.items() if ug),
             tiers=tuple((t.value, ug) for t, ug in tiers.items() if ug),
             factors=account.factors,
+            charges=cells.charges(account, table),
             scopes=scope_rows(
                 own,
                 hosted,

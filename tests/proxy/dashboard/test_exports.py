@@ -157,10 +157,28 @@ def test_focus_has_its_columns_and_the_footprint_beside_them(snapshot: Snapshot)
         sum(Decimal(r["x_Co2eLocationKg"]) for r in rows) * 10**9 == snapshot.total.operational_ug
     )
     assert {r["x_Co2eMarketKg"] for r in rows} == {""}
-    assert {r["BilledCost"] for r in rows} == {""}
+    assert {(r["BilledCost"], r["BillingCurrency"]) for r in rows} == {("0", "XXX")}
+    for column in exports.FOCUS_MANDATORY:  # of FOCUS 1.2; of these only ChargeClass may be null
+        assert {bool(r[column]) for r in rows} == {column != "ChargeClass"}, column
     assert rows[0]["ChargePeriodStart"] == "2026-09-30T22:00:00Z"
     low = sum(float(r["x_Co2eLowKg"]) for r in rows)
     assert low == pytest.approx(snapshot.range.low_ug / 1e9, rel=1e-6)
+
+
+def test_focus_says_of_each_charge_where_it_was_and_under_which_tags(snapshot: Snapshot) -> None:
+    rows = rows_of(exports.as_focus(snapshot).decode())
+    for zone in snapshot.lines["zone"]:
+        mine = [r for r in rows if r["RegionId"] == ("" if zone.key == "world" else zone.key)]
+        assert sum(Decimal(r["x_Co2eLocationKg"]) for r in mine) * 10**9 == zone.operational_ug
+        tokens = zone.prompt_tokens + zone.output_tokens
+        assert sum(int(r["ConsumedQuantity"]) for r in mine) == tokens
+    for model in snapshot.lines["model"]:
+        mine = [r for r in rows if r["SkuId"] == exports.guarded(model.key)]
+        assert sum(Decimal(r["x_Co2eLocationKg"]) for r in mine) * 10**9 == model.operational_ug
+    tags = [msgspec.json.decode(r["Tags"]) for r in rows]
+    assert {"answers": True, "ranking": True} in tags
+    assert all(value is True for each in tags for value in each.values())
+    assert {r["ResourceId"] for r in rows} >= {"llama-3.3-70b@fp8", "node-a"}
 
 
 def test_the_esrs_sheet_is_gross_by_scope_and_empty_where_not_supplied(snapshot: Snapshot) -> None:
@@ -293,3 +311,8 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
             body = next(t for t in shown if t[0][0] == name and len(t[0]) == 10)
             assert [row[7] for row in body[1:-1]] == [written_kg(n, x) for x in lines]
             assert all(exports.kg(x.operational_ug) in pdf for x in lines)
+        focus = rows_of(get(f"{base}/export.focus?{query}").decode())
+        grams = sum(Decimal(r["x_Co2eLocationKg"]) for r in focus)
+        assert grams * 10**9 == total.operational_ug
+        tokens = total.prompt_tokens + total.output_tokens
+        assert sum(int(r["ConsumedQuantity"]) for r in focus) == tokens
