@@ -465,6 +465,7 @@ class Proxy:
             gpus=GPUS,
             replay=replays,
             studies=Studies(replays),
+            backends=self.facts,
             form_secret=self.secret,
             signs_in=not self.sign_in.open,
         )

@@ -21,7 +21,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
-from estimators.types import Estimator
+from estimators.types import Backend, Estimator
 from meters.intensity.refresh import Health
 from proxy.dashboard import exports, views
 from proxy.dashboard.feasible import Studies
@@ -61,8 +61,8 @@ class Dashboard:
 
     ``teams`` lists all team names (for an admin's menu); ``health`` the intensity sources;
     ``replay`` what policies would have done with a team's traffic; ``estimator`` and ``gpus``
-    serve the planning page; ``studies`` find savings by replaying. Each of the last four may be
-    None: the page then says what is missing.
+    serve the planning page, and ``backends`` those that may have been metered; ``studies`` find
+    savings by replaying. Each of them may be None: the page then says what is missing.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Dashboard:
         gpus: Mapping[str, Any] | None = None,
         replay: Callable[[str, float, float], Sequence[PolicyOutcome]] | None = None,
         studies: Studies | None = None,
+        backends: Callable[[], Sequence[Backend]] | None = None,
         form_secret: bytes | None = None,
         signs_in: bool = False,
         clock: Callable[[], float] = time.time,
@@ -86,6 +87,7 @@ class Dashboard:
         self.gpus = dict(gpus or {})
         self.replay = replay
         self.studies = studies
+        self.backends = backends or (lambda: ())
         self.tokens = FormTokens(form_secret or secrets.token_bytes(32))
         self.clock = clock
         self.signs_in = signs_in  # whether there is a page to sign in, and so a way out

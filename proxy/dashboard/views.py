@@ -459,20 +459,32 @@ def plan(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
     """What if: another model, precision, engine, length, region or hardware."""
-    asked = planning.parse(query, sorted(dashboard.gpus), planning.usual(s.total))
+    gpus = sorted(dashboard.gpus)
+    own = planning.own_backends(dashboard.backends(), s.lines["backend"], gpus, s.simulated)
+    usual = planning.usual(s.total)
+    begun = planning.of_backend(usual, own[0]) if own else usual
+    asked = planning.parse(query, gpus, begun)
     results = (
         planning.compare(
-            asked, dashboard.estimator, dashboard.gpus, dashboard.snapshots.book, dashboard.clock()
+            asked,
+            dashboard.estimator,
+            dashboard.gpus,
+            dashboard.snapshots.book,
+            dashboard.clock(),
+            own,
         )
         if dashboard.estimator is not None and dashboard.gpus
         else []
     )
     return {
         "plan": asked,
+        "own": [(each.name, planning.written(planning.of_backend(usual, each))) for each in own],
         "results": results,
         "can_plan": dashboard.estimator is not None and bool(dashboard.gpus),
-        "gpu_names": sorted(dashboard.gpus),
-        "zones": sorted({r.zone for r in dashboard.snapshots.book.table.regions.values()}),
+        "gpu_names": gpus,
+        "zones": sorted(
+            {r.zone for r in dashboard.snapshots.book.table.regions.values()} | {asked.zone}
+        ),
         "engines": planning.ENGINES,
         "precisions": planning.PRECISIONS,
         "own_lengths": bool(s.total.requests),

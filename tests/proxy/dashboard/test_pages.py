@@ -10,8 +10,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
+from estimators.energy import EnergyEstimator
+from estimators.hardware import GPUS
+from estimators.types import Backend, ModelFacts
 from meters.ledger import Ledger
-from meters.types import Evidence
+from meters.types import Evidence, StepPhysics
 from proxy.dashboard.links import PAGES
 from proxy.dashboard.snapshot import Snapshots
 from tests import browser as chromium
@@ -71,6 +74,49 @@ def test_regions_are_compared_by_what_this_periods_energy_would_be_there(
     assert kg == sorted(kg)
     for each, kilograms in zip(grams, kg, strict=True):
         assert kilograms == pytest.approx(facility_kwh * each / 1000, rel=0.03)
+
+
+def test_the_plan_says_of_each_row_what_it_stands_on(page: Page, snapshots: Snapshots) -> None:
+    own = Backend(
+        name="llama-3.3-70b@fp8",
+        group="llama-3.3-70b",
+        precision="fp8",
+        gpu=GPUS["H100-SXM"],
+        num_gpus=2,
+        model=ModelFacts(params_b=70.6),
+        zone="DE",
+        pue=1.2,
+    )
+    physics = StepPhysics(
+        idle_power_w=240.0,
+        step_j=30.0,
+        token_j=0.5,
+        context_j=1e-5,
+        prefill_j=0.3,
+        step_s=0.03,
+        token_s=1e-4,
+        context_s=1e-8,
+        prefill_s=1e-4,
+    )
+    app = app_of(
+        snapshots,
+        estimator=EnergyEstimator(learnt={own.name: physics}.get),
+        gpus=GPUS,
+        backends=lambda: [own],
+    )
+    with chromium.served(app) as url:
+        page.goto(f"{url}/dashboard/search/plan?period=2026-10&lang=de")
+        expect(page.locator("#params_b")).to_have_value("70,6")
+        rows = page.locator("[aria-label='Configurations compared'] tbody tr")
+        expect(rows.first).to_contain_text("calibrated")
+        expect(rows.first).to_contain_text("what was metered on llama-3.3-70b@fp8")
+        other = rows.filter(has_text="on sglang")
+        expect(other).to_contain_text(re.compile(r"benchmarks × \d+,\d\d, from what was metered"))
+        page.locator("#num_gpus").fill("4")
+        page.get_by_role("button", name="Compare").click()
+        expect(rows.first).not_to_contain_text("metered")
+        page.get_by_role("link", name=own.name).click()
+        expect(rows.first).to_contain_text("what was metered on")
 
 
 def test_a_frozen_link_shows_what_was_frozen_with_its_hash(page: Page, site: str) -> None:
