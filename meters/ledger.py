@@ -215,11 +215,11 @@ class Ledger:
             return usage.usage(connection, team, from_s, to_s, group_by)
 
     def spent(
-        self, from_s: float, to_s: float, *, teams: Sequence[str] = (), key_id: str | None = None
+        self, from_s: float, to_s: float, *, teams: Sequence[str] = (), keys: Sequence[str] = ()
     ) -> Spending:
-        """What teams, or one key, used of requests that arrived in a period."""
+        """What teams, or keys by their ids, used of requests that arrived in a period."""
         with self.database.read() as connection:
-            return usage.spent(connection, from_s, to_s, teams=teams, key_id=key_id)
+            return usage.spent(connection, from_s, to_s, teams=teams, keys=keys)
 
     def teams(self) -> list[str]:
         """Every team that ever had a request, by name."""

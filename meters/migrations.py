@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, select, text
 
-from meters.schema import changes, meta, metadata, team_days
+from meters.schema import changes, dashboard_frozen, meta, metadata, organisations, team_days
 
 
 def _to_2(connection: Connection) -> None:
@@ -41,8 +41,14 @@ def _to_3(connection: Connection) -> None:
     )
 
 
+def _to_4(connection: Connection) -> None:
+    """Organisations can be given budgets while Joulegate runs; frozen pages belong to the books."""
+    organisations.create(connection)
+    dashboard_frozen.create(connection, checkfirst=True)  # was made when first needed
+
+
 # version -> what leads to it from the one before. Never change a step that was released.
-STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
 VERSION = 1 + len(STEPS)
 
 # Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.

@@ -9,7 +9,8 @@ Roll-ups:  request_hours (by the hour a request arrived), energy_hours (by the h
            drawn, requests' part), team_days (the same by day, node and team), node_hours (by the
            hour energy was drawn, all of it), each kept in the transaction that writes the rows.
            ``dims`` holds what they group by.
-People:    teams, projects, api_keys, accounts, changes, audit_log, feedback
+People:    teams, organisations, projects, api_keys, accounts, changes, audit_log, feedback
+Pages:     dashboard_frozen
 """
 
 from __future__ import annotations
@@ -296,6 +297,14 @@ teams = Table(
     Column("archived_s", Double),
 )
 
+organisations = Table(
+    "organisations",
+    metadata,
+    Column("organisation", Text, primary_key=True),
+    Column("settings", Text, nullable=False),  # JSON: budgets and their time zone
+    Column("created_s", Double, nullable=False),
+)
+
 projects = Table(
     "projects",
     metadata,
@@ -350,6 +359,16 @@ audit_log = Table(
     Column("action", Text, nullable=False),
     Column("subject", Text, nullable=False),
     Column("detail", Text, nullable=False, default="{}"),  # JSON, without secrets
+)
+
+# What somebody was shown, for ever under its hash.
+dashboard_frozen = Table(
+    "dashboard_frozen",
+    metadata,
+    Column("hash", Text, primary_key=True),
+    Column("team", Text, nullable=False),
+    Column("frozen_s", Double, nullable=False),
+    Column("body", Text, nullable=False),
 )
 
 feedback = Table(

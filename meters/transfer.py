@@ -24,7 +24,9 @@ from meters.schema import (
     api_keys,
     audit_log,
     changes,
+    dashboard_frozen,
     feedback,
+    organisations,
     projects,
     requests,
     shares,
@@ -34,7 +36,17 @@ from meters.schema import (
 )
 
 FORMAT = "joulegate-ledger-1"
-_PLAIN: tuple[Table, ...] = (teams, projects, api_keys, accounts, audit_log, feedback, changes)
+_PLAIN: tuple[Table, ...] = (
+    teams,
+    organisations,
+    projects,
+    api_keys,
+    accounts,
+    audit_log,
+    feedback,
+    dashboard_frozen,
+    changes,
+)
 _BATCH = 1_000
 
 

@@ -112,7 +112,7 @@ def spent(
     to_s: float,
     *,
     teams: Sequence[str] = (),
-    key_id: str | None = None,
+    keys: Sequence[str] = (),
 ) -> Spending:
     """Used by requests that arrived from ``from_s`` to before ``to_s``, to the second.
 
@@ -133,20 +133,20 @@ def spent(
         .where(h.hour_s >= first, h.hour_s < last)
         .where(h.team.in_(teams) if teams else true())
     )
-    if key_id is not None:
-        named = select(dims.c.dim_id).where(dims.c.key_id == key_id)
+    if keys:
+        named = select(dims.c.dim_id).where(dims.c.key_id.in_(keys))
         whole = whole.where(h.dim_id.in_(named))
     found = [int(value or 0) for value in connection.execute(whole).one()]
     edges = [(from_s, min(first, to_s)), (max(last, from_s), to_s)] if first <= to_s else []
     for begin_s, end_s in edges or [(from_s, to_s)]:
         if end_s > begin_s:
-            rows = _spent_in_rows(connection, begin_s, end_s, teams, key_id)
+            rows = _spent_in_rows(connection, begin_s, end_s, teams, keys)
             found = [a + b for a, b in zip(found, rows, strict=True)]
     return Spending(**dict(zip(Spending.__struct_fields__, found, strict=True)))
 
 
 def _spent_in_rows(
-    connection: Connection, from_s: float, to_s: float, teams: Sequence[str], key_id: str | None
+    connection: Connection, from_s: float, to_s: float, teams: Sequence[str], keys: Sequence[str]
 ) -> list[int]:
     c = requests.c
     metered = (
@@ -164,7 +164,7 @@ def _spent_in_rows(
         )
         .where(c.start_s >= from_s, c.start_s < to_s)
         .where(c.team.in_(teams) if teams else true())
-        .where(c.key_id == key_id if key_id is not None else true())
+        .where(c.key_id.in_(keys) if keys else true())
     )
     return [int(value or 0) for value in connection.execute(rows).one()]
 

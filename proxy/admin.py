@@ -1,4 +1,4 @@
-"""The admin API: teams, keys and the audit log over HTTP, the same state as the CLI's.
+"""The admin API over HTTP: organisations, teams, keys and the audit log, the CLI's own state.
 
 Administrators may do everything; the lead of a team may see and change its keys. Keys that the
 config file gives are shown and can be revoked; the file itself is never written.
@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from proxy.auth import Caller, KeyRing
 from proxy.errors import ApiError, forbidden, invalid_body, not_found
 from proxy.failed_keys import address_of
-from proxy.settings import Team
+from proxy.settings import Budget, KeyRules, LimitSettings, Organisation, Team
 from proxy.teams import KeyInfo, TeamsError, TeamStore
 
 T = TypeVar("T")
@@ -49,6 +49,8 @@ class NewKeyOf(msgspec.Struct, forbid_unknown_fields=True):
     project: str | None = None
     name: str = ""
     days: Days | None = None  # until it expires; None: never
+    limits: LimitSettings = LimitSettings()  # as in the config file, like its budgets
+    budgets: list[Budget] = []
 
 
 class Rotation(msgspec.Struct, forbid_unknown_fields=True):
@@ -70,9 +72,13 @@ class Admin:
         add("/teams/{team}", self.change_team, methods=["PUT"])
         add("/teams/{team}", self.archive_team, methods=["DELETE"])
         add("/teams/{team}/projects", self.create_project, methods=["POST"])
+        add("/organisations", self.organisations, methods=["GET"])
+        add("/organisations/{organisation}", self.set_organisation, methods=["PUT"])
+        add("/organisations/{organisation}", self.remove_organisation, methods=["DELETE"])
         add("/keys", self.list_keys, methods=["GET"])
         add("/keys", self.create_key, methods=["POST"])
         add("/keys/{key_id}/rotate", self.rotate_key, methods=["POST"])
+        add("/keys/{key_id}", self.change_key, methods=["PUT"])
         add("/keys/{key_id}", self.revoke_key, methods=["DELETE"])
         add("/audit", self.audit, methods=["GET"])
 
@@ -114,6 +120,26 @@ class Admin:
         await self._ask(lambda store: store.create_project(team, given.project, actor))
         return _json({"object": "project", "team": team, "project": given.project}, 201)
 
+    async def organisations(self, request: Request) -> Response:
+        """Every organisation, what is set for it, and its teams."""
+        self._caller(request, role="admin")
+        found = await self._ask(lambda store: store.list_organisations())
+        return _json({"object": "list", "data": found})
+
+    async def set_organisation(self, request: Request, organisation: str) -> Response:
+        """Set an organisation's budgets anew; the body is as in the config file."""
+        actor = _actor(self._caller(request, role="admin"))
+        given = await _body(request, Organisation)
+        await self._ask(lambda store: store.set_organisation(organisation, given, actor))
+        return _json({"object": "organisation", "organisation": organisation})
+
+    async def remove_organisation(self, request: Request, organisation: str) -> Response:
+        """Set nothing for an organisation any more; its teams stay."""
+        actor = _actor(self._caller(request, role="admin"))
+        await self._ask(lambda store: store.remove_organisation(organisation, actor))
+        told = {"object": "organisation", "organisation": organisation, "state": "removed"}
+        return _json(told)
+
     async def list_keys(self, request: Request) -> Response:
         """Keys, without the keys themselves."""
         caller = self._caller(request)
@@ -141,10 +167,21 @@ class Admin:
                 project=given.project,
                 name=given.name,
                 expires_s=expires_s,
+                rules=KeyRules(limits=given.limits, budgets=given.budgets),
                 actor=actor,
             )
         )
         return _json({"object": "key", **msgspec.to_builtins(made)}, 201)
+
+    async def change_key(self, request: Request, key_id: str) -> Response:
+        """Set a key's limits and budgets anew, on every replica within a second."""
+        caller = self._caller(request)
+        given = await _body(request, KeyRules)
+        key = await self._key(caller, key_id)
+        self._may_change(caller, key.team, key.role)
+        actor = _actor(caller)
+        await self._ask(lambda store: store.change_key(key_id, given, actor))
+        return _json({"object": "key", "key_id": key_id})
 
     async def rotate_key(self, request: Request, key_id: str) -> Response:
         """A successor; the old key stays good for a while."""

@@ -74,7 +74,7 @@ from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore, connect
-from proxy.teams import KeyWatch, TeamStore
+from proxy.teams import Directory, KeyWatch, TeamStore, configured
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
@@ -96,7 +96,6 @@ NEEDS_RESTART = (
     "ledger",
     "state_dir",
     "meters",
-    "organisations",
     "otlp",
     "sign_in",
 )
@@ -180,13 +179,14 @@ class Proxy:
         self.on_ready: Callable[[], None] = lambda: None
         self.replica = replica_name()
         self.keys = auth.from_settings(settings)
+        self.directory = configured(settings)
         self.secret = secret_of(settings.sign_in, Path(settings.state_dir))
         self.sign_in = SignIn(
             self.keys,
             self.secret,
             settings=settings.sign_in,
             people=self.people,
-            time_zone=lambda team: self.settings.teams.get(team, Team()).timezone,
+            time_zone=lambda team: self.directory.teams.get(team, Team()).timezone,
         )
         self.pool = backends.of_settings(settings, facts)
         self.grid = Grid(settings, self.pool)
@@ -260,7 +260,8 @@ class Proxy:
             on_record=self.note,
             on_flight=self.aftermath.finished,
         )
-        self.store = store_of(settings, seed_from(lambda: self.ledger, self.teams_of))
+        seed = seed_from(lambda: self.ledger, self.teams_of, self.keys_of)
+        self.store = store_of(settings, seed)
         self.alerts = Alerts(
             settings.budget_alerts, self.store, lambda labels: self.telemetry.thresholds.add(labels)
         )
@@ -342,7 +343,7 @@ class Proxy:
         self.ledger = Ledger(books.url_of(self.settings), lazy=True)
         self.drain = Drain(self.journal, self.ledger).start()
         self.key_watch = KeyWatch(
-            TeamStore(self.ledger.database, self.settings), self.keys, also=self.read_people
+            TeamStore(self.ledger.database, self.settings), self.keys, also=self.know
         )
         try:
             await asyncio.to_thread(self.key_watch.refresh)
@@ -449,17 +450,18 @@ class Proxy:
         """Put the dashboard over the ledger."""
         sources = self.grid.refresher.health
         self.snapshots = snapshots_of(self.settings, self.facts(), self.grid.book, ledger)
+        self.snapshots.take(self.carbon.sites, budgets_of(self.directory.teams))
         replays = TeamReplay(
             lambda: ledger,
             self.facts,
             lambda: self.router.policies,
             lambda: self.settings.default_policy,
             self.estimator,
-            lambda team: auth.limits_of(self.settings.teams.get(team, Team()).limits),
+            lambda team: auth.limits_of(self.directory.teams.get(team, Team()).limits),
         )
         dashboard = Dashboard(
             self.snapshots,
-            teams=lambda: sorted({*ledger.teams(), *self.settings.teams}),
+            teams=lambda: sorted({*ledger.teams(), *self.directory.teams}),
             health=sources,
             estimator=self.estimator,
             gpus=GPUS,
@@ -504,7 +506,7 @@ class Proxy:
         self.canaries.take(self.router.roll_outs())
         self.carbon.sites = sites_of(settings, self.facts())
         if self.snapshots is not None:
-            self.snapshots.take(self.carbon.sites, budgets_of(settings))
+            self.snapshots.take(self.carbon.sites, budgets_of(self.directory.teams))
         self.steps.settings = self.judging.settings = settings
         self.store.hold_at_most(settings.cache.max_bytes)
         self.client.limits = settings.time
@@ -515,6 +517,7 @@ class Proxy:
             self.key_watch.watch(TeamStore(self.ledger.database, settings))
         else:
             self.keys.replace(auth.callers_in(settings))
+            self.know(configured(settings))
         if meters_changed and self.worker == 0:
             self.measuring.restart(settings)
         return fixed
@@ -534,8 +537,12 @@ class Proxy:
         """Local accounts; None before the ledger is there."""
         return None if self.ledger is None else People(self.ledger.database)
 
-    def read_people(self) -> None:
-        """Know the accounts as the ledger has them now."""
+    def know(self, directory: Directory) -> None:
+        """Know organisations, teams and accounts as config and ledger have them now."""
+        self.directory = directory
+        self.steps.gate.rules.take(directory.organisations)
+        if self.snapshots is not None:
+            self.snapshots.take(self.carbon.sites, budgets_of(directory.teams))
         people = self.people()
         if people is not None:
             self.sign_in.known = people.all()
@@ -606,6 +613,11 @@ class Proxy:
     def teams_of(self, organisation: str) -> list[str]:
         """The teams of an organisation that have keys."""
         return sorted({c.team for c in self.keys.callers() if c.organisation == organisation})
+
+    def keys_of(self, first: str) -> list[str]:
+        """The ids of that key and of those that replaced it, one after the other."""
+        chains = [(*c.earlier, c.key_id or "") for c in self.keys.callers()]
+        return sorted({first}.union(*(chain for chain in chains if chain[0] == first)))
 
     def degraded(self) -> dict[str, str]:
         """What does not work now, and what that means."""

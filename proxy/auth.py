@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from policies.limits import tighten
 from policies.types import Limits
 from proxy.errors import ApiError, invalid_api_key, too_many_failed_keys
 from proxy.failed_keys import FailedKeys
-from proxy.settings import Budget, KeySettings, LimitSettings, Settings, Team
+from proxy.settings import Budget, KeyRules, KeySettings, LimitSettings, Settings, Team
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -22,6 +23,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
 
     team: str
     key_id: str | None = None  # the first hex digits of the key's hash; safe to show
+    earlier: tuple[str, ...] = ()  # ids of the keys that this one replaced, the first one first
     role: str = "member"  # admin | lead | member
     project: str | None = None
     organisation: str | None = None
@@ -32,19 +34,25 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     similar_answers: float | None = None  # least likeness of prompts answered alike
     timezone: str = "UTC"
     budgets: tuple[Budget, ...] = ()  # of its team, in the team's time zone
-    key_budgets: tuple[Budget, ...] = ()  # of the key itself
+    key_budgets: tuple[Budget, ...] = ()  # of the key itself, with those it replaced
     expires_s: float | None = None  # Unix time
     judged_share: float = 0.0  # of its chats, that are answered twice and judged
     answer_budgets: bool = False  # policies may change its requests to ask for less
     judged_by: tuple[str, ...] = ()  # where its prompts may be sent to for that
 
 
+UNRULED = KeyRules()
 ANYONE = Caller(team="default", role="admin", answer_budgets=True)
 
 
 def digest(key: str | bytes) -> str:
     """A key's SHA-256 in hexadecimal: what is stored and compared."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+def hash_of(key: KeySettings) -> str:
+    """The SHA-256 of a key of the config file."""
+    return key.sha256.lower() if key.sha256 else digest(key.key or "")
 
 
 def limits_of(settings: LimitSettings) -> Limits:
@@ -162,7 +170,7 @@ def callers_of_team(name: str, team: Team) -> dict[str, Caller]:
     callers: dict[str, Caller] = {}
     for entry in team.keys:
         key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
-        hashed = key.sha256.lower() if key.sha256 else digest(key.key or "")
+        hashed = hash_of(key)
         callers[hashed] = caller_of(
             name,
             team,
@@ -170,7 +178,7 @@ def callers_of_team(name: str, team: Team) -> dict[str, Caller]:
             role=key.role,
             project=key.project,
             expires_s=None if key.expires is None else unix_time(key.expires),
-            key_budgets=tuple(key.budgets),
+            rules=key.rules,
         )
     return callers
 
@@ -183,23 +191,25 @@ def caller_of(
     role: str,
     project: str | None,
     expires_s: float | None,
-    key_budgets: tuple[Budget, ...] = (),
+    rules: KeyRules = UNRULED,
+    earlier: tuple[str, ...] = (),
 ) -> Caller:
-    """The holder of one key of a team."""
+    """The holder of one key of a team; ``rules`` can only tighten what the team may do."""
     return Caller(
         team=name,
         key_id=key_id,
+        earlier=earlier,
         role=role,
         project=project,
         organisation=team.organisation,
         policy=team.policy,
         policies=None if team.policies is None else tuple(team.policies),
-        limits=limits_of(team.limits),
+        limits=tighten(limits_of(team.limits), limits_of(rules.limits)),
         share_cache=team.share_cache,
         similar_answers=team.similar_answers,
         timezone=team.timezone,
         budgets=tuple(team.budgets),
-        key_budgets=key_budgets,
+        key_budgets=tuple(rules.budgets),
         expires_s=expires_s,
         judged_share=team.judging.share,
         answer_budgets=team.answer_budgets,

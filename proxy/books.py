@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import getpass
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import msgspec
+import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
@@ -16,6 +19,8 @@ from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
 from proxy.settings import Settings
+
+T = TypeVar("T")
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +58,27 @@ def opened(settings: Settings) -> Iterator[Ledger]:
         yield ledger
     finally:
         ledger.close()
+
+
+def read_settings(
+    path: str | None, kind: type[T], whose: str, more: Mapping[str, object] | None = None
+) -> T:
+    """A YAML file as those settings, with ``more`` on top of it; without a file, only that.
+
+    Raises CommandError.
+    """
+    given: object = {}
+    if path:
+        try:
+            given = yaml.safe_load(Path(path).read_text()) or {}
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CommandError(f"{path} cannot be read: {error}") from None
+    if not isinstance(given, dict):
+        raise CommandError(f"{path} should be a mapping of {whose} settings.")
+    try:
+        return msgspec.convert({**given, **(more or {})}, kind)
+    except msgspec.ValidationError as error:
+        raise CommandError(f"These cannot be {whose} settings: {error}.") from None
 
 
 def actor() -> str:

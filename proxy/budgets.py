@@ -82,6 +82,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     soft: float = 0.8  # share after which to warn
     timezone: str = "UTC"
     fallback_policy: str | None = None  # serve with this policy instead of refusing
+    number: int = 0  # among those of one scope, metric and period: each has a counter of its own
 
 
 class Period(NamedTuple):
@@ -116,11 +117,12 @@ class Spent(NamedTuple):
 
 def rules(scope: str, budgets: Iterable[Budget], timezone: str = "UTC") -> list[Rule]:
     """The rules that a holder's configured budgets stand for."""
-    found = []
+    found: list[Rule] = []
     for budget in budgets:
         for metric in METRICS:
             limit = getattr(budget, metric)
             if limit is not None:
+                alike = sum(r.metric == metric and r.per == budget.per for r in found)
                 found.append(
                     Rule(
                         scope=scope,
@@ -130,6 +132,7 @@ def rules(scope: str, budgets: Iterable[Budget], timezone: str = "UTC") -> list[
                         soft=budget.soft,
                         timezone=timezone,
                         fallback_policy=budget.fallback_policy,
+                        number=alike,
                     )
                 )
     return found
@@ -143,10 +146,11 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
     found = []
     for rule in rules_:
         at = period(rule.per, now_s, rule.timezone)
+        counter = f"{rule.scope}:{rule.metric}:{rule.per}:{at.name}"
         found.append(
             Charge(
                 rule,
-                f"{rule.scope}:{rule.metric}:{rule.per}:{at.name}",
+                f"{counter}#{rule.number}" if rule.number else counter,
                 _whole_limit(rule.metric, rule.limit),
                 whole(rule.metric, getattr(amounts, rule.metric)),
                 at,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,8 +14,19 @@ from policies.types import Candidate
 from proxy.auth import limits_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
 from proxy.predicting import Predictors
-from proxy.settings import KeySettings, Settings, Team, contradictions_of_team
+from proxy.settings import (
+    Budget,
+    KeyRules,
+    KeySettings,
+    Organisation,
+    Settings,
+    Team,
+    contradictions_of_key,
+    contradictions_of_organisation,
+    contradictions_of_team,
+)
 
+_NOWHERE = Document("", None, {}, [])  # no file stands behind it
 SHORTEST = Features(prompt_tokens=1, max_tokens=1)  # what any limit must leave room for
 
 
@@ -84,14 +95,40 @@ def _unknown(settings: Settings, book: Book) -> list[Finding]:
 
 def mistakes_of_team(name: str, team: Team, settings: Settings) -> list[str]:
     """Why a team that is not in the config file cannot be set like this; empty where it can."""
-    nowhere = Document("", None, {}, [])
-    found = [str(problem) for problem in contradictions_of_team(name, team, settings, nowhere)]
+    found = [str(problem) for problem in contradictions_of_team(name, team, settings, _NOWHERE)]
     book = book_of(settings)
     alone = msgspec.structs.replace(settings, teams={name: team}, organisations={})
     found += [f"{key_text(f.path)}: {f.message}" for f in _unknown(alone, book)]
     if team.policy is not None and team.policy not in book.policies:
         found.append(f"teams.{name}.policy: there is no policy {team.policy!r}.")
     return found
+
+
+def mistakes_of_key(key_id: str, rules: KeyRules, settings: Settings) -> list[str]:
+    """Why a key that is not in the config file cannot be ruled like this; empty where it can."""
+    path = ("keys", key_id) if key_id else ("key",)
+    found = [str(p) for p in contradictions_of_key(path, rules, settings, _NOWHERE)]
+    return found + _unknown_fallbacks(path, rules.budgets, settings)
+
+
+def mistakes_of_organisation(
+    name: str, organisation: Organisation, settings: Settings
+) -> list[str]:
+    """The same of an organisation."""
+    found = [str(p) for p in contradictions_of_organisation(name, organisation, _NOWHERE)]
+    path = ("organisations", name)
+    return found + _unknown_fallbacks(path, organisation.budgets, settings)
+
+
+def _unknown_fallbacks(
+    path: tuple[str, ...], budgets: Sequence[Budget], settings: Settings
+) -> list[str]:
+    book = book_of(settings)
+    return [
+        f"{key_text((*path, 'budgets'))}: there is no policy {budget.fallback_policy!r}."
+        for budget in budgets
+        if budget.fallback_policy is not None and budget.fallback_policy not in book.policies
+    ]
 
 
 def refuse_errors(found: list[Finding], document: Document | None) -> list[str]:

@@ -7,7 +7,7 @@ later. docs/settings.md is generated from this file and tested to be up to date.
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 from zoneinfo import ZoneInfo
@@ -16,14 +16,16 @@ import msgspec
 from msgspec import Meta
 
 from proxy import config_file, litellm_config
-from proxy.config_file import ConfigError, Document, Problem
+from proxy.config_file import ConfigError, Document, KeyPath, Problem
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Whole = Annotated[int, Meta(ge=0)]
 
 
+BUDGETED = ("requests", "tokens", "energy_j", "carbon_g", "money_usd")
 OVERHEAD = "judging"  # the team that energy spent on judging is booked on
 
 
@@ -289,8 +291,8 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much may be used in a period."""
 
     per: Annotated[typing.Literal["minute", "day", "month"], help_("Period.")]
-    requests: Annotated[int | None, help_("Requests.")] = None
-    tokens: Annotated[int | None, help_("Tokens, in and out.")] = None
+    requests: Annotated[Whole | None, help_("Requests.")] = None
+    tokens: Annotated[Whole | None, help_("Tokens, in and out.")] = None
     energy_j: Annotated[Positive | None, help_("Joules.")] = None
     carbon_g: Annotated[Positive | None, help_("Grams of CO2e.")] = None
     money_usd: Annotated[Positive | None, help_("Dollars.")] = None
@@ -298,6 +300,13 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fallback_policy: Annotated[
         str | None, help_("Policy to serve with when it is used up, instead of refusing.")
     ] = None
+
+
+class KeyRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one key may do, beside what its team may: it only tightens."""
+
+    limits: Annotated[LimitSettings, help_("Hard limits of each request.")] = LimitSettings()
+    budgets: Annotated[list[Budget], help_("How much it may use in a period.")] = []
 
 
 class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -310,6 +319,14 @@ class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     project: Annotated[str | None, help_("Project its requests belong to.")] = None
     expires: Annotated[str | None, help_("ISO 8601 time after which it is refused.")] = None
     budgets: Annotated[list[Budget], help_("How much this key may use in a period.")] = []
+    limits: Annotated[
+        LimitSettings, help_("Hard limits of each request, on top of its team's.")
+    ] = LimitSettings()
+
+    @property
+    def rules(self) -> KeyRules:
+        """What this key may do, beside its team's rules."""
+        return KeyRules(limits=self.limits, budgets=self.budgets)
 
 
 class TeamJudging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -544,6 +561,8 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
             yield Problem(line, config_file.key_text(path), message)
     for name, team in settings.teams.items():
         yield from contradictions_of_team(name, team, settings, document)
+    for name, organisation in settings.organisations.items():
+        yield from contradictions_of_organisation(name, organisation, document)
     yield from _contradictions_of_sign_in(settings.sign_in, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
@@ -570,18 +589,60 @@ def contradictions_of_team(
     name: str, team: Team, settings: Settings, document: Document
 ) -> Iterator[Problem]:
     """The same of one team, of the config file or not."""
-    yield from _contradictions_in_time(name, team, document)
+    path: KeyPath = ("teams", name)
+    yield from _contradictions_in_zone(path, team.timezone, document)
+    yield from _contradictions_in_expiry(path, team, document)
     yield from _contradictions_of_judging(name, team, settings, document)
+    yield from _contradictions_of_budgets((*path, "budgets"), team.budgets, document)
+    for index, key in enumerate(team.keys):
+        if isinstance(key, KeySettings):
+            where = (*path, "keys", index)
+            yield from contradictions_of_key(where, key.rules, settings, document)
 
 
-def _contradictions_in_time(name: str, team: Team, document: Document) -> Iterator[Problem]:
-    path: tuple[str | int, ...] = ("teams", name)
+def contradictions_of_key(
+    path: KeyPath, rules: KeyRules, settings: Settings, document: Document
+) -> Iterator[Problem]:
+    """The same of what is set for one key, of the config file or not."""
+    yield from _contradictions_of_budgets((*path, "budgets"), rules.budgets, document)
+    known = {word for b in settings.backends for word in (b.full_name, b.model)}
+    for word in rules.limits.backends or ():
+        if word not in known:
+            where = (*path, "limits", "backends")
+            message = f"there is no backend {word!r}."
+            yield Problem(document.line(where), config_file.key_text(where), message)
+
+
+def contradictions_of_organisation(
+    name: str, organisation: Organisation, document: Document
+) -> Iterator[Problem]:
+    """The same of one organisation, of the config file or not."""
+    path: KeyPath = ("organisations", name)
+    yield from _contradictions_in_zone(path, organisation.timezone, document)
+    yield from _contradictions_of_budgets((*path, "budgets"), organisation.budgets, document)
+
+
+def _contradictions_of_budgets(
+    path: KeyPath, budgets: Sequence[Budget], document: Document
+) -> Iterator[Problem]:
+    for index, budget in enumerate(budgets):
+        given = (getattr(budget, name) for name in BUDGETED)
+        if all(value is None for value in given):
+            where = (*path, index)
+            message = f"limits nothing. Name one of {', '.join(BUDGETED)}."
+            yield Problem(document.line(where), config_file.key_text(where), message)
+
+
+def _contradictions_in_zone(path: KeyPath, timezone: str, document: Document) -> Iterator[Problem]:
     try:
-        ZoneInfo(team.timezone)
+        ZoneInfo(timezone)
     except (KeyError, ValueError, OSError):
         where = (*path, "timezone")
-        message = f"{team.timezone!r} is not an IANA time zone, such as Europe/Berlin."
+        message = f"{timezone!r} is not an IANA time zone, such as Europe/Berlin."
         yield Problem(document.line(where), config_file.key_text(where), message)
+
+
+def _contradictions_in_expiry(path: KeyPath, team: Team, document: Document) -> Iterator[Problem]:
     for index, key in enumerate(team.keys):
         if isinstance(key, KeySettings) and key.expires is not None:
             try:

@@ -29,13 +29,19 @@ class Rules:
     def __init__(self, organisations: Mapping[str, Organisation]) -> None:
         self._organisations = dict(organisations)
 
+    def take(self, organisations: Mapping[str, Organisation]) -> None:
+        """What organisations share from now on."""
+        self._organisations = dict(organisations)
+
     def of(self, caller: Caller) -> tuple[Rule, ...]:
         shared = self._organisations.get(caller.organisation or "")
         if not (caller.budgets or caller.key_budgets or shared):
             return ()
         found = _rules(f"team:{caller.team}", caller.budgets, caller.timezone)
         if caller.key_id is not None:
-            found += _rules(f"key:{caller.key_id}", caller.key_budgets, caller.timezone)
+            # a key that replaced others goes on with what those had left
+            first = caller.earlier[0] if caller.earlier else caller.key_id
+            found += _rules(f"key:{first}", caller.key_budgets, caller.timezone)
         if shared is not None:
             scope = f"organisation:{caller.organisation}"
             found += _rules(scope, tuple(shared.budgets), shared.timezone)
@@ -47,8 +53,13 @@ def _rules(scope: str, given: tuple[Budget, ...], timezone: str) -> tuple[Rule, 
     return tuple(budgets.rules(scope, given, timezone))
 
 
-def seed_from(ledger: Callable[[], Ledger | None], teams_of: Callable[[str], list[str]]) -> Seed:
-    """Reads what was used so far in a period; ``teams_of`` names an organisation's teams."""
+def seed_from(
+    ledger: Callable[[], Ledger | None],
+    teams_of: Callable[[str], list[str]],
+    keys_of: Callable[[str], list[str]] = lambda first: [first],
+) -> Seed:
+    """Reads what was used so far in a period; ``teams_of`` names an organisation's teams, and
+    ``keys_of`` the keys that replaced that one, itself among them."""
 
     async def seed(rule: Rule, period: Period) -> int:
         books = ledger()
@@ -64,7 +75,7 @@ def seed_from(ledger: Callable[[], Ledger | None], teams_of: Callable[[str], lis
             period.start_s,
             until_s,
             teams=teams,
-            key_id=name if kind == "key" else None,
+            keys=keys_of(name) if kind == "key" else (),
         )
         return int(getattr(spent, _COLUMNS[rule.metric]))
 

@@ -1,8 +1,9 @@
-"""Teams, projects and keys that are kept in the ledger, merged with those of the config file.
+"""Organisations, teams, projects and keys that are kept in the ledger, merged with those of the
+config file.
 
-The config file comes first: a team that it names is set there and nowhere else, and so are its
-keys, except that any key can be revoked here. Every change is written to the audit log in the same
-transaction, and raises a number that replicas look at to notice it.
+The config file comes first: an organisation or a team that it names is set there and nowhere else,
+and so are its keys, except that any key can be revoked here. Every change is written to the audit
+log in the same transaction, and raises a number that replicas look at to notice it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ from sqlalchemy import Connection, select, update
 
 from meters.database import Database
 from meters.rows import clean
-from meters.schema import api_keys, audit_log, changes, projects, teams
-from proxy.auth import Caller, KeyRing, caller_of, callers_of_team, digest
+from meters.schema import api_keys, audit_log, changes, organisations, projects, teams
+from proxy.auth import (
+    UNRULED,
+    Caller,
+    KeyRing,
+    caller_of,
+    callers_in,
+    callers_of_team,
+    digest,
+    hash_of,
+)
 from proxy.background import ended
-from proxy.policy_book import mistakes_of_team
-from proxy.settings import Settings, Team
+from proxy.policy_book import mistakes_of_key, mistakes_of_organisation, mistakes_of_team
+from proxy.settings import KeyRules, KeySettings, Organisation, Settings, Team
 
 log = logging.getLogger("joulegate.teams")
 
@@ -62,6 +72,7 @@ class KeyInfo(msgspec.Struct, frozen=True, kw_only=True):
     revoked_s: float | None
     replaced_by: str | None
     source: str  # config | ledger
+    rules: KeyRules = UNRULED
     archived: bool = False  # its team is, or is gone from the config file
 
     def state(self, now_s: float) -> str:
@@ -81,6 +92,28 @@ class TeamInfo(msgspec.Struct, frozen=True, kw_only=True):
     projects: tuple[str, ...]
     archived: bool
     source: str  # config | ledger
+
+
+class OrganisationInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One organisation that something is set for, or that a team names."""
+
+    organisation: str
+    settings: Organisation
+    teams: tuple[str, ...]
+    source: str | None  # config | ledger; None: only named
+
+
+class Directory(msgspec.Struct, frozen=True):
+    """Everyone who may call, now or later, and what is set for them."""
+
+    callers: dict[str, Caller]  # by a key's hash
+    teams: dict[str, Team]
+    organisations: dict[str, Organisation]
+
+
+def configured(settings: Settings) -> Directory:
+    """What the config file alone says."""
+    return Directory(callers_in(settings), dict(settings.teams), dict(settings.organisations))
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +138,7 @@ class TeamStore:
         self._database = database
         self._settings = settings
         self._config = settings.teams
+        self._organisations = settings.organisations
         self._clock = clock
 
     # -- teams -------------------------------------------------------------------------------------
@@ -131,7 +165,7 @@ class TeamStore:
                 connection.execute(teams.insert().values(values))
             else:
                 connection.execute(update(teams).where(teams.c.team == team).values(values))
-            self._note(connection, actor, "team.create", team)
+            self._note(connection, actor, "team.create", team, _told(settings))
 
     def change_team(self, team: str, settings: Team, actor: str) -> None:
         """Set a team's settings anew. Raises TeamsError."""
@@ -147,7 +181,7 @@ class TeamStore:
                     settings=msgspec.json.encode(settings).decode(),
                 )
             )
-            self._note(connection, actor, "team.change", team)
+            self._note(connection, actor, "team.change", team, _told(settings))
 
     def archive_team(self, team: str, actor: str) -> None:
         """Refuse all keys of a team from now on; its books stay. Raises TeamsError."""
@@ -196,6 +230,52 @@ class TeamStore:
             )
         return [found[team] for team in sorted(found)]
 
+    # -- organisations -----------------------------------------------------------------------------
+
+    def set_organisation(self, name: str, settings: Organisation, actor: str) -> None:
+        """What the teams of an organisation share, from now on. Raises TeamsError."""
+        _require_name(name, "an organisation's")
+        self._refuse_configured(name)
+        if mistakes := mistakes_of_organisation(name, settings, self._settings):
+            raise TeamsError(" ".join(mistakes))
+        told = {"settings": msgspec.json.encode(settings).decode()}
+        this = organisations.c.organisation == name
+        with self._database.write() as connection:
+            if connection.execute(update(organisations).where(this).values(told)).rowcount == 0:
+                made = {"organisation": name, "created_s": self._clock(), **told}
+                connection.execute(organisations.insert().values(made))
+            self._note(connection, actor, "organisation.set", name, _told(settings))
+
+    def remove_organisation(self, name: str, actor: str) -> None:
+        """Set nothing for an organisation any more; its teams stay. Raises TeamsError."""
+        self._refuse_configured(name)
+        with self._database.write() as connection:
+            this = organisations.c.organisation == name
+            if connection.execute(organisations.delete().where(this)).rowcount == 0:
+                raise TeamsError(f"Nothing is set for an organisation {name!r}.")
+            self._note(connection, actor, "organisation.remove", name)
+
+    def list_organisations(self) -> list[OrganisationInfo]:
+        """Every organisation, of config, ledger and teams that are not archived, by name."""
+        found = self.directory()
+        named: dict[str, list[str]] = {name: [] for name in found.organisations}
+        for team, settings in found.teams.items():
+            if settings.organisation is not None:
+                named.setdefault(settings.organisation, []).append(team)
+        return [
+            OrganisationInfo(
+                organisation=name,
+                settings=found.organisations.get(name, Organisation()),
+                teams=tuple(sorted(under)),
+                source="config"
+                if name in self._organisations
+                else "ledger"
+                if name in found.organisations
+                else None,
+            )
+            for name, under in sorted(named.items())
+        ]
+
     # -- keys --------------------------------------------------------------------------------------
 
     def create_key(
@@ -206,13 +286,33 @@ class TeamStore:
         project: str | None = None,
         name: str = "",
         expires_s: float | None = None,
+        rules: KeyRules = UNRULED,
         actor: str,
     ) -> NewKey:
         """Make a key. The result is the only place where it can be read. Raises TeamsError."""
+        self._check_key("", rules)
         with self._database.write() as connection:
-            made = self._make_key(connection, team, role, project, name, expires_s)
-            self._note(connection, actor, "key.create", made.key_id, {"team": team, "role": role})
+            made = self._make_key(connection, team, role, project, name, expires_s, rules)
+            detail = {"team": team, "role": role, **_told(rules)}
+            self._note(connection, actor, "key.create", made.key_id, detail)
         return made
+
+    def change_key(self, key_id: str, rules: KeyRules, actor: str) -> None:
+        """Set a key's limits and budgets anew, those that are not named to none.
+
+        Raises TeamsError.
+        """
+        self._check_key(key_id, rules)
+        with self._database.write() as connection:
+            key = self._own_key(connection, key_id, "Change")
+            if key["revoked_s"] is not None:
+                raise TeamsError(f"The key {key_id} is revoked. Create a new one.")
+            connection.execute(
+                update(api_keys)
+                .where(api_keys.c.key_id == key_id)
+                .values(settings=msgspec.json.encode(rules).decode())
+            )
+            self._note(connection, actor, "key.change", key_id, _told(rules))
 
     def rotate_key(self, key_id: str, *, overlap_s: float, actor: str) -> NewKey:
         """A new key with the old one's rights; the old one is good for ``overlap_s`` more.
@@ -221,7 +321,7 @@ class TeamStore:
         """
         now_s = self._clock()
         with self._database.write() as connection:
-            old = self._own_key(connection, key_id)
+            old = self._own_key(connection, key_id, "Rotate")
             if old["revoked_s"] is not None:
                 raise TeamsError(f"The key {key_id} is revoked. Create a new one.")
             if old["expires_s"] is not None and old["expires_s"] <= now_s:
@@ -231,7 +331,13 @@ class TeamStore:
                     f"The key {key_id} was replaced by {old['replaced_by']}. Rotate that one."
                 )
             made = self._make_key(
-                connection, old["team"], old["role"], old["project"], old["name"], old["expires_s"]
+                connection,
+                old["team"],
+                old["role"],
+                old["project"],
+                old["name"],
+                old["expires_s"],
+                _rules_of(old["settings"]),
             )
             ends_s = now_s + max(0.0, overlap_s)
             if old["expires_s"] is not None:
@@ -281,6 +387,7 @@ class TeamStore:
             current = select(teams.c.team).where(teams.c.archived_s.is_(None))
             serving = {*self._config, *connection.scalars(current)}
         found = []
+        ruled = self._configured_rules()
         for key_id, (_, caller) in self._configured().items():
             revoked = kept.pop(key_id, None)
             found.append(
@@ -295,12 +402,14 @@ class TeamStore:
                     revoked_s=revoked["revoked_s"] if revoked else None,
                     replaced_by=None,
                     source="config",
+                    rules=ruled[key_id],
                 )
             )
-        names = {f.name for f in msgspec.structs.fields(KeyInfo)} - {"source", "archived"}
+        names = {f.name for f in msgspec.structs.fields(KeyInfo)} - {"source", "archived", "rules"}
         found += [
             KeyInfo(
                 source="ledger",
+                rules=_rules_of(row["settings"]),
                 archived=row["team"] not in serving,
                 **{name: row[name] for name in names},
             )
@@ -310,16 +419,24 @@ class TeamStore:
 
     def callers(self) -> dict[str, Caller]:
         """Every key that may call now or later, by hash: what a KeyRing holds."""
+        return self.directory().callers
+
+    def directory(self) -> Directory:
+        """Every key that may call now or later, its team and its organisation."""
         found = dict(self._configured().values())
         with self._database.read() as connection:
             rows = connection.execute(select(api_keys)).mappings().all()
-            kept = {r["team"]: r for r in connection.execute(select(teams)).mappings()}
+            current = select(teams.c.team, teams.c.settings).where(teams.c.archived_s.is_(None))
+            known = {team: _settings_of(text) for team, text in connection.execute(current)}
+            columns = (organisations.c.organisation, organisations.c.settings)
+            shared = {
+                name: msgspec.json.decode(text, type=Organisation)
+                for name, text in connection.execute(select(*columns))
+            }
+        known |= self._config
+        replaced = {r["replaced_by"]: r["key_id"] for r in rows if r["replaced_by"] is not None}
         for row in rows:
-            settings = self._config.get(row["team"])
-            if settings is None and row["team"] in kept:
-                team_row = kept[row["team"]]
-                archived = team_row["archived_s"] is not None
-                settings = None if archived else _settings_of(team_row["settings"])
+            settings = known.get(row["team"])
             if row["revoked_s"] is not None or settings is None:
                 found.pop(row["key_hash"], None)
                 continue
@@ -330,8 +447,10 @@ class TeamStore:
                 role=row["role"],
                 project=row["project"],
                 expires_s=row["expires_s"],
+                rules=_rules_of(row["settings"]),
+                earlier=_earlier(row["key_id"], replaced),
             )
-        return found
+        return Directory(found, known, shared | self._organisations)
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -364,6 +483,24 @@ class TeamStore:
         if mistakes := mistakes_of_team(team, settings, self._settings):
             raise TeamsError(" ".join(mistakes))
 
+    def _check_key(self, key_id: str, rules: KeyRules) -> None:
+        if mistakes := mistakes_of_key(key_id, rules, self._settings):
+            raise TeamsError(" ".join(mistakes))
+
+    def _refuse_configured(self, organisation: str) -> None:
+        if organisation in self._organisations:
+            raise TeamsError(
+                f"The organisation {organisation!r} is in the config file. Change it there."
+            )
+
+    def _configured_rules(self) -> dict[str, KeyRules]:
+        found: dict[str, KeyRules] = {}
+        for team in self._config.values():
+            for entry in team.keys:
+                key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
+                found[hash_of(key)[:12]] = key.rules
+        return found
+
     def _configured(self) -> dict[str, tuple[str, Caller]]:
         from_config: dict[str, tuple[str, Caller]] = {}
         for name, team in self._config.items():
@@ -379,6 +516,7 @@ class TeamStore:
         project: str | None,
         name: str,
         expires_s: float | None,
+        rules: KeyRules,
     ) -> NewKey:
         if role not in ROLES:
             raise TeamsError(f"{role!r} is not a role. Take one of {', '.join(ROLES)}.")
@@ -402,6 +540,7 @@ class TeamStore:
                 project=project,
                 role=role,
                 name=name,
+                settings=msgspec.json.encode(rules).decode(),
                 created_s=self._clock(),
                 expires_s=expires_s,
             )
@@ -419,12 +558,12 @@ class TeamStore:
                 f"There is no team {team!r}. Create it with: joulegate teams create {team}"
             )
 
-    def _own_key(self, connection: Connection, key_id: str) -> Mapping[str, Any]:
+    def _own_key(self, connection: Connection, key_id: str, what: str) -> Mapping[str, Any]:
         row = self._row(connection, api_keys, api_keys.c.key_id == key_id)
         if row is not None:
             return row
         if key_id in self._configured():
-            raise TeamsError(f"The key {key_id} is in the config file. Rotate it there.")
+            raise TeamsError(f"The key {key_id} is in the config file. {what} it there.")
         raise TeamsError(f"There is no key {key_id}. `joulegate keys list` shows them.")
 
     @staticmethod
@@ -482,7 +621,7 @@ class KeyWatch:
         store: TeamStore,
         ring: KeyRing,
         interval_s: float = 0.5,
-        also: Callable[[], None] = lambda: None,
+        also: Callable[[Directory], None] = lambda found: None,
     ) -> None:
         """``also`` is called after each change that was seen, in the same thread."""
         self._also = also
@@ -505,8 +644,9 @@ class KeyWatch:
         number = self._store.number()
         if number == self._number:
             return False
-        self._ring.replace(self._store.callers())
-        self._also()
+        found = self._store.directory()
+        self._ring.replace(found.callers)
+        self._also(found)
         self._number = number
         return True
 
@@ -541,3 +681,23 @@ def _require_name(name: str, whose: str) -> None:
 
 def _settings_of(text: str) -> Team:
     return msgspec.json.decode(text, type=Team)
+
+
+def _rules_of(text: str) -> KeyRules:
+    return msgspec.json.decode(text, type=KeyRules)
+
+
+def _earlier(key_id: str, replaced: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys before that one, the first one first; ``replaced`` names the one before each."""
+    found: list[str] = []
+    while (before := replaced.get(key_id)) is not None and before not in found:
+        found.append(before)
+        key_id = before
+    return tuple(reversed(found))
+
+
+def _told(settings: msgspec.Struct) -> dict[str, Any]:
+    """What is set, for the audit log: only what differs from nothing."""
+    plain: dict[str, Any] = msgspec.to_builtins(settings)
+    unset: dict[str, Any] = msgspec.to_builtins(type(settings)())
+    return {name: value for name, value in plain.items() if value != unset[name]}

@@ -16,6 +16,7 @@ COMMANDS: dict[str, str] = {
     "ledger": "proxy.commands.ledger",
     "keys": "proxy.commands.keys",
     "teams": "proxy.commands.teams",
+    "organisations": "proxy.commands.organisations",
     "accounts": "proxy.commands.accounts",
     "serve": "proxy.commands.serve",
     "init": "proxy.commands.init",

@@ -1,7 +1,8 @@
-"""Make, list, rotate and revoke the keys of teams.
+"""Make, list, change, rotate and revoke the keys of teams.
 
 A key is printed once, when it is made; only its hash is kept. What is revoked here is refused by
-every replica within a second, keys of the config file included.
+every replica within a second, keys of the config file included. Limits and budgets of a key are
+written as in the config file; its successors keep them, and go on with what it has left.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import msgspec
 from proxy import books, tables
 from proxy.auth import unix_time
 from proxy.commands import CommandError
+from proxy.settings import BUDGETED, Budget, KeyRules, LimitSettings
 from proxy.teams import ROLES, NewKey, TeamsError, TeamStore
 
 EXAMPLE = "joulegate keys create --team search --role member --expires 90d"
@@ -32,14 +34,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--project", metavar="P")
     create.add_argument("--name", default="", metavar="N", help="what it is for")
     create.add_argument("--expires", metavar="WHEN", help="ISO 8601 time, or a time from now: 90d")
+    create.add_argument("--settings", metavar="F", help="YAML file with its limits and budgets")
     listed = actions.add_parser("list", help="show keys, never the keys themselves")
     listed.add_argument("--team", metavar="T")
+    change = actions.add_parser("change", help="set a key's limits and budgets anew")
+    change.add_argument("key_id", metavar="ID")
+    change.add_argument(
+        "--settings",
+        required=True,
+        metavar="F",
+        help="YAML file with limits and budgets; - is none",
+    )
     rotate = actions.add_parser("rotate", help="make a successor; the old one ends later")
     rotate.add_argument("key_id", metavar="ID")
     rotate.add_argument("--overlap", default="24h", metavar="TIME", help="default 24h")
     revoke = actions.add_parser("revoke", help="refuse a key from now on")
     revoke.add_argument("key_id", metavar="ID")
-    for action in (create, listed, rotate, revoke):
+    for action in (create, listed, change, rotate, revoke):
         action.add_argument("--json", action="store_true", help="print as JSON")
 
 
@@ -62,9 +73,13 @@ def _act(store: TeamStore, args: argparse.Namespace) -> int:
             project=args.project,
             name=args.name,
             expires_s=_expiry(args.expires, now_s),
+            rules=KeyRules() if args.settings is None else _rules(args.settings),
             actor=books.actor(),
         )
         _print_key(made, args.json)
+    elif args.action == "change":
+        store.change_key(args.key_id, _rules(args.settings), books.actor())
+        tables.show([{"key_id": args.key_id, "state": "changed"}], as_json=args.json)
     elif args.action == "rotate":
         overlap_s = seconds(args.overlap)
         _print_key(
@@ -84,12 +99,30 @@ def _act(store: TeamStore, args: argparse.Namespace) -> int:
                 "state": key.state(now_s),
                 "created": tables.moment(key.created_s),
                 "expires": tables.moment(key.expires_s),
+                "limits": _set(key.rules.limits),
+                "budgets": [_in_words(budget) for budget in key.rules.budgets],
                 "source": key.source,
             }
             for key in store.list_keys(args.team)
         ]
         tables.show(rows, as_json=args.json, empty="No keys.")
     return 0
+
+
+def _rules(path: str) -> KeyRules:
+    return KeyRules() if path == "-" else books.read_settings(path, KeyRules, "a key's")
+
+
+def _set(limits: LimitSettings) -> list[str]:
+    told = msgspec.structs.asdict(limits).items()
+    return [f"{name} {value}" for name, value in told if value is not None]
+
+
+def _in_words(budget: Budget) -> str:
+    told = ((name, getattr(budget, name)) for name in BUDGETED)
+    return ", ".join(
+        f"{value:g} {name} a {budget.per}" for name, value in told if value is not None
+    )
 
 
 def seconds(text: str) -> float:

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from proxy import books, facts
 from proxy.commands import CommandError
-from proxy.dashboard.configured import snapshots_of
+from proxy.dashboard.configured import budgets_of, snapshots_of
 from proxy.dashboard.exports import FORMATS
 from proxy.dashboard.numbers import LANGUAGES
 from proxy.dashboard.pages import written
 from proxy.dashboard.periods import BadPeriod, Period, parse, this_month
 from proxy.grid import kept_book
+from proxy.settings import Team
+from proxy.teams import TeamStore
 
 EXAMPLE = (
     "joulegate report --team search --from 2026-10-01 --to 2026-10-31 --format pdf --out r.pdf"
@@ -40,19 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     settings = books.settings_of(args.config)
-    team = settings.teams.get(args.team)
-    zone = args.tz or (team.timezone if team else "UTC")
-    period = _period(args, zone)
     if args.out == "-" and args.format in ("pdf", "parquet") and sys.stdout.isatty():
         raise CommandError(f"A {args.format} file is no text: name a file with --out.")
     with books.opened(settings) as ledger:
+        teams = TeamStore(ledger.database, settings).directory().teams
+        period = _period(args, args.tz or teams.get(args.team, Team()).timezone)
         if args.team not in ledger.teams():
             known = ", ".join(ledger.teams()) or "none yet"
             raise CommandError(f"The ledger has no team {args.team!r}. Teams: {known}.")
         backends = facts.all_facts(settings).values()
         book = kept_book(settings)
         simulated = {"real": False, "simulated": True}.get(args.book or "")
-        snapshot = snapshots_of(settings, backends, book, ledger).of(args.team, period, simulated)
+        snapshots = snapshots_of(settings, backends, book, ledger)
+        snapshots.take(snapshots.sites, budgets_of(teams))
+        snapshot = snapshots.of(args.team, period, simulated)
     body = written(snapshot, args.format, args.lang)
     if snapshot.simulated:
         print("This is SIMULATED data: no footprint of anything.", file=sys.stderr)

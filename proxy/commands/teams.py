@@ -7,11 +7,7 @@ config file names are changed there.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
-
-import msgspec
-import yaml
 
 from proxy import books, tables
 from proxy.commands import CommandError
@@ -92,16 +88,6 @@ def _act(store: TeamStore, args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> Team:
-    given: dict[str, object] = {}
-    if args.settings:
-        try:
-            given = yaml.safe_load(Path(args.settings).read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise CommandError(f"{args.settings} cannot be read: {error}") from None
-    for name in ("organisation", "timezone", "policy"):
-        if getattr(args, name) is not None:
-            given[name] = getattr(args, name)
-    try:
-        return msgspec.convert(given, Team)
-    except msgspec.ValidationError as error:
-        raise CommandError(f"These cannot be a team's settings: {error}.") from None
+    given = {name: getattr(args, name) for name in ("organisation", "timezone", "policy")}
+    named = {name: value for name, value in given.items() if value is not None}
+    return books.read_settings(args.settings, Team, "a team's", named)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from estimators.types import Backend
 from meters.carbon import Range
@@ -13,7 +13,7 @@ from meters.intensity.watttime import WattTime
 from meters.ledger import Ledger
 from proxy.dashboard.sites import Instrument, Site, Sites
 from proxy.dashboard.snapshot import Snapshots
-from proxy.settings import Settings
+from proxy.settings import Settings, Team
 
 ATTRIBUTIONS = {
     source.name: source.attribution for source in (ElectricityMaps, WattTime, GreatBritain)
@@ -54,10 +54,10 @@ def sites_of(settings: Settings, backends: Iterable[Backend]) -> Sites:
     )
 
 
-def budgets_of(settings: Settings) -> dict[str, float]:
+def budgets_of(teams: Mapping[str, Team]) -> dict[str, float]:
     """Grams a month by team: the tightest monthly carbon budget of each."""
     found: dict[str, float] = {}
-    for name, team in settings.teams.items():
+    for name, team in teams.items():
         limits = [b.carbon_g for b in team.budgets if b.per == "month" and b.carbon_g is not None]
         if limits:
             found[name] = min(limits)
@@ -71,4 +71,6 @@ def snapshots_of(
     ledger: Ledger | Callable[[], Ledger | None],
 ) -> Snapshots:
     """What makes snapshots under this config."""
-    return Snapshots(ledger, book, sites_of(settings, backends), budgets_of(settings), ATTRIBUTIONS)
+    return Snapshots(
+        ledger, book, sites_of(settings, backends), budgets_of(settings.teams), ATTRIBUTIONS
+    )

@@ -12,7 +12,6 @@ from meters.types import Attribution, UsageRecord, Window
 from proxy.settings import Settings, Team
 from proxy.teams import TeamStore
 from tests.meters.books import NOON_S, attribution, record, window
-from tests.servers import new_database
 
 
 def traffic(seed: int = 1) -> tuple[list[UsageRecord], list[Attribution], list[Window]]:
@@ -85,27 +84,6 @@ def test_a_ledger_moves_whole_to_another_of_its_kind(
     assert moved.receipt("req-7") == full.receipt("req-7")
     assert rows(moved) == rows(full)
     moved.close()
-
-
-def test_a_ledger_moves_from_sqlite_to_postgresql_and_back(
-    tmp_path: Path, postgres_url: str
-) -> None:
-    first = Ledger(f"sqlite:///{tmp_path / 'first.db'}")
-    first.write(*traffic())
-    second = Ledger(new_database(postgres_url, "moved"))
-    third = Ledger(f"sqlite:///{tmp_path / 'third.db'}")
-    transfer.imported(second, transfer.exported(first))
-    transfer.imported(third, transfer.exported(second))
-    assert second.check() == first.check() == third.check()
-    assert first.check().balanced
-    assert (
-        day(third, "hour_s", "tags")
-        == day(second, "hour_s", "tags")
-        == day(first, "hour_s", "tags")
-    )
-    assert rows(third) == rows(first)
-    for ledger in (first, second, third):
-        ledger.close()
 
 
 def test_importing_again_changes_nothing(full: Ledger) -> None:

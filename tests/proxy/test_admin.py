@@ -212,6 +212,22 @@ def test_config_file_admin_api_and_command_line_show_and_change_one_state(
     states = agree()
     assert (states[ours["key_id"]], states[theirs["key_id"]]) == ("active", "revoked")
     assert states[configured] == "revoked"
+    rules = tmp_path / "rules.yaml"
+    rules.write_text("limits: {max_energy_j: 5}\nbudgets: [{per: day, tokens: 9}]\n")
+    run("keys", "change", ours["key_id"], "--settings", str(rules))
+    shared = tmp_path / "shared.yaml"
+    shared.write_text("budgets: [{per: month, money_usd: 5}]\n")
+    run("organisations", "set", "acme", "--settings", str(shared), "--timezone", "Asia/Kolkata")
+    data = running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
+    (changed,) = [k["rules"] for k in data if k["key_id"] == ours["key_id"]]
+    assert (changed["limits"]["max_energy_j"], changed["budgets"][0]["tokens"]) == (5, 9)
+    (told,) = [k for k in run("keys", "list", "--json") if k["key_id"] == ours["key_id"]]
+    assert (told["limits"], told["budgets"]) == (["max_energy_j 5.0"], ["9 tokens a day"])
+    (acme,) = running.get("/admin/organisations", x_api_key=ADMIN).json()["data"]
+    assert (acme["settings"]["timezone"], acme["source"]) == ("Asia/Kolkata", "ledger")
+    assert [o["budgets"] for o in run("organisations", "list", "--json")] == [1]
+    run("organisations", "remove", "acme")
+    assert running.get("/admin/organisations", x_api_key=ADMIN).json()["data"] == []
     run("teams", "archive", "botany")
     until(lambda: status_with(running, ours["key"]) == 401)
     assert agree()[ours["key_id"]] == "archived"

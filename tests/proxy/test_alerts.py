@@ -205,7 +205,14 @@ def test_a_team_chooses_among_the_policies_it_may(
     [
         {"policies": ["no-such"]},
         {"budgets": [{"per": "day", "requests": 1, "fallback_policy": "no-such"}]},
-        {"keys": [{"key": "k", "budgets": [{"per": "day", "fallback_policy": "no-such"}]}]},
+        {
+            "keys": [
+                {
+                    "key": "k",
+                    "budgets": [{"per": "day", "requests": 1, "fallback_policy": "no-such"}],
+                }
+            ]
+        },
     ],
 )
 def test_a_policy_that_does_not_exist_stops_the_start(

@@ -26,6 +26,8 @@ from proxy.budgets import (
     whole,
 )
 from proxy.settings import Budget
+from proxy.store import AdmitRequest
+from proxy.store_local import LocalStore
 
 NOW_S = datetime(2026, 11, 21, 12, 30, 15, tzinfo=UTC).timestamp()
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Lord_Howe"]
@@ -89,6 +91,22 @@ def test_charges_are_whole_numbers_and_name_their_period() -> None:
     (charge,) = charges([rule], Amounts(energy_j=0.1234567), NOW_S)
     assert (charge.limit, charge.amount) == (2_500_000, 123_457)
     assert charge.counter == "key:a:energy_j:day:2026-11-21"
+
+
+async def test_two_limits_on_the_same_thing_are_counted_each_on_its_own() -> None:
+    both = [
+        Budget(per="month", carbon_g=2.0, fallback_policy="least_energy"),
+        Budget(per="month", carbon_g=4.0),
+    ]
+    store = LocalStore()
+    said = []
+    for number in range(6):
+        taken = charges(rules("team:search", both), Amounts(carbon_g=1.0), NOW_S)
+        request = AdmitRequest(request_id=f"r{number}", holder="search", charges=taken)
+        admission = await store.admit(request)
+        said.append((admission.allowed, admission.fallback_policy))
+    thrifty = (True, "least_energy")
+    assert said == [(True, None), (True, None), thrifty, thrifty, (False, None), (False, None)]
 
 
 @pytest.mark.parametrize("amount", [None, float("nan"), float("inf"), -3.0])

@@ -6,6 +6,7 @@ request is let in and then found wanting (400, 404, 422, 503), it was let in.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,7 +17,7 @@ from fastapi.routing import APIRoute
 from proxy.front import ENDPOINTS
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of, reply
 from tests.servers import new_database
 
 Start = Callable[[Config], Joulegate]
@@ -70,6 +71,15 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
     ("POST", "/admin/keys/{key_id}/rotate"): [
         ("/admin/keys/{LEADS}/rotate", {}, LEADS),
         ("/admin/keys/{ADMINS}/rotate", {}, {**ADMINS, "lead": (404,)}),
+    ],
+    ("GET", "/admin/organisations"): [("/admin/organisations", None, ADMINS)],
+    ("PUT", "/admin/organisations/{organisation}"): [("/admin/organisations/acme", None, ADMINS)],
+    ("DELETE", "/admin/organisations/{organisation}"): [
+        ("/admin/organisations/acme", None, ADMINS)
+    ],
+    ("PUT", "/admin/keys/{key_id}"): [
+        ("/admin/keys/{LEADS}", None, LEADS),
+        ("/admin/keys/{ADMINS}", None, {**ADMINS, "lead": (404,)}),
     ],
     ("DELETE", "/admin/keys/{key_id}"): [
         ("/admin/keys/nosuchkey", None, LEADS),
@@ -139,6 +149,10 @@ def ask(running: Joulegate, method: str, path: str, body: Any, key: str | None) 
     headers = {} if key is None else {"x-api-key": key}
     if method == "POST":
         return running.post({} if body is None else body, path=path, headers=headers)
+    if method == "PUT":
+        connection = running.connect()
+        connection.request("PUT", path, json.dumps(body or {}), headers)
+        return reply(connection.getresponse())
     return running.get(path, method=method, **headers)
 
 
@@ -229,3 +243,55 @@ def test_what_one_replica_revokes_all_refuse_within_a_second(
 def _id_of(running: Joulegate, role: str) -> str:
     listed = running.get("/admin/keys", x_api_key=ADMIN).json()["data"]
     return str(next(k["key_id"] for k in listed if k["role"] == role and k["source"] == "config"))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_what_one_replica_is_told_of_keys_teams_and_organisations_holds_on_all_within_a_second(
+    joulegate: Start, upstream: Upstream, kind: str, request: pytest.FixtureRequest, tmp_path: Any
+) -> None:
+    if kind == "sqlite":
+        url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    else:
+        url = new_database(request.getfixturevalue("postgres_url"), f"rules_{time.time_ns()}")
+    config = config_of(upstream.base_url, teams=TEAMS, ledger={"url": url})
+    one, two = joulegate(config), joulegate(config)
+
+    def put(path: str, body: Any) -> Reply:
+        return ask(one, "PUT", path, body, ADMIN)
+
+    team = {"organisation": "acme"}
+    assert ask(one, "POST", "/admin/teams", {"team": "law", "settings": team}, ADMIN).status == 201
+    none = [{"per": "day", "requests": 0}]
+    made = ask(one, "POST", "/admin/keys", {"team": "law", "budgets": none}, ADMIN)
+    assert made.status == 201, made.body
+    path, key = f"/admin/keys/{made.json()['key_id']}", made.json()["key"]
+
+    def answered(scope: str | None) -> bool:
+        reply = two.post(CHAT, headers={"x-api-key": key})
+        if scope is None:
+            return reply.status == 200
+        said = reply.status == 429 and reply.json()["error"]["joulegate"]["scope"]
+        return bool(said == scope)
+
+    took_s = [until(lambda: answered(f"key:{made.json()['key_id']}"))]  # made with a budget
+    assert put(path, {}).status == 200
+    took_s.append(until(lambda: answered(None)))
+    tight = {"limits": {"max_energy_j": 1e-12}}
+    assert put(path, tight).status == 200
+    took_s.append(until(lambda: two.post(CHAT, headers={"x-api-key": key}).status == 422))
+    assert put(path, {}).status == 200
+    assert put("/admin/teams/law", {**team, "budgets": none}).status == 200
+    took_s.append(until(lambda: answered("team:law")))
+    assert put("/admin/teams/law", team).status == 200
+    assert put("/admin/organisations/acme", {"budgets": none}).status == 200
+    took_s.append(until(lambda: answered("organisation:acme")))
+    assert ask(one, "DELETE", "/admin/organisations/acme", None, ADMIN).status == 200
+    took_s.append(until(lambda: answered(None)))
+    assert sorted(took_s)[-2] < 1.0, took_s  # a busy machine may take longer once
+    refused = {
+        path: {"budgets": [{"per": "day"}]},
+        "/admin/organisations/acme": {"timezone": "Mars"},
+        f"{path}?": {"budgets": [{"per": "day", "requests": -1}]},
+    }
+    for where, body in refused.items():
+        assert put(where, body).status == 400

@@ -58,6 +58,7 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
             request("metered", 60.0, energy_j=50.0),
             request("later", 7200.0, energy_j=4.0, key_id="abc"),
             request("other", 7300.0, energy_j=8.0, team="ads"),
+            request("succeeded", 7500.0, energy_j=16.0, team="law", key_id="def"),
             request("unknown", 7400.0, energy_j=None),
         ],  # type: ignore[arg-type]
         [attribution(1, {"req-metered": 2.0})],
@@ -71,6 +72,8 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
     assert await seed(rule("team:search", "money_usd"), today) == 250_000_000
     assert await seed(rule("organisation:acme"), today) == 15_000_000
     assert await seed(rule("key:abc"), today) == 5_000_000
+    chained = seed_from(lambda: ledger, lambda name: [], lambda first: ["abc", "def"])
+    assert await chained(rule("key:abc"), today) == 5_000_000 + 16_000_000
     assert await seed(rule("team:search"), yesterday) == 1_000_000_000
     with pytest.raises(OSError, match="not open"):
         await seed_from(lambda: None, lambda name: [])(rule("team:search"), today)

@@ -5,13 +5,23 @@ import threading
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from sqlalchemy import select
 
 from meters.ledger import Ledger
 from meters.schema import metadata
 from proxy.auth import Caller, KeyRing, digest
-from proxy.settings import Budget, KeySettings, LimitSettings, Settings, Team
+from proxy.settings import (
+    Budget,
+    KeyRules,
+    KeySettings,
+    LimitSettings,
+    Organisation,
+    Settings,
+    Team,
+)
+from proxy.spending import Rules
 from proxy.teams import KeyWatch, TeamsError, TeamStore
 
 CONFIG = Settings(
@@ -58,6 +68,113 @@ def test_a_new_key_calls_for_its_team_with_what_is_set_for_it(store: TeamStore) 
     assert caller.budgets == (Budget(per="month", energy_j=5e6),)
     assert caller.key_id == made.key_id
     assert ring(store).lookup("jg-guess", time.time()) is None
+
+
+RULES = KeyRules(
+    limits=LimitSettings(max_energy_j=500.0, max_ttft_s=2.0),
+    budgets=[Budget(per="day", money_usd=1.5)],
+)
+
+
+def test_a_key_carries_limits_and_budgets_that_only_tighten(store: TeamStore) -> None:
+    made = store.create_key("search", rules=RULES, actor="a test")
+    caller = ring(store).lookup(made.key, time.time())
+    assert caller is not None
+    assert (caller.limits.max_energy_j, caller.limits.max_ttft_s) == (100.0, 2.0)  # the team's 100
+    assert caller.key_budgets == (Budget(per="day", money_usd=1.5),)
+    assert caller.budgets == (Budget(per="month", energy_j=5e6),)
+    store.change_key(made.key_id, KeyRules(limits=LimitSettings(max_energy_j=20.0)), "a test")
+    caller = ring(store).lookup(made.key, time.time())
+    assert caller is not None
+    assert (caller.limits.max_energy_j, caller.limits.max_ttft_s) == (20.0, None)
+    assert caller.key_budgets == ()
+    (shown,) = store.list_keys("search")
+    assert shown.rules == KeyRules(limits=LimitSettings(max_energy_j=20.0))
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        (KeyRules(budgets=[Budget(per="day")]), "limits nothing"),
+        (KeyRules(budgets=[Budget(per="day", tokens=1, fallback_policy="x")]), "no policy 'x'"),
+        (KeyRules(limits=LimitSettings(backends=["nowhere"])), "no backend 'nowhere'"),
+    ],
+)
+def test_rules_that_cannot_be_meant_are_refused(
+    store: TeamStore, rules: KeyRules, says: str
+) -> None:
+    made = store.create_key("search", actor="a test")
+    with pytest.raises(TeamsError, match=says):
+        store.create_key("search", rules=rules, actor="a test")
+    with pytest.raises(TeamsError, match=says):
+        store.change_key(made.key_id, rules, "a test")
+    assert [key.rules for key in store.list_keys("search")] == [KeyRules()]
+
+
+def test_only_keys_that_are_here_and_good_can_be_changed(store: TeamStore) -> None:
+    with pytest.raises(TeamsError, match=r"in the config file\. Change it"):
+        store.change_key(digest("admin-key")[:12], RULES, "a test")
+    with pytest.raises(TeamsError, match="no key nosuchkey"):
+        store.change_key("nosuchkey", RULES, "a test")
+    made = store.create_key("search", actor="a test")
+    store.revoke_key(made.key_id, "a test")
+    with pytest.raises(TeamsError, match="revoked"):
+        store.change_key(made.key_id, RULES, "a test")
+
+
+def test_a_successor_keeps_the_rules_and_what_is_left_of_the_budgets(
+    store: TeamStore, ledger: Ledger
+) -> None:
+    first = store.create_key("search", rules=RULES, actor="a test")
+    second = store.rotate_key(first.key_id, overlap_s=3600, actor="a test")
+    third = store.rotate_key(second.key_id, overlap_s=3600, actor="a test")
+    keys = ring(store)
+    callers = [keys.lookup(made.key, time.time()) for made in (first, second, third)]
+    scopes = set()
+    for caller in callers:
+        assert caller is not None
+        assert caller.key_budgets == (Budget(per="day", money_usd=1.5),)
+        scopes |= {r.scope for r in Rules({}).of(caller) if r.scope.startswith("key:")}
+    assert scopes == {f"key:{first.key_id}"}  # one counter, however often it is rotated
+    assert callers[2] is not None
+    assert callers[2].earlier == (first.key_id, second.key_id)
+
+
+def test_an_organisation_is_set_changed_and_removed(store: TeamStore) -> None:
+    assert [(o.organisation, o.teams, o.source) for o in store.list_organisations()] == [
+        ("acme", ("search",), None)  # a team names it
+    ]
+    given = Organisation(budgets=[Budget(per="month", money_usd=9.0)], timezone="Asia/Kolkata")
+    store.set_organisation("acme", given, "a test")
+    assert store.directory().organisations == {"acme": given}
+    store.set_organisation("acme", Organisation(), "a test")
+    assert store.directory().organisations == {"acme": Organisation()}
+    with pytest.raises(TeamsError, match="'Mars' is not an IANA time zone"):
+        store.set_organisation("acme", Organisation(timezone="Mars"), "a test")
+    store.remove_organisation("acme", "a test")
+    assert store.directory().organisations == {}
+    with pytest.raises(TeamsError, match="Nothing is set"):
+        store.remove_organisation("acme", "a test")
+    told = [(e.action, e.detail) for e in store.audit() if e.action.startswith("org")]
+    assert sorted(told, key=str) == sorted(
+        [
+            ("organisation.set", msgspec.to_builtins(given)),
+            ("organisation.set", {}),
+            ("organisation.remove", {}),
+        ],
+        key=str,
+    )
+
+
+def test_organisations_of_the_config_are_changed_there(ledger: Ledger) -> None:
+    settings = Settings(organisations={"acme": Organisation(budgets=[Budget(per="day", tokens=5)])})
+    store = TeamStore(ledger.database, settings)
+    with pytest.raises(TeamsError, match="config file"):
+        store.set_organisation("acme", Organisation(), "a test")
+    with pytest.raises(TeamsError, match="config file"):
+        store.remove_organisation("acme", "a test")
+    (found,) = store.list_organisations()
+    assert (found.source, found.settings) == ("config", settings.organisations["acme"])
 
 
 def test_no_key_is_written_anywhere(store: TeamStore, ledger: Ledger) -> None:
@@ -160,6 +277,7 @@ def test_a_name_that_cannot_be_kept_is_refused(store: TeamStore, name: str) -> N
 def test_every_change_is_in_the_audit_log(store: TeamStore) -> None:
     made = store.create_key("search", actor="alice")
     store.rotate_key(made.key_id, overlap_s=5, actor="bob")
+    store.change_key(made.key_id, RULES, "dan")
     store.revoke_key(made.key_id, "carol")
     found = [(entry.actor, entry.action, entry.subject) for entry in store.audit()]
     assert sorted(found) == sorted(
@@ -167,6 +285,7 @@ def test_every_change_is_in_the_audit_log(store: TeamStore) -> None:
             ("a test", "team.create", "search"),
             ("alice", "key.create", made.key_id),
             ("bob", "key.rotate", made.key_id),
+            ("dan", "key.change", made.key_id),
             ("carol", "key.revoke", made.key_id),
         ]
     )

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 import stat
+import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import text
+from sqlalchemy import inspect, select, text
 
 from meters.ledger import Ledger
+from meters.schema import dashboard_frozen, meta, metadata
 from proxy.__main__ import main
-from tests.meters.books import attribution, record, window
+from proxy.people import People
+from proxy.settings import Budget, KeyRules, LimitSettings, Organisation, Settings, Team
+from proxy.teams import TeamStore
+from tests.meters.books import NOON_S, attribution, record, window
+from tests.meters.test_transfer import traffic
+from tests.servers import new_database
 
 Run = Callable[..., int]
 
@@ -102,3 +110,62 @@ def test_compacting_keeps_every_sum_and_refuses_hours_that_are_open(
     status, after = checked(config, capsys)
     assert (status, after["balanced"]) == (0, True)
     assert (after["windows"], after["metered_j"]) == (1, before["metered_j"])
+
+
+def test_a_ledger_moves_between_sqlite_and_postgresql_both_ways_and_loses_nothing(
+    tmp_path: Path, postgres_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = [
+        f"sqlite:///{tmp_path / 'first.db'}",
+        new_database(postgres_url, f"moved_{time.time_ns()}"),
+        f"sqlite:///{tmp_path / 'third.db'}",
+    ]
+    configs = [_config(tmp_path / str(number), url) for number, url in enumerate(urls)]
+    first = Ledger(urls[0])
+    fill(first)
+    first.close()
+    for number, (source, target) in enumerate(pairwise(configs)):
+        out = tmp_path / f"{number}.jsonl"
+        assert main(["ledger", "--config", str(source), "export", "--out", str(out)]) == 0
+        assert main(["ledger", "--config", str(target), "import", str(out)]) == 0
+    found = [checked(config, capsys) for config in configs]
+    assert (found[0][0], found[0][1]["balanced"], found[0][1]["requests"]) == (0, True, 600)
+    assert found[1] == found[0] == found[2]
+    one, *others = (every_table(url) for url in urls)
+    for other in others:
+        for name, rows in one.items():
+            assert rows, f"the test moves nothing in {name}"
+            assert other[name] == rows, name
+
+
+def fill(ledger: Ledger) -> None:
+    """Something in every table."""
+    ledger.write(*traffic())
+    ledger.add_feedback("req-1", "judge", 0.5, "search", NOON_S)
+    store = TeamStore(ledger.database, Settings())
+    budgets = [Budget(per="day", tokens=9)]
+    store.create_team("search", Team(organisation="acme", budgets=budgets), "a test")
+    store.set_organisation("acme", Organisation(budgets=budgets), "a test")
+    rules = KeyRules(budgets=budgets, limits=LimitSettings(max_energy_j=0.1))
+    made = store.create_key("search", project="p", name="é", rules=rules, actor="a test")
+    store.rotate_key(made.key_id, overlap_s=60.0, actor="a test")
+    people = People(ledger.database)
+    people.create("ada", "twelve letters", role="lead", teams=("search",), actor="a test")
+    with ledger.database.write() as connection:
+        frozen = {"hash": "h", "team": "search", "frozen_s": 0.1, "body": "{}"}
+        connection.execute(dashboard_frozen.insert().values(frozen))
+
+
+def every_table(url: str) -> dict[str, list[tuple[Any, ...]]]:
+    """The rows of all tables and roll-ups; only when the tables were made may differ."""
+    ledger = Ledger(url)
+    with ledger.database.read() as connection:
+        names = set(inspect(connection).get_table_names())
+        assert names == {table.name for table in metadata.sorted_tables}  # none is forgotten
+        found = {
+            table.name: sorted(map(tuple, connection.execute(select(table))), key=repr)
+            for table in metadata.sorted_tables
+            if table is not meta
+        }
+    ledger.close()
+    return found

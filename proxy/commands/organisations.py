@@ -1,0 +1,62 @@
+"""List organisations, and set what their teams may use together.
+
+Settings of an organisation are written as in the config file's ``organisations``. Those that the
+config file names are changed there. A team belongs to the organisation that its settings name.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from proxy import books, tables
+from proxy.commands import CommandError
+from proxy.settings import Organisation
+from proxy.teams import TeamsError, TeamStore
+
+EXAMPLE = "joulegate organisations set acme --settings acme.yaml"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    books.add_config(parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    given = actions.add_parser("set", help="set an organisation's budgets anew")
+    given.add_argument("organisation", metavar="O")
+    given.add_argument("--timezone", metavar="Z", help="IANA name; default UTC")
+    given.add_argument("--settings", metavar="F", help="YAML file with its budgets")
+    removed = actions.add_parser("remove", help="set nothing for it any more; its teams stay")
+    removed.add_argument("organisation", metavar="O")
+    listed = actions.add_parser("list", help="show organisations")
+    listed.add_argument("--json", action="store_true", help="print as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = books.settings_of(args.config)
+    with books.opened(settings) as ledger:
+        try:
+            return _act(TeamStore(ledger.database, settings), args)
+        except TeamsError as error:
+            raise CommandError(str(error)) from None
+
+
+def _act(store: TeamStore, args: argparse.Namespace) -> int:
+    if args.action == "set":
+        more = {} if args.timezone is None else {"timezone": args.timezone}
+        given = books.read_settings(args.settings, Organisation, "an organisation's", more)
+        store.set_organisation(args.organisation, given, books.actor())
+        print(f"Set organisation {args.organisation}.")
+    elif args.action == "remove":
+        store.remove_organisation(args.organisation, books.actor())
+        print(f"Removed organisation {args.organisation}: its teams stay.")
+    else:
+        rows = [
+            {
+                "organisation": found.organisation,
+                "timezone": found.settings.timezone,
+                "budgets": len(found.settings.budgets),
+                "teams": list(found.teams),
+                "source": found.source,
+            }
+            for found in store.list_organisations()
+        ]
+        tables.show(rows, as_json=args.json, empty="No organisations.")
+    return 0
