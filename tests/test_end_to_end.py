@@ -4,6 +4,7 @@ metered, divided, and found again on its receipt, with books that balance."""
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from meters import simulated_engine
 from meters.ledger import Ledger
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
 from policies.records import decision_from_json, replay_decision
+from proxy.__main__ import main
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_process
 
 Start = Callable[[Config], Joulegate]
@@ -109,6 +111,39 @@ def test_a_receipt_turns_from_estimated_to_metered(
         "source": "upstream",
     }
     assert "simulation" in last["note"]
+
+
+def test_what_was_metered_says_how_good_the_estimates_were(
+    joulegate: Start,
+    pair: list[simulated_engine.Started],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = joulegate(config_of(pair))
+    client = client_of(running)
+    config = str(tmp_path / "joulegate-0" / "config.yaml")
+
+    def energy(request_id: str) -> Any:
+        return running.get(f"/v1/usage/{request_id}", x_api_key=KEY).json()["energy"]
+
+    first = ask(client, "hello")  # perhaps before the meter's first window
+    until(lambda: energy(first)["settled"])
+    asked = [ask(client, f"hello {n}") for n in range(5)]
+
+    def judged() -> Any:
+        capsys.readouterr()
+        assert main(["estimators", "--config", config, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["lately"]
+        return told if sum(one["requests"] for one in told) >= len(asked) else None
+
+    (found,) = until(judged)
+    assert found["backend"] == "llama-3.1-8b@int4"
+    assert found["simulated"]
+    whole = [told for one in (first, *asked) if (told := energy(one))["covered"] > 0.98]
+    assert found["requests"] == len(whole)
+    said = sum(told["estimated_j"]["mid"] for told in whole)
+    took = sum(told["attributed_j"] for told in whole)
+    assert found["total"] == pytest.approx(said / took - 1.0, abs=1e-3)
 
 
 def test_another_team_sees_no_receipt_and_an_administrator_does(

@@ -12,8 +12,10 @@ import msgspec
 import numpy as np
 from markupsafe import Markup
 
+from estimators.lately import Judgement, lately
 from meters.intensity import IntensityBook, Tier
 from meters.intensity.hours import iso
+from meters.judged_estimates import judged_estimates
 from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
@@ -58,6 +60,7 @@ TIER_WORDS = {
     "world": "annual mean of the world",
     "fixed": "set by hand",
 }
+JUDGED = 1000  # latest requests whose estimates are judged on the method page
 CLEANEST = 8  # zones shown beside the team's own; the others on demand
 FILTERS = (
     "model",
@@ -530,6 +533,7 @@ def method(
         "method_words": METHOD,
         "ranges": range_rows(dashboard.snapshots.account(view.team, view.period, s.simulated)),
         "tier_words": TIER_WORDS,
+        "estimates": lately(_judged(dashboard, view, s)),
         "own": own,
         "own_since_s": dashboard.clock() - own.seconds,
         "health": list(dashboard.health()),
@@ -539,6 +543,15 @@ def method(
         "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
         "edited": [r for r in book.table.regions.values() if r.edited],
     }
+
+
+def _judged(dashboard: Dashboard, view: View, s: Snapshot) -> list[Judgement]:
+    """The estimates of the team's latest requests in the period, beside what was metered."""
+    with dashboard.snapshots.ledger.database.read() as connection:
+        found = judged_estimates(
+            connection, s.start_s, s.end_s, most=JUDGED, team=view.team, among=JUDGED
+        )
+    return [Judgement.of(one) for one in found if one.simulated == s.simulated]
 
 
 PAGES: Mapping[str, Page] = {

@@ -119,6 +119,17 @@ def test_the_plan_says_of_each_row_what_it_stands_on(page: Page, snapshots: Snap
         expect(rows.first).to_contain_text("what was metered on")
 
 
+def test_the_method_page_says_how_good_estimates_were(page: Page, site: str) -> None:
+    page.goto(f"{site}/dashboard/search/method?period=2026-10&lang=en")
+    rows = page.locator("[aria-label='Estimates against meters'] tbody tr")
+    backends = rows.locator("th").all_inner_texts()
+    assert len(backends) == len(set(backends)) >= 2
+    for row in rows.all():
+        error = float(row.locator("td").nth(1).inner_text().rstrip("\u202f%"))
+        assert 0.0 < error < 60.0
+        assert "sample-1" in row.inner_text()
+
+
 def test_a_frozen_link_shows_what_was_frozen_with_its_hash(page: Page, site: str) -> None:
     page.goto(f"{site}/dashboard/search/overview?period=2026-10")
     page.get_by_role("button", name="Freeze").click()
