@@ -47,8 +47,13 @@ def _to_4(connection: Connection) -> None:
     dashboard_frozen.create(connection, checkfirst=True)  # was made when first needed
 
 
+def _to_5(connection: Connection) -> None:
+    """Rows may hold a pseudonym of whom the caller named as its user."""
+    connection.execute(text("ALTER TABLE requests ADD COLUMN user_hash TEXT"))
+
+
 # version -> what leads to it from the one before. Never change a step that was released.
-STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
 VERSION = 1 + len(STEPS)
 
 # Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.

@@ -98,6 +98,7 @@ requests = Table(
     Column("decision", Text),
     Column("arm", Text),  # of an experiment
     Column("intensity_tier", Text, nullable=False, default="", server_default=""),
+    Column("user_hash", Text),  # a pseudonym; NULL unless the team wants it kept
     Column("extra", Text),  # fields of newer records that this schema has no column for, as JSON
     Index("requests_by_team", "team", "start_s"),
     Index("requests_by_node", "node", "end_s"),

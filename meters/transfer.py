@@ -140,6 +140,7 @@ def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
         for row in asked:  # of exports from before these columns
             row.setdefault("arm", None)
             row.setdefault("intensity_tier", "")
+            row.setdefault("user_hash", None)
         ledger.add_rows(
             connection,
             asked,

@@ -245,5 +245,6 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     earlier: str | None = None  # answers that were asked for and not given to the client, as JSON
     arm: str | None = None  # of an experiment: "hold_out" was served as asked, "treated" was not
     replica: str = ""
+    user_hash: str | None = None  # of whom the caller named; only where its team wants it kept
     session: str | None = None  # hash of the session or of the conversation's prefix
     decision: str | None = None  # the decision as compact JSON, for replay and explanation

@@ -527,6 +527,7 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         simulated=facts.simulated if facts else False,
         arm=decision.arm if decision else None,
         replica=replica,
+        user_hash=flight.user_hash,
         session=flight.conversation if flight.turn or flight.session else None,
         decision=decision_in(flight),
     )

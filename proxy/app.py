@@ -61,6 +61,7 @@ from proxy.otlp import Otlp
 from proxy.people import People
 from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
+from proxy.pseudonyms import Pseudonyms
 from proxy.receipts import of_record
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
@@ -282,6 +283,7 @@ class Proxy:
                 corrections=self.corrections,
             ),
             describe=describe,
+            pseudonyms=Pseudonyms(self.secret),
         )
         self.judging = self.steps.judging = Judging(
             settings=settings,
@@ -468,6 +470,7 @@ class Proxy:
             replay=replays,
             studies=Studies(replays),
             backends=self.facts,
+            user_groups=self.keeps_users,
             form_secret=self.secret,
             signs_in=not self.sign_in.open,
         )
@@ -618,6 +621,10 @@ class Proxy:
         """The ids of that key and of those that replaced it, one after the other."""
         chains = [(*c.earlier, c.key_id or "") for c in self.keys.callers()]
         return sorted({first}.union(*(chain for chain in chains if chain[0] == first)))
+
+    def keeps_users(self, team: str) -> bool:
+        """Whether a team wants groups of its users shown."""
+        return any(c.user_groups for c in self.keys.callers() if c.team == team)
 
     def degraded(self) -> dict[str, str]:
         """What does not work now, and what that means."""

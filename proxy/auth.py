@@ -38,6 +38,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     expires_s: float | None = None  # Unix time
     judged_share: float = 0.0  # of its chats, that are answered twice and judged
     answer_budgets: bool = False  # policies may change its requests to ask for less
+    user_groups: bool = False  # whom its requests name is kept as a pseudonym
     judged_by: tuple[str, ...] = ()  # where its prompts may be sent to for that
 
 
@@ -213,6 +214,7 @@ def caller_of(
         expires_s=expires_s,
         judged_share=team.judging.share,
         answer_budgets=team.answer_budgets,
+        user_groups=team.user_groups,
         judged_by=tuple(team.judging.backends),
     )
 

@@ -127,6 +127,7 @@ class Flight:
         "tried",
         "turn",
         "usage",
+        "user_hash",
         "wait_s",
     )
 
@@ -140,6 +141,7 @@ class Flight:
         self.policy = ""
         self.tags: tuple[str, ...] = ()
         self.session: str | None = None
+        self.user_hash: str | None = None
         self.turn: Turn | None = None  # the conversation's turn before
         self.prefix: int | None = None  # what tells its messages from all others
         self.traceparent: bytes | None = None  # the client's own trace

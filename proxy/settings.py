@@ -357,6 +357,9 @@ class Team(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timezone: Annotated[str, help_("IANA time zone of its budgets and pages.")] = "UTC"
     judging: Annotated[TeamJudging, help_("Second answers, judged.")] = TeamJudging()
     answer_budgets: Annotated[bool, help_("Whether policies may ask for shorter answers.")] = False
+    user_groups: Annotated[
+        bool, help_("Whether `user` is kept as a pseudonym, for sums of five users or more.")
+    ] = False
 
 
 class Organisation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

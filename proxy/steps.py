@@ -36,6 +36,7 @@ from proxy.failed_keys import address_of
 from proxy.features import Peek, Prompt
 from proxy.flight import Admitted, Flight, Sample, TimeWatch, connection_of
 from proxy.forms import Form, form_of, is_form
+from proxy.pseudonyms import Pseudonyms
 from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, usage_in
@@ -88,6 +89,7 @@ class Steps:
         accounts: Accounts,
         gate: Gate,
         describe: Callable[[Prompt], tuple[str | None, str]] | None = None,
+        pseudonyms: Pseudonyms | None = None,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -98,6 +100,7 @@ class Steps:
         self.accounts = accounts
         self.gate = gate
         self.describe = describe
+        self.pseudonyms = pseudonyms
         self.judging: Judging | None = None
         self.small = Worker("joulegate-tokens")
         self.large = Worker("joulegate-tokens-large")
@@ -189,6 +192,8 @@ class Steps:
         if len(request.model) > LONGEST_NAME:  # it would go into the books, whatever it is
             raise errors.model_not_found(request.model[:LONGEST_NAME], self.router.pool.names())
         flight.asked = request.model
+        if caller.user_groups and self.pseudonyms is not None:
+            flight.user_hash = self.pseudonyms.of(caller.team, request.user)
         flight.stream = bool(request.stream) and endpoint.streams
         if endpoint.chat:
             features.require_chat(request)

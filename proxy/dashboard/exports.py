@@ -20,6 +20,7 @@ from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.periods import Period, parse
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot
+from proxy.dashboard.user_groups import RULES
 
 FORMATS = ("csv", "json", "parquet", "focus", "esrs", "pdf")
 COLUMNS = (
@@ -157,6 +158,14 @@ def _written(
     writer.writeheader()
     writer.writerows(table)
     return out.getvalue().encode()
+
+
+def as_users(snapshot: Snapshot, groups: Sequence[Line]) -> bytes:
+    """Groups of users as a CSV of their own, with the snapshot that they divide in its head."""
+    table = [_row("total", snapshot.total, snapshot)]
+    table += [_row("user_group", line, snapshot) for line in groups]
+    head = [*about(snapshot), ("method: user groups", RULES)]
+    return _written(head, COLUMNS, table)
 
 
 def as_json(snapshot: Snapshot) -> bytes:

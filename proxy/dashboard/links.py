@@ -25,6 +25,7 @@ PAGES: Mapping[str, str] = {
     "plan": "Plan",
     "policies": "Policies",
     "report": "Report",
+    "users": "User groups",
     "books": "Books",
     "method": "Method and data health",
 }

@@ -54,6 +54,7 @@ _MEDIA = {
     "esrs": ("text/csv; charset=utf-8", "esrs-e1-6.csv"),
     "pdf": ("application/pdf", "pdf"),
 }
+_USERS = ("text/csv; charset=utf-8", "users.csv")
 
 
 class Dashboard:
@@ -75,6 +76,7 @@ class Dashboard:
         replay: Callable[[str, float, float], Sequence[PolicyOutcome]] | None = None,
         studies: Studies | None = None,
         backends: Callable[[], Sequence[Backend]] | None = None,
+        user_groups: Callable[[str], bool] | None = None,
         form_secret: bytes | None = None,
         signs_in: bool = False,
         clock: Callable[[], float] = time.time,
@@ -88,6 +90,7 @@ class Dashboard:
         self.replay = replay
         self.studies = studies
         self.backends = backends or (lambda: ())
+        self.user_groups = user_groups or (lambda team: False)
         self.tokens = FormTokens(form_secret or secrets.token_bytes(32))
         self.clock = clock
         self.signs_in = signs_in  # whether there is a page to sign in, and so a way out
@@ -267,6 +270,8 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
     @routes.get("/{team}/export.{ending}")
     def export(request: Request, team: str, ending: str, who: Viewer = signed_in) -> Response:
         view = viewed(request, dashboard, who, team)
+        if ending == "users":
+            return _users_file(dashboard, view, who)
         return _file(dashboard.snapshot(view), ending, view)
 
     @routes.get("/{team}/requests/{request_id:path}")
@@ -316,6 +321,7 @@ def _common(
         "viewer": who,
         "n": n,
         "pages": PAGES,
+        "shows_users": who.sees_keys and dashboard.user_groups(view.team),
         "page": page,
         "root": view.root,
         "teams": _teams(dashboard, who),
@@ -334,14 +340,27 @@ def _common(
 def _file(snapshot: Snapshot, ending: str, view: View) -> Response:
     if ending not in _MEDIA:
         raise HTTPException(404, f"There is no export {ending!r}; there is {', '.join(_MEDIA)}.")
-    media, tail = _MEDIA[ending]
-    body = written(snapshot, ending, view.language)
+    return _sent(snapshot, written(snapshot, ending, view.language), *_MEDIA[ending])
+
+
+def _sent(snapshot: Snapshot, body: bytes, media: str, tail: str) -> Response:
     headers = {
         **HEADERS,
         "content-disposition": f'attachment; filename="{exports.file_name(snapshot, tail)}"',
         "x-joulegate-sha256": snapshot.hash,
     }
     return Response(body, media_type=media, headers=headers)
+
+
+def _users_file(dashboard: Dashboard, view: View, who: Viewer) -> Response:
+    """The groups of users as CSV; refuses as the page does."""
+    if not (dashboard.user_groups(view.team) and who.sees_keys):
+        raise HTTPException(404, "No groups of users are kept for this team, or not for you.")
+    snapshot = dashboard.snapshot(view)
+    groups = dashboard.snapshots.user_groups(view.team, view.period, snapshot.simulated)
+    if groups is None:
+        raise HTTPException(404, "No groups of users are large enough, or the month is not over.")
+    return _sent(snapshot, exports.as_users(snapshot, groups), *_USERS)
 
 
 def written(snapshot: Snapshot, ending: str, language: str = "en") -> bytes:

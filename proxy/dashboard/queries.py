@@ -89,6 +89,7 @@ class Raw(NamedTuple):
     """What the roll-ups hold of one team and period."""
 
     dims: list[Dim]
+    dim_ids: list[int]  # their numbers in the ledger
     # metered energy by the hour it was drawn: hour, dim, index of node, index of evidence, uJ
     drawn: Ints
     drawn_nodes: list[str]
@@ -187,6 +188,7 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
     simulated = int(pending.pop("simulated", 0) or 0)
     return Raw(
         dims=[Dim(*row[1:]) for row in found],
+        dim_ids=[row[0] for row in found],
         drawn=drawn,
         drawn_nodes=drawn_nodes,
         drawn_evidence=drawn_evidence,
@@ -407,6 +409,29 @@ def pending_rows(ledger: Ledger, start_s: int, end_s: int) -> dict[tuple[str, in
         for node, hour_s, evidence, uj in connection.execute(query):
             found[node, hour_s, evidence == "simulated"] += int(uj)
     return dict(found)
+
+
+class UserUse(NamedTuple):
+    """What one user's requests of one combination of dimensions are in the ledger's rows."""
+
+    dim_id: int
+    user: str  # a pseudonym; '' where none was kept
+    requests: int
+    energy_uj: int  # of the estimates
+
+
+def user_uses(ledger: Ledger, team: str, start_s: int, end_s: int) -> list[UserUse]:
+    """The team's requests that arrived in a period, by combination and user."""
+    c = requests.c
+    user = func.coalesce(c.user_hash, "")
+    query = (
+        select(c.dim_id, user, func.count(), func.coalesce(func.sum(c.energy_uj), 0))
+        .where(c.team == team, c.start_s >= start_s, c.start_s < end_s)
+        .group_by(c.dim_id, user)
+        .order_by(c.dim_id, user)
+    )
+    with ledger.database.read() as connection:
+        return [UserUse(int(d), u, int(n), int(uj)) for d, u, n, uj in connection.execute(query)]
 
 
 def span(ledger: Ledger, team: str) -> tuple[float, float] | None:

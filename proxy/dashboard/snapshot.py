@@ -18,6 +18,7 @@ from meters.intensity import IntensityBook, Tier
 from meters.ledger import Ledger
 from meters.types import CACHE_HITS, Evidence
 from proxy.dashboard import account as cells
+from proxy.dashboard import user_groups
 from proxy.dashboard.account import (
     ACTIVE,
     EVIDENCE,
@@ -58,6 +59,7 @@ from proxy.dashboard.queries import (
     Trailing,
     pending_rows,
     read,
+    user_uses,
 )
 from proxy.dashboard.sites import Sites
 
@@ -262,6 +264,14 @@ class Snapshots:
         raw = self._raw(team, period)
         pending = pending_rows(self.ledger, period.start_s, period.end_s)
         return node_books(raw, team, self._trailing_of(raw), self.sites, simulated, pending, key)
+
+    def user_groups(self, team: str, period: Period, simulated: bool) -> tuple[Line, ...] | None:
+        """What groups of users took, summing to the total; None where none may be shown."""
+        if not user_groups.shown_for(period, self._clock()):
+            return None
+        account, raw = self._account(team, period, simulated)
+        uses = user_uses(self.ledger, team, period.start_s, period.end_s)
+        return user_groups.grouped(account, raw.dim_ids, uses)
 
     def _keep_for(self, period: Period, now_s: float) -> float:
         """How long what was read stands: longer for periods that receive nothing any more."""

@@ -32,6 +32,8 @@ from proxy.dashboard.queries import PAGE_ROWS, RequestFilter, request_rows
 from proxy.dashboard.receipt import shown
 from proxy.dashboard.sites import Sites
 from proxy.dashboard.snapshot import SERIES, Snapshot, claimed, models_of, range_rows
+from proxy.dashboard.user_groups import LEAST_USERS, shown_for
+from proxy.dashboard.user_groups import RULES as USER_RULES
 from proxy.dashboard.viewers import Viewer
 from proxy.own_energy import own_meter
 
@@ -432,6 +434,23 @@ def books(
     }
 
 
+def users(
+    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
+) -> Values:
+    """Sums of groups of users, where the team wants them and they are large enough."""
+    on = dashboard.user_groups(view.team)
+    may = on and who.sees_keys
+    lines = dashboard.snapshots.user_groups(view.team, view.period, s.simulated) if may else None
+    return {
+        "on": on,
+        "may": may,
+        "over": shown_for(view.period, dashboard.clock()),
+        "lines": lines,
+        "rules": USER_RULES,
+        "least": LEAST_USERS,
+    }
+
+
 def _before(text: str | None) -> tuple[float, str] | None:
     at, _, request_id = (text or "").partition("|")
     try:
@@ -563,6 +582,7 @@ PAGES: Mapping[str, Page] = {
     "plan": plan,
     "policies": policies,
     "report": _report,
+    "users": users,
     "books": books,
     "method": method,
 }

@@ -136,7 +136,8 @@ def test_no_page_writes_a_decimal_as_english_does(
         more = "&params_b=17.5" if name == "plan" else ""
         page.goto(f"{base}/{name}{'&' if '?' in name else '?'}{query}{more}")
     texts = page.evaluate(WORDS)
-    assert sum(bool(re.search(r"\d,\d", text)) for text in texts) > 2, "decimals of its own"
+    decimals = sum(bool(re.search(r"\d,\d", text)) for text in texts)
+    assert decimals > 2 or name == "users", "decimals of its own, but where nothing is shown"
     assert left_english(language, texts) == []
 
 
