@@ -70,6 +70,13 @@ def money(
     )
 
 
+def paid(price: Price, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+    """Dollars of tokens that were counted."""
+    cached = min(cached_tokens, prompt_tokens)
+    read = (prompt_tokens - cached) * price.input_usd + cached * price.cached_input_usd
+    return read + output_tokens * price.output_usd
+
+
 @lru_cache(maxsize=1)
 def litellm_prices() -> dict[str, Price]:
     """LiteLLM's price map by model name; empty where litellm is not installed. Reads one file."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, func, select, true
+from sqlalchemy import Connection, case, func, select, true
 
 from meters.exact import MICRO, NANO
 from meters.rows import hour_of
@@ -21,6 +21,7 @@ from meters.schema import (
     requests,
     shares,
 )
+from meters.types import CACHE_HITS
 
 GROUPS = ("hour_s", *DIMENSIONS)
 
@@ -114,28 +115,28 @@ def spent(
     teams: Sequence[str] = (),
     keys: Sequence[str] = (),
 ) -> Spending:
-    """Used by requests that arrived from ``from_s`` to before ``to_s``, to the second.
+    """Used by requests that arrived from ``from_s`` to before ``to_s``, to the second: as budgets
+    are charged, so without those that were refused, and answers from the cache take no tokens.
 
     Whole hours come from the roll-ups; what a period that begins within an hour has of it (a day
     in India, say) is added from the rows.
     """
     first = hour_of(from_s + 3599.999)
     last = max(first, hour_of(to_s))
-    h = request_hours.c
+    h, d = request_hours.c, dims.c
     whole = (
         select(
             func.sum(h.requests),
-            func.sum(h.prompt_tokens + h.output_tokens),
+            func.sum(case((d.cache.in_(CACHE_HITS), 0), else_=h.prompt_tokens + h.output_tokens)),
             func.sum(h.energy_uj - h.metered_estimate_uj + h.metered_uj),
             func.sum(h.carbon_ug),
             func.sum(h.money_nusd),
         )
-        .where(h.hour_s >= first, h.hour_s < last)
+        .join(dims, d.dim_id == h.dim_id)
+        .where(h.hour_s >= first, h.hour_s < last, d.outcome != "refused")
         .where(h.team.in_(teams) if teams else true())
+        .where(d.key_id.in_(keys) if keys else true())
     )
-    if keys:
-        named = select(dims.c.dim_id).where(dims.c.key_id.in_(keys))
-        whole = whole.where(h.dim_id.in_(named))
     found = [int(value or 0) for value in connection.execute(whole).one()]
     edges = [(from_s, min(first, to_s)), (max(last, from_s), to_s)] if first <= to_s else []
     for begin_s, end_s in edges or [(from_s, to_s)]:
@@ -154,15 +155,16 @@ def _spent_in_rows(
         .where(shares.c.request_id == c.request_id)
         .scalar_subquery()
     )
+    tokens = func.coalesce(c.prompt_tokens, 0) + func.coalesce(c.output_tokens, 0)
     rows = (
         select(
             func.count(),
-            func.sum(func.coalesce(c.prompt_tokens, 0) + func.coalesce(c.output_tokens, 0)),
+            func.sum(case((c.cache.in_(CACHE_HITS), 0), else_=tokens)),
             func.sum(func.coalesce(metered, c.energy_uj)),
             func.sum(c.carbon_ug),
             func.sum(c.money_nusd),
         )
-        .where(c.start_s >= from_s, c.start_s < to_s)
+        .where(c.start_s >= from_s, c.start_s < to_s, c.outcome != "refused")
         .where(c.team.in_(teams) if teams else true())
         .where(c.key_id.in_(keys) if keys else true())
     )

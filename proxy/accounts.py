@@ -16,7 +16,8 @@ from typing import Protocol
 
 import msgspec
 
-from estimators.types import Backend, Estimator, Features, Load, Outcome
+from estimators.price import paid, price_of
+from estimators.types import Backend, Estimate, Estimator, Features, Load, Outcome
 from meters.types import (
     CACHE_HITS,
     Activity,
@@ -513,7 +514,7 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
             estimate.marginal_energy_j.mid if estimate and estimate.marginal_energy_j else None
         ),
         carbon_g=estimate.carbon_g.mid if estimate and estimate.carbon_g and ran else spared,
-        money_usd=estimate.money_usd.mid if estimate and estimate.money_usd and ran else spared,
+        money_usd=_money_usd(flight, estimate) if ran else spared,
         quality=estimate.quality.mid if estimate and estimate.quality else None,
         evidence=estimate.evidence if estimate and ran else Evidence.UNKNOWN,
         estimator_version=estimate.version if estimate else "",
@@ -533,6 +534,24 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
     )
 
 
+def _money_usd(flight: Flight, estimate: Estimate | None) -> float | None:
+    """What the tokens that were counted cost, and what attempts before that were expected to;
+    all as expected where nobody counted."""
+    expected = estimate.money_usd.mid if estimate and estimate.money_usd else None
+    usage, engine = flight.usage, flight.engine
+    price = price_of(engine.facts) if engine else None
+    if price is None or usage is None or flight.sent_s is None:
+        return expected
+    prompt, output = usage.prompt_tokens, usage.completion_tokens
+    if prompt is None or (output is None and flight.endpoint != "embeddings"):
+        return expected
+    counted = paid(price, prompt, usage.cached_tokens or 0, output or 0)
+    if not flight.earlier:
+        return counted
+    last = flight.estimate.money_usd if flight.estimate else None
+    return None if expected is None or last is None else expected - last.mid + counted
+
+
 def earlier_in(flight: Flight) -> str:
     """The answers that the client did not get, as JSON: who gave them, what was wrong, and what
     part they have in the estimate."""
@@ -543,7 +562,15 @@ def earlier_in(flight: Flight) -> str:
             "node": attempt.node,
             "against": attempt.against,
             "latency_s": attempt.end_s - attempt.sent_s,
+            "prompt_tokens": attempt.prompt_tokens,
             "output_tokens": attempt.output_tokens,
+            "expected_output_tokens": (  # what budgets are charged where nobody counted
+                round(attempt.estimate.output_tokens.mean)
+                if attempt.output_tokens is None
+                and attempt.estimate
+                and attempt.estimate.output_tokens
+                else None
+            ),
             "energy_j": (
                 attempt.estimate.energy_j.mid
                 if attempt.estimate and attempt.estimate.energy_j

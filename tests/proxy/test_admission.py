@@ -92,6 +92,8 @@ def test_every_metric_is_settled_with_the_tokens_that_were_counted(
     reply = running.post(ASK, headers=AUTH)
     assert reply.status == 200
     until(lambda: used(running, "tokens") == 15)
+    record = running.record(reply.header("x-request-id"))
+    assert record.money_usd == pytest.approx(12e-3 + 3 * 2e-3)  # as the budgets have it
     for scope in ("team:physics", "organisation:acme"):
         assert used(running, "tokens", scope) == 15
         assert used(running, "money_usd", scope) == pytest.approx(12e-3 + 3 * 2e-3)
@@ -132,6 +134,14 @@ def test_an_attempt_that_was_given_up_is_charged_too(joulegate: Start, upstream:
     until(lambda: used(running, "tokens") > 0)
     assert used(running, "money_usd") > 10 * (12e-3 + 3 * 2e-3)  # hundreds of tokens were expected
     assert used(running, "tokens") > 15
+    record = running.record(reply.header("x-request-id"))
+    assert record.money_usd == pytest.approx(used(running, "money_usd"))
+    (given_up,) = json.loads(record.earlier or "[]")
+    assert (given_up["backend"], given_up["output_tokens"]) == ("tiny-0", None)
+    assert given_up["prompt_tokens"] > 0
+    # the attempts of the record come to what the budget was charged
+    tokens = given_up["prompt_tokens"] + given_up["expected_output_tokens"]
+    assert used(running, "tokens") == 15 + tokens
 
 
 def test_what_meters_tell_replaces_what_was_settled(joulegate: Start, upstream: Upstream) -> None:

@@ -60,6 +60,15 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
             request("other", 7300.0, energy_j=8.0, team="ads"),
             request("succeeded", 7500.0, energy_j=16.0, team="law", key_id="def"),
             request("unknown", 7400.0, energy_j=None),
+            *(
+                request(f"{name}-{at_s}", at_s, energy_j=0.0, **ended)
+                for at_s in (30.0, 7450.0)  # in an hour that is cut, and in a whole one
+                for name, ended in (
+                    ("refused", {"outcome": "refused"}),
+                    ("hit", {"cache": "hit"}),
+                    ("similar", {"cache": "similar"}),
+                )
+            ),
         ],  # type: ignore[arg-type]
         [attribution(1, {"req-metered": 2.0})],
     )
@@ -67,7 +76,7 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
     today = period("day", begin_s + 9000, "Asia/Kolkata")
     yesterday = period("day", begin_s - 9000, "Asia/Kolkata")
     assert await seed(rule("team:search"), today) == 7_000_000
-    assert await seed(rule("team:search", "requests"), today) == 4
+    assert await seed(rule("team:search", "requests"), today) == 4 + 4  # refused ones are none
     assert await seed(rule("team:search", "tokens"), today) == 600
     assert await seed(rule("team:search", "money_usd"), today) == 250_000_000
     assert await seed(rule("organisation:acme"), today) == 15_000_000
