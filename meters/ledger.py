@@ -8,18 +8,20 @@ serving process makes them from its writer thread and from a pool of readers.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from meters import audit, compaction, receipts, rollups, usage
+from meters import audit, compaction, ourselves, receipts, rollups, usage
 from meters.audit import Balance
 from meters.bulk import add, insert, rows_where
 from meters.compaction import Folded
 from meters.database import Database
 from meters.migrations import migrate
+from meters.ourselves import OwnSums
 from meters.receipts import Receipt
 from meters.rollups import Changes, Sums
 from meters.rows import Row, clean, dimensions, record_row, totals_row, window_of, window_row
@@ -225,6 +227,16 @@ class Ledger:
         """Every team that ever had a request, by name."""
         with self.database.read() as connection:
             return list(connection.scalars(select(dims.c.team).distinct().order_by(dims.c.team)))
+
+    def keep_own(self, process: str, hours: Mapping[int, OwnSums]) -> None:
+        """Keep what one of Joulegate's processes itself used in these hours, by their start."""
+        with self.database.write() as connection:
+            ourselves.keep(connection, process, hours)
+
+    def own_energy(self, from_s: float = 0.0, to_s: float = math.inf) -> OwnSums:
+        """What Joulegate's processes themselves used in the hours that start in a period."""
+        with self.database.read() as connection:
+            return ourselves.used(connection, from_s, min(to_s, 1e15))
 
     def check(self) -> Balance:
         """Everything added up again. Reads the whole ledger."""

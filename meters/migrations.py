@@ -12,7 +12,15 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, select, text
 
-from meters.schema import changes, dashboard_frozen, meta, metadata, organisations, team_days
+from meters.schema import (
+    changes,
+    dashboard_frozen,
+    meta,
+    metadata,
+    organisations,
+    own_hours,
+    team_days,
+)
 
 
 def _to_2(connection: Connection) -> None:
@@ -52,8 +60,13 @@ def _to_5(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE requests ADD COLUMN user_hash TEXT"))
 
 
+def _to_6(connection: Connection) -> None:
+    """Joulegate's own energy is kept, too."""
+    own_hours.create(connection)
+
+
 # version -> what leads to it from the one before. Never change a step that was released.
-STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5}
+STEPS: dict[int, Callable[[Connection], None]] = {2: _to_2, 3: _to_3, 4: _to_4, 5: _to_5, 6: _to_6}
 VERSION = 1 + len(STEPS)
 
 # Any number will do, if it is the same for every replica: the key of PostgreSQL's advisory lock.

@@ -11,6 +11,7 @@ Roll-ups:  request_hours (by the hour a request arrived), energy_hours (by the h
            ``dims`` holds what they group by.
 People:    teams, organisations, projects, api_keys, accounts, changes, audit_log, feedback
 Pages:     dashboard_frozen
+Ourselves: own_hours
 """
 
 from __future__ import annotations
@@ -363,6 +364,18 @@ audit_log = Table(
 )
 
 # What somebody was shown, for ever under its hash.
+# Joulegate's own processes, each with a name of its own for as long as it lives. Beside the books:
+# it is no node's metered energy.
+own_hours = Table(
+    "own_hours",
+    metadata,
+    Column("process", Text, primary_key=True),
+    Column("hour_s", BigInteger, primary_key=True, autoincrement=False),
+    Column("energy_uj", BigInteger, nullable=False),
+    Column("metered_uj", BigInteger, nullable=False),  # of that: a share of the host's counter
+    sqlite_with_rowid=False,
+)
+
 dashboard_frozen = Table(
     "dashboard_frozen",
     metadata,

@@ -27,6 +27,7 @@ from meters.schema import (
     dashboard_frozen,
     feedback,
     organisations,
+    own_hours,
     projects,
     requests,
     shares,
@@ -45,6 +46,7 @@ _PLAIN: tuple[Table, ...] = (
     audit_log,
     feedback,
     dashboard_frozen,
+    own_hours,
     changes,
 )
 _BATCH = 1_000

@@ -58,6 +58,7 @@ from proxy.lessons import Lessons
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.otlp import Otlp
+from proxy.own_book import OwnBook
 from proxy.people import People
 from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
@@ -248,6 +249,7 @@ class Proxy:
         )
         self.ledger: Ledger | None = None
         self.drain: Drain | None = None
+        self.own_book: OwnBook | None = None
         self.key_watch: KeyWatch | None = None
         self.snapshots: Snapshots | None = None
         self.accounts = Accounts(
@@ -344,6 +346,7 @@ class Proxy:
             await asyncio.to_thread(litellm_sdk.sdk)  # seconds, which no request should wait for
         self.ledger = Ledger(books.url_of(self.settings), lazy=True)
         self.drain = Drain(self.journal, self.ledger).start()
+        self.own_book = OwnBook(self.ledger, f"{self.replica} {time.time():.3f}").start()
         self.key_watch = KeyWatch(
             TeamStore(self.ledger.database, self.settings), self.keys, also=self.know
         )
@@ -421,6 +424,7 @@ class Proxy:
             self.store.close,
             partial(asyncio.to_thread, self.steps.close),
             self.key_watch.stop if self.key_watch is not None else None,
+            partial(asyncio.to_thread, self.own_book.stop) if self.own_book is not None else None,
             partial(asyncio.to_thread, self.drain.stop) if self.drain is not None else None,
             partial(asyncio.to_thread, self.journal.close),
             partial(asyncio.to_thread, self.ledger.close) if self.ledger is not None else None,

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(ledger: Ledger, as_json: bool) -> int:
-    found = ledger.check()
+    found, own = ledger.check(), ledger.own_energy()
     row = {
         "balanced": found.balanced,
         "requests": found.requests,
@@ -66,6 +66,8 @@ def _check(ledger: Ledger, as_json: bool) -> int:
         "unattributed_j": found.unattributed_uj / 1e6,
         "pending_j": found.pending_uj / 1e6,
         "imbalance_uj": found.imbalance_uj,
+        "own_j": own.energy_uj / 1e6,  # Joulegate's processes, in no sum above
+        "own_metered_j": own.metered_uj / 1e6,
     }
     if as_json:
         tables.show([{**row, "problems": list(found.problems)}], as_json=True)

@@ -95,6 +95,11 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
             or "none",
         ),
         ("attribution", "; ".join(s.attributions) or "none"),
+        (
+            "joulegate_itself",
+            f"{kwh(s.own_uj)} kWh by its processes, {kwh(s.own_metered_uj)} of it metered, the "
+            "rest modelled; on no account, and in no sum",
+        ),
         ("sha256", s.hash),
     ]
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection, Text, and_, case, cast, func, or_, select
 
 from meters.ledger import Ledger
+from meters.ourselves import OwnSums, used
 from meters.schema import (
     dims,
     energy_hours,
@@ -99,6 +100,7 @@ class Raw(NamedTuple):
     nodes: list[NodeHour]  # of all nodes: the organisation's, not the team's
     pending_uj: int  # shares in the period whose request has not been recorded yet
     pending_simulated_uj: int
+    own: OwnSums = OwnSums()  # of Joulegate's processes; in no sum
 
     def has(self, simulated: bool) -> bool:
         """Whether anything of that book was read."""
@@ -196,6 +198,7 @@ def _read(connection: Connection, team: str, start_s: int, end_s: int) -> Raw:
         nodes=[NodeHour(*row) for row in node_rows],
         pending_uj=sum(int(v or 0) for v in pending.values()),
         pending_simulated_uj=simulated,
+        own=used(connection, start_s, end_s),
     )
 
 

@@ -95,6 +95,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     sci_g_per_mtok: float | None
     water_ml: int | None
     reconciliation: Reconciliation
+    own_uj: int = 0  # what Joulegate's processes used; on no account, and in no sum
+    own_metered_uj: int = 0  # of that: a share of hosts' counters; the rest is modelled
     savings: tuple[Saving, ...]
     savings_without_figure: int  # requests without a counterfactual estimate
     cache: CacheUse
@@ -367,6 +369,8 @@ class Snapshots:
             if waters and None not in waters
             else None,
             reconciliation=account.reconciliation,
+            own_uj=raw.own.energy_uj,
+            own_metered_uj=raw.own.metered_uj,
             savings=savings,
             savings_without_figure=lost,
             holdout=hold_out(account),

@@ -8,6 +8,7 @@ import pytest
 
 from meters import transfer
 from meters.ledger import Ledger
+from meters.ourselves import OwnSums
 from meters.types import Attribution, UsageRecord, Window
 from proxy.settings import Settings, Team
 from proxy.teams import TeamStore
@@ -58,6 +59,7 @@ def full(ledger_url: str) -> Iterator[Ledger]:
     store.create_team("search", Team(), "a test")
     store.create_key("search", actor="a test")
     ledger.add_feedback("req-1", "judge", 0.5, "search", NOON_S)
+    ledger.keep_own("replica 1", {int(NOON_S) // 3600 * 3600: OwnSums(5_000_000, 2_000_000)})
     yield ledger
     ledger.close()
 
@@ -83,6 +85,7 @@ def test_a_ledger_moves_whole_to_another_of_its_kind(
     assert day(moved, "hour_s", "team", "tags") == day(full, "hour_s", "team", "tags")
     assert moved.receipt("req-7") == full.receipt("req-7")
     assert rows(moved) == rows(full)
+    assert moved.own_energy() == OwnSums(5_000_000, 2_000_000)
     moved.close()
 
 

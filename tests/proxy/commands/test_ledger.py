@@ -15,6 +15,7 @@ import yaml
 from sqlalchemy import inspect, select, text
 
 from meters.ledger import Ledger
+from meters.ourselves import OwnSums
 from meters.schema import dashboard_frozen, meta, metadata
 from proxy.__main__ import main
 from proxy.people import People
@@ -142,6 +143,7 @@ def fill(ledger: Ledger) -> None:
     """Something in every table."""
     ledger.write(*traffic())
     ledger.add_feedback("req-1", "judge", 0.5, "search", NOON_S)
+    ledger.keep_own("replica 1", {int(NOON_S) // 3600 * 3600: OwnSums(5_000_000, 2_000_000)})
     store = TeamStore(ledger.database, Settings())
     budgets = [Budget(per="day", tokens=9)]
     store.create_team("search", Team(organisation="acme", budgets=budgets), "a test")

@@ -8,6 +8,7 @@ import re
 import urllib.request
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -22,6 +23,7 @@ from pypdf import PdfReader
 from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
+from meters.ourselves import OwnSums
 from proxy.dashboard import exports
 from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.numbers import Numbers
@@ -30,6 +32,7 @@ from proxy.dashboard.sites import Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots, is_genuine
 from proxy.dashboard.viewers import Viewer
 from tests.browser import served
+from tests.proxy.dashboard.conftest import snapshots_of
 from tests.proxy.dashboard.test_account import DAY, divided, record
 from tests.seed_ledger import MONTH
 
@@ -316,3 +319,19 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
         assert grams * 10**9 == total.operational_ug
         tokens = total.prompt_tokens + total.output_tokens
         assert sum(int(r["ConsumedQuantity"]) for r in focus) == tokens
+
+
+def test_every_export_says_what_joulegate_itself_used_and_no_sum_has_it(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write([record(1, 1)], [divided(1, {"r1": 5.0})])
+    without = snapshots_of(ledger).of("t", DAY)
+    used = OwnSums(energy_uj=3_600_000_000, metered_uj=1_800_000_000)
+    ledger.keep_own("replica 1", {int(DAY.start_s): used, int(DAY.end_s): used})
+    with_own = snapshots_of(ledger).of("t", DAY)
+    assert with_own.total == without.total
+    assert with_own.reconciliation == without.reconciliation
+    line = "joulegate_itself: 0.001 kWh by its processes, 0.0005 of it metered"
+    assert line in exports.as_csv(with_own).decode()
+    said = msgspec.json.decode(exports.as_json(with_own))
+    assert said["about"]["joulegate_itself"].startswith("0.001 kWh")
+    assert said["snapshot"]["own_metered_uj"] == used.metered_uj
