@@ -5,11 +5,15 @@ from collections.abc import Iterator
 import pytest
 from fastapi import FastAPI, Request
 
+from estimators.energy import EnergyEstimator
+from estimators.hardware import GPUS
 from meters.ledger import Ledger
+from proxy.dashboard.advice import Option, Study
 from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.sample import SITES
 from proxy.dashboard.snapshot import Snapshots
 from proxy.dashboard.viewers import Viewer
+from proxy.dashboard.views import PolicyOutcome
 from tests.browser import served
 from tests.seed_ledger import MONTH, TIME_ZONE, hourly_book, two_months
 
@@ -65,4 +69,54 @@ def app_of(snapshots: Snapshots, now_s: float = NOW_S, **more: object) -> FastAP
 def site(snapshots: Snapshots) -> Iterator[str]:
     """The dashboard of the two months, on a real socket."""
     with served(app_of(snapshots)) as url:
+        yield url
+
+
+STUDY = Study(
+    replayed=250,
+    requests=1_250,
+    options=(
+        Option(
+            kind="route",
+            title="Let thrifty choose the backend",
+            why="Replayed; quality {:2} instead of {:2}; first tokens within {:2} s.",
+            figures=(0.71, 0.7, 1.25),
+            effort="ask for auto",
+            low=0.91,
+            high=0.95,
+        ),
+    ),
+)
+OUTCOME = PolicyOutcome(
+    policy="least_energy",
+    energy_j=1.5e7,
+    carbon_g=1234.5,
+    low_g=1000.5,
+    high_g=1500.25,
+    quality=0.71,
+    ttft_p95_s=1.25,
+    money_usd=1234.5,
+    replayed=250,
+    requests=1_250,
+)
+
+
+class Ready:
+    """A study that is there already."""
+
+    def of(self, team: str, start_s: float, end_s: float) -> Study:
+        return STUDY
+
+
+@pytest.fixture(scope="session")
+def everything(snapshots: Snapshots) -> Iterator[str]:
+    """The dashboard with all that its pages can show."""
+    app = app_of(
+        snapshots,
+        estimator=EnergyEstimator(),
+        gpus=GPUS,
+        studies=Ready(),
+        replay=lambda team, start_s, end_s: [OUTCOME],
+    )
+    with served(app) as url:
         yield url

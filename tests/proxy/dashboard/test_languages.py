@@ -13,18 +13,14 @@ from hypothesis import strategies as st
 from playwright.sync_api import Browser, Page
 from pypdf import PdfReader
 
-from estimators.energy import EnergyEstimator
-from estimators.hardware import GPUS
 from meters.ledger import Ledger
 from policies.types import Decision, Rejection
-from proxy.dashboard.advice import Option, Study
 from proxy.dashboard.links import PAGES
 from proxy.dashboard.numbers import LANGUAGES, Numbers
 from proxy.dashboard.pages import written
 from proxy.dashboard.snapshot import Snapshots
-from proxy.dashboard.views import PolicyOutcome
 from tests import browser as chromium
-from tests.proxy.dashboard.conftest import app_of, snapshots_of
+from tests.proxy.dashboard.conftest import Ready, app_of, snapshots_of
 from tests.seed_ledger import MONTH
 
 # A point between digits that stand alone: no name ("llama-3.3-70b"), version or date ("1.10.2026").
@@ -49,54 +45,6 @@ WORDS = """() => {
     found.push(e.getAttribute('aria-label') || e.value || '');
   return found;
 }"""
-STUDY = Study(
-    replayed=250,
-    requests=1_250,
-    options=(
-        Option(
-            kind="route",
-            title="Let thrifty choose the backend",
-            why="Replayed; quality {:2} instead of {:2}; first tokens within {:2} s.",
-            figures=(0.71, 0.7, 1.25),
-            effort="ask for auto",
-            low=0.91,
-            high=0.95,
-        ),
-    ),
-)
-OUTCOME = PolicyOutcome(
-    policy="least_energy",
-    energy_j=1.5e7,
-    carbon_g=1234.5,
-    low_g=1000.5,
-    high_g=1500.25,
-    quality=0.71,
-    ttft_p95_s=1.25,
-    money_usd=1234.5,
-    replayed=250,
-    requests=1_250,
-)
-
-
-class Ready:
-    """A study that is there already."""
-
-    def of(self, team: str, start_s: float, end_s: float) -> Study:
-        return STUDY
-
-
-@pytest.fixture(scope="module")
-def everything(snapshots: Snapshots) -> Iterator[str]:
-    """The dashboard with all that its pages can show."""
-    app = app_of(
-        snapshots,
-        estimator=EnergyEstimator(),
-        gpus=GPUS,
-        studies=Ready(),
-        replay=lambda team, start_s, end_s: [OUTCOME],
-    )
-    with chromium.served(app) as url:
-        yield url
 
 
 @pytest.fixture(scope="module")

@@ -198,11 +198,14 @@ def test_forms_from_elsewhere_or_without_a_token_are_refused(page: Page, site: s
 AXE = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
 
 
-@pytest.mark.parametrize("name", [*PAGES, "receipt", "frozen"])
+@pytest.mark.parametrize(
+    "name",
+    [*PAGES, "receipt", "frozen", "books?node=node-a", "requests?by=model", "why?by=key"],
+)
 def test_axe_finds_no_barrier_and_nothing_is_wider_than_the_screen(
-    browser: Browser, site: str, name: str
+    browser: Browser, everything: str, name: str
 ) -> None:
-    made = browser.new_context(bypass_csp=True)
+    made, site = browser.new_context(bypass_csp=True), everything
     page = made.new_page()
     if name == "receipt":
         page.goto(f"{site}/dashboard/search/requests?period=2026-10")
@@ -211,16 +214,58 @@ def test_axe_finds_no_barrier_and_nothing_is_wider_than_the_screen(
         page.goto(f"{site}/dashboard/search/overview?period=2026-10")
         page.get_by_role("button", name="Freeze").click()
     else:
-        page.goto(f"{site}/dashboard/search/{name}?period=2026-10")
+        sign = "&" if "?" in name else "?"
+        page.goto(f"{site}/dashboard/search/{name}{sign}period=2026-10")
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         found = Axe().run(page, options=AXE)
         assert found.violations_count == 0, found.generate_report()
+    fits(page)
+    made.close()
+
+
+def fits(page: Page) -> None:
+    """Nothing is wider than the screen."""
     for width in (1440, 768, 320):
         page.set_viewport_size({"width": width, "height": 800})
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        assert page.evaluate(wide) <= 0, width
-    made.close()
+        assert page.evaluate(wide) <= 0, (page.url, width)
+
+
+def test_the_first_screen_is_under_300_kilobytes(page: Page, everything: str) -> None:
+    answer = page.goto(f"{everything}/dashboard/search/overview?period=2026-10")
+    assert answer is not None
+    style = page.request.get(f"{everything}/dashboard/style.css")
+    assert len(answer.body()) + len(style.body()) < 300_000
+
+
+def test_on_paper_each_kind_of_evidence_has_a_grey_of_its_own_in_bar_and_legend(
+    browser: Browser, everything: str
+) -> None:
+    page = browser.new_page()
+    page.goto(f"{everything}/dashboard/search/overview?period=2026-10")
+    page.emulate_media(media="print")
+    look = """names => names.map(name => {
+      const bar = document.createElementNS('http://www.w3.org/2000/svg', 'rect');
+      const key = document.createElement('span');
+      bar.setAttribute('class', name);
+      key.setAttribute('class', `key ${name}`);
+      document.querySelector('svg.evidence').append(bar);
+      document.querySelector('.legend').append(key);
+      const style = getComputedStyle(key);
+      return [getComputedStyle(bar).fill, style.backgroundColor, style.printColorAdjust];
+    })"""
+    kinds = ["e-metered", "e-calibrated", "e-benchmark", "e-modelled", "e-unknown", "e-simulated"]
+    shown = page.evaluate(look, kinds)
+    for kind, (bar, key, adjusted) in zip(kinds, shown, strict=True):
+        red, green, blue = re.findall(r"\d+", bar)[:3]
+        assert red == green == blue, kind
+        assert (key, adjusted) == (bar, "exact"), kind
+    assert len({bar for bar, _, _ in shown}) == len(kinds)
+    layers = page.evaluate(look, ["active", "idle", "embodied"])
+    assert len({bar for bar, _, _ in layers}) == 3
+    assert all(key == bar and adjusted == "exact" for bar, key, adjusted in layers)
+    page.close()
 
 
 def test_strict_headers_and_no_script_at_all(page: Page, site: str) -> None:
@@ -261,6 +306,7 @@ def test_no_data_and_a_first_day_say_so_kindly(page: Page, tmp_path: Path) -> No
             answer = page.goto(f"{url}/dashboard/search/{name}?period=2026-10")
             assert answer is not None
             assert answer.status == 200, name
+            fits(page)
     empty.close()
     first = fill(tmp_path / "first.db", MONTH.start_s + 8 * 3600, 5, scale=1.0)
     with chromium.served(app_of(snapshots_of(first, MONTH.start_s + 14 * 3600.0))) as url:
@@ -270,6 +316,7 @@ def test_no_data_and_a_first_day_say_so_kindly(page: Page, tmp_path: Path) -> No
             answer = page.goto(f"{url}/dashboard/search/{name}?period=2026-10")
             assert answer is not None
             assert answer.status == 200, name
+            fits(page)
     first.close()
 
 
