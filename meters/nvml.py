@@ -17,6 +17,9 @@ import pynvml
 from meters.power import RELATIVE_ERROR, PowerIntegrator
 from meters.types import Evidence, MeterUnavailable, Reading
 
+# How often the library is opened anew where one of several boards is out of reach: it knows a board
+# that was reset, or came back, only then.
+_AGAIN_S = 30.0
 # How long a counter may stand still at start before it is taken for one that never moves; updates
 # come every 20-100 ms, and an idle board draws watts.
 _STILL_S = 0.6
@@ -85,6 +88,7 @@ class NvmlMeter:
         self._clock, self._sleep = clock, sleep
         self._gpus: list[_Gpu] = []
         self._open = False
+        self._opened_s = 0.0
         self.driver = ""
         self.missing: dict[str, str] = {}  # device: why it is not read
         self.notes: list[str] = []  # what a person should know of these readings
@@ -115,6 +119,9 @@ class NvmlMeter:
         if not self._open:
             self._start()
         readings: list[Reading] = []
+        lost = any(gpu.device in self.missing for gpu in self._gpus)
+        if lost and self._clock() - self._opened_s >= _AGAIN_S:
+            self._find_again()
         for gpu in self._gpus:
             try:
                 readings.append(self._look(gpu))
@@ -137,12 +144,28 @@ class NvmlMeter:
             except pynvml.NVMLError:
                 pass  # a lost driver cannot be shut down either
 
-    def _start(self) -> None:
+    def _find_again(self) -> None:
+        """Open the library anew and look its boards up in it; all keep what they had counted.
+
+        Raises MeterUnavailable.
+        """
+        self.close()
+        self._init()
+        for gpu in self._gpus:
+            try:
+                gpu.handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid.encode())
+            except pynvml.NVMLError as error:
+                self.missing[gpu.device] = _explain(error, gpu.device)
+
+    def _init(self) -> None:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             raise MeterUnavailable(_explain(error)) from None
-        self._open = True
+        self._open, self._opened_s = True, self._clock()
+
+    def _start(self) -> None:
+        self._init()
         try:
             self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
             self.missing, self.notes = {}, []

@@ -160,7 +160,22 @@ def test_whatever_agents_send_the_books_balance(joulegate: Start) -> None:
     assert balance.metered_uj == parts_uj
     assert balance.metered_uj == pytest.approx(accepted_j * 1e6, abs=65)
     page = running.get("/metrics", x_api_key=ADMIN).body.decode()
-    assert 'joulegate_meter_windows_total{outcome="refused",reason="overlapping"} 1.0' in page
+    for outcome, reason, windows in (
+        ("refused", "overlapping", 1),
+        ("refused", "negative", 1),
+        ("refused", "implausible", 1),
+        ("refused", "unknown_node", 1),
+        ("refused", "interval", 1),
+        ("refused", "future", 1),
+        ("refused", "wrong_token", 1),
+        ("repaired", "clock", 5),
+        ("duplicate", "", 20),
+    ):
+        line = f'joulegate_meter_windows_total{{outcome="{outcome}",reason="{reason}"}} {windows}.0'
+        assert line in page, line
+    shuffled = 'joulegate_meter_windows_total{outcome="accepted",reason="out_of_order"}'
+    assert float(page.split(shuffled)[1].split()[0]) > 10
+    assert 'joulegate_meter_refused_joules_total{reason="implausible"} 1e+09' in page
 
 
 def test_windows_of_before_a_restart_are_known_again(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class FakeGpu:
     instant: bool = True
     power: bool = True
     error: int = 0  # what every reading call answers
+    until_opened: int = 0  # how often the library must have been opened for that to end; 0: never
     period_s: float = 0.1
     zero_mj: int = 7_000_000
 
@@ -134,6 +135,8 @@ class FakeNvml:
         return self.gpus[_read(handle)]
 
     def _failed(self, gpu: FakeGpu) -> int:
+        if gpu.until_opened and self.opened >= gpu.until_opened:
+            return 0
         return gpu.error if self.open else int(pynvml.NVML_ERROR_UNINITIALIZED)
 
 

@@ -167,6 +167,37 @@ def test_a_gpu_that_is_lost_leaves_the_others_readable(
         meter.read()
 
 
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED])
+def test_a_gpu_that_was_reset_is_found_again_while_the_others_are_read(
+    fake: FakeNvml, clock: Clock, code: int
+) -> None:
+    fake.gpus.append(FakeGpu(uuid="GPU-fake-1"))
+    meter = open_meter(clock)
+    fake.gpus[1].error, fake.gpus[1].until_opened = code, 2  # only a library opened anew sees it
+    for _ in range(25):
+        clock.sleep(1)
+        assert [r.device for r in meter.read()] == ["gpu0"]
+    assert fake.opened == 1  # not at every look
+    for _ in range(10):
+        clock.sleep(1)
+        found = [r.device for r in meter.read()]
+    assert found == ["gpu0", "gpu1"]
+    assert meter.missing == {}
+    assert fake.opened == 2
+
+
+def test_a_gpu_that_stays_lost_disturbs_no_other(fake: FakeNvml, clock: Clock) -> None:
+    fake.gpus.append(FakeGpu(uuid="GPU-fake-1"))
+    meter = open_meter(clock)
+    fake.gpus[1].error = pynvml.NVML_ERROR_GPU_IS_LOST
+    before_j = meter.read()[0].energy_j
+    for _ in range(100):
+        clock.sleep(1)
+        assert [r.device for r in meter.read()] == ["gpu0"]
+    assert meter.read()[0].energy_j - before_j == pytest.approx(100 * 300, rel=0.01)
+    assert "fallen off the bus" in meter.missing["gpu1"]
+
+
 def test_a_gpu_without_permission_is_left_out_unless_it_was_asked_for(
     fake: FakeNvml, clock: Clock
 ) -> None:
