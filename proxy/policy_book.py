@@ -115,7 +115,7 @@ def mistakes_of_organisation(
     name: str, organisation: Organisation, settings: Settings
 ) -> list[str]:
     """The same of an organisation."""
-    found = [str(p) for p in contradictions_of_organisation(name, organisation, _NOWHERE)]
+    found = [str(p) for p in contradictions_of_organisation(name, organisation, settings, _NOWHERE)]
     path = ("organisations", name)
     return found + _unknown_fallbacks(path, organisation.budgets, settings)
 

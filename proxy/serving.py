@@ -31,7 +31,7 @@ from meters import simulated_engine
 from proxy import app, config_file, discovery, facts, policy_book, predicting, sample_traffic
 from proxy import settings as settings_file
 from proxy.commands import CommandError
-from proxy.config_file import ConfigError
+from proxy.config_file import ConfigError, Document
 from proxy.connection import Connection
 from proxy.settings import BackendSettings, MeterSource, Settings
 
@@ -97,6 +97,10 @@ def prepare(
     )
     settings = msgspec.structs.replace(settings, server=server)
     refuse_open_network(settings)
+    if workers is not None:
+        problems = settings_file.contradictions(settings, document or Document("", None, {}, []))
+        if told := list(problems):
+            raise ConfigError(path or "--workers", told)
     if not settings.backends:
         if path is not None:
             raise CommandError(f"{path} has no backends. Add one, or run `joulegate init`.")

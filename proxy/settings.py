@@ -565,7 +565,7 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
     for name, team in settings.teams.items():
         yield from contradictions_of_team(name, team, settings, document)
     for name, organisation in settings.organisations.items():
-        yield from contradictions_of_organisation(name, organisation, document)
+        yield from contradictions_of_organisation(name, organisation, settings, document)
     yield from _contradictions_of_sign_in(settings.sign_in, document)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
@@ -596,7 +596,7 @@ def contradictions_of_team(
     yield from _contradictions_in_zone(path, team.timezone, document)
     yield from _contradictions_in_expiry(path, team, document)
     yield from _contradictions_of_judging(name, team, settings, document)
-    yield from _contradictions_of_budgets((*path, "budgets"), team.budgets, document)
+    yield from _contradictions_of_budgets((*path, "budgets"), team.budgets, settings, document)
     for index, key in enumerate(team.keys):
         if isinstance(key, KeySettings):
             where = (*path, "keys", index)
@@ -607,7 +607,7 @@ def contradictions_of_key(
     path: KeyPath, rules: KeyRules, settings: Settings, document: Document
 ) -> Iterator[Problem]:
     """The same of what is set for one key, of the config file or not."""
-    yield from _contradictions_of_budgets((*path, "budgets"), rules.budgets, document)
+    yield from _contradictions_of_budgets((*path, "budgets"), rules.budgets, settings, document)
     known = {word for b in settings.backends for word in (b.full_name, b.model)}
     for word in rules.limits.backends or ():
         if word not in known:
@@ -617,17 +617,25 @@ def contradictions_of_key(
 
 
 def contradictions_of_organisation(
-    name: str, organisation: Organisation, document: Document
+    name: str, organisation: Organisation, settings: Settings, document: Document
 ) -> Iterator[Problem]:
     """The same of one organisation, of the config file or not."""
     path: KeyPath = ("organisations", name)
     yield from _contradictions_in_zone(path, organisation.timezone, document)
-    yield from _contradictions_of_budgets((*path, "budgets"), organisation.budgets, document)
+    yield from _contradictions_of_budgets(
+        (*path, "budgets"), organisation.budgets, settings, document
+    )
 
 
 def _contradictions_of_budgets(
-    path: KeyPath, budgets: Sequence[Budget], document: Document
+    path: KeyPath, budgets: Sequence[Budget], settings: Settings, document: Document
 ) -> Iterator[Problem]:
+    if budgets and settings.server.workers > 1 and settings.redis.url is None:
+        message = (
+            f"each of {settings.server.workers} processes (server.workers) would keep these alone. "
+            "Set redis.url."
+        )
+        yield Problem(document.line(path), config_file.key_text(path), message)
     for index, budget in enumerate(budgets):
         given = (getattr(budget, name) for name in BUDGETED)
         if all(value is None for value in given):

@@ -132,11 +132,12 @@ class _Chaos:
                 await asyncio.sleep(0.05)
 
     async def kill_for(self, seconds: float, every_s: float) -> None:
-        """Kill parts and start them again, over and over; several may be dead at once."""
+        """Kill parts and start them again, over and over; several may be dead at once. However
+        short it is told to be, each part is killed once."""
         end_s = time.monotonic() + seconds
         names: list[str] = []
         returning: dict[str, asyncio.Task[None]] = {}
-        while time.monotonic() < end_s:
+        while time.monotonic() < end_s or self.found.killed.keys() != self.cluster.parts.keys():
             await asyncio.sleep(self.dice.uniform(0.2, 1.8) * every_s)
             if not names:  # each once before any twice
                 names = self.dice.sample(sorted(self.cluster.parts), len(self.cluster.parts))

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from proxy.config_file import ConfigError
+from proxy.serving import prepare
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of, is_refused, write
@@ -153,3 +156,20 @@ def test_a_config_that_cannot_be_meant_stops_the_start(
     assert ended.returncode == 1
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("way", ["config", "option"])
+def test_processes_that_would_each_keep_a_budget_alone_do_not_start(
+    tmp_path: Path, way: str
+) -> None:
+    teams = {"physics": {"keys": ["sk-physics"], "budgets": [{"per": "day", "requests": 1}]}}
+    config = config_of("http://127.0.0.1:9/v1", teams=teams)
+    path = tmp_path / "config.yaml"
+    if way == "config":
+        config["server"] = {"workers": 2}
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"teams\.physics\.budgets: each of 2 processes"):
+        prepare(str(path), workers=2 if way == "option" else None)
+    config["redis"] = {"url": "redis://127.0.0.1:1/0"}
+    path.write_text(yaml.safe_dump(config))
+    assert prepare(str(path), workers=2).settings.server.workers == 2
