@@ -44,7 +44,8 @@ _LARGEST = 64 * 1024 * 1024  # a longer frame is damage, not data
 _GATHER = 5_000  # entries written in one go, at most
 _RETRY_S = 0.25
 _SLOW_S = 0.005  # a write that takes longer shows a busy disk: others are left to the thread
-_SLOW_FOR_S = 2.0
+_SLOW_TIMES = 20.0  # for so many times as long as it took
+_SLOW_FOR_S = 2.0  # at most
 
 _encode = msgspec.json.Encoder().encode
 
@@ -171,8 +172,9 @@ class Journal:
         if not self._sync_asked and self.sync == "interval":
             self._sync_asked = True
             self._queue.put(_SYNC)
-        if time.monotonic() - started_s > _SLOW_S:
-            self._slow_until_s = started_s + _SLOW_FOR_S
+        took_s = time.monotonic() - started_s
+        if took_s > _SLOW_S:
+            self._slow_until_s = started_s + min(_SLOW_FOR_S, _SLOW_TIMES * took_s)
         return True
 
     def append(self, entry: Entry) -> None:

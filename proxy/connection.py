@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -19,7 +20,51 @@ from proxy.errors import ApiError
 MAX_HEAD_BYTES = 65_536  # request line and headers; common servers take 8 to 64 kB
 HEAD_S = 30.0  # for a head to arrive
 BODY_S = 300.0  # for a body to arrive: 32 MiB at 1 Mbit/s take 268 s
+MAX_JOINED_BYTES = 65_536  # larger bodies are not copied to go with their head
+HEAD = b"HTTP/1.1 "
 REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+
+
+class OneSegment:
+    """A transport that sends the head of an answer together with what follows it.
+
+    uvicorn writes them apart: two calls of the system, two segments, and a client woken twice.
+    A head that nothing follows at once is sent when the event loop comes round again.
+    """
+
+    __slots__ = ("_head", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head: bytes | None = None
+
+    def write(self, data: bytes) -> None:
+        head = self._head
+        if head is not None:
+            self._head = None
+            if len(data) > MAX_JOINED_BYTES:
+                self._transport.write(head)
+            else:
+                data = head + data
+        elif data.startswith(HEAD):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head is not None:
+            head, self._head = self._head, None
+            if not self._transport.is_closing():
+                self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class Connection(HttpToolsProtocol):
@@ -30,6 +75,10 @@ class Connection(HttpToolsProtocol):
     _resuming = False  # what is parsed now is the head that _decline made up
     _head_bytes = 0
     _slow: asyncio.TimerHandle | None = None  # runs while a message is incomplete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.transport = OneSegment(transport, self.loop)  # type: ignore[assignment]
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()

@@ -2,17 +2,19 @@
 
 What a request was settled with is an estimate. Seconds later the ledger has its shares of metered
 windows; the replica that served it asks for them and charges the difference, in periods that still
-go on. A request is looked at again for some seconds, since its windows may come by several ways.
+go on. A request is looked at once more some seconds later, since its windows may come by several
+ways.
 """
 
 from __future__ import annotations
 
 import asyncio
+import heapq
 import logging
+import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,7 +30,7 @@ log = logging.getLogger("joulegate.corrections")
 EVERY_S = 1.0
 AGAIN_S = 5.0  # how long after its end a node's windows may still change a request's shares
 PATIENCE_S = 900.0  # how long a request waits for a window; others stay as settled
-MOST = 20_000  # requests that wait; the oldest stay as settled
+MOST = 20_000  # requests that wait for a node's windows; the oldest stay as settled
 
 
 @dataclass(slots=True)
@@ -41,11 +43,31 @@ class Part:
     g_per_j: float
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, order=True)
 class _Waiting:
-    holder: str
-    charges: tuple[Charge, ...]  # those of energy and carbon
-    parts: list[Part]
+    """A part of a request, in the order in which windows reach their ends."""
+
+    end_s: float
+    request_id: str
+    part: Part = field(compare=False)
+    holder: str = field(compare=False)
+    charges: tuple[Charge, ...] = field(compare=False)  # those of energy and carbon
+
+
+@dataclass(slots=True)
+class _Node:
+    """What waits for a node's windows; heaps, so that a look costs what is due and no more."""
+
+    fresh: list[_Waiting] = field(default_factory=list)
+    again: list[_Waiting] = field(default_factory=list)  # were charged once
+
+    def due(self, last_s: float) -> list[_Waiting]:
+        """Those whose windows are all in, and, AGAIN_S later, once more."""
+        found = _up_to(self.again, last_s - AGAIN_S)
+        first = _up_to(self.fresh, last_s + JITTER_S)
+        for waiting in first:
+            heapq.heappush(self.again, waiting)
+        return found + first
 
 
 class Corrections:
@@ -60,7 +82,7 @@ class Corrections:
         self._store = store
         self._ledger = ledger
         self._clock = clock
-        self._waiting: OrderedDict[str, _Waiting] = OrderedDict()
+        self._nodes: dict[str, _Node] = {}
         self._task: asyncio.Task[None] | None = None
 
     def expect(
@@ -68,7 +90,7 @@ class Corrections:
     ) -> None:
         """A request was settled; ``charges`` are those of its admission."""
         kept = tuple(c for c in charges if c.rule.metric in ("energy_j", "carbon_g"))
-        if not kept or not parts:
+        if not kept:
             return
         by_node: dict[str, Part] = {}
         for part in parts:
@@ -76,9 +98,11 @@ class Corrections:
             if known is not part:
                 known.settled_j += part.settled_j
                 known.end_s = max(known.end_s, part.end_s)
-        self._waiting[request_id] = _Waiting(holder, kept, list(by_node.values()))
-        if len(self._waiting) > MOST:
-            self._waiting.popitem(last=False)
+        for part in by_node.values():
+            fresh = self._nodes.setdefault(part.node, _Node()).fresh
+            heapq.heappush(fresh, _Waiting(part.end_s, request_id, part, holder, kept))
+            if len(fresh) > MOST:
+                heapq.heappop(fresh)
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -98,41 +122,45 @@ class Corrections:
 
     async def look(self) -> None:
         """Charge what the ledger knows by now."""
-        ledger, waiting = self._ledger(), dict(self._waiting)
-        if ledger is None or not waiting:
+        ledger = self._ledger()
+        nodes = [name for name, node in self._nodes.items() if node.fresh or node.again]
+        if ledger is None or not nodes:
             return
-        nodes = {part.node for one in waiting.values() for part in one.parts}
         last_s = await asyncio.to_thread(ledger.metered_until, nodes)
-        ready = [
-            request_id
-            for request_id, one in waiting.items()
-            if any(_is_in(part, last_s) for part in one.parts)
-        ]
-        shares_j = await asyncio.to_thread(ledger.metered, ready) if ready else {}
         now_s = self._clock()
+        due: list[_Waiting] = []
+        for name in nodes:
+            node = self._nodes[name]
+            due += node.due(last_s.get(name, -math.inf))
+            for waits in (node.fresh, node.again):
+                _up_to(waits, now_s - PATIENCE_S)  # they stay as they are
+        if not due:
+            return
+        try:
+            ids = {waiting.request_id for waiting in due}
+            shares_j = await asyncio.to_thread(ledger.metered, ids)
+        except SQLAlchemyError:
+            for waiting in due:  # the ledger will be back
+                heapq.heappush(self._nodes[waiting.part.node].fresh, waiting)
+            raise
         by_holder: dict[str, dict[str, tuple[Charge, int]]] = {}
-        for request_id in ready:
-            one = waiting[request_id]
-            for part in one.parts:
-                took_j = shares_j.get((request_id, part.node))
-                if took_j is None or not _is_in(part, last_s):
-                    continue
-                more_j, part.settled_j = took_j - part.settled_j, took_j
-                _add(by_holder.setdefault(one.holder, {}), one.charges, more_j, part.g_per_j, now_s)
-        for request_id, one in waiting.items():
-            if all(
-                last_s.get(part.node, 0.0) >= part.end_s + AGAIN_S
-                or now_s > part.end_s + PATIENCE_S
-                for part in one.parts
-            ):
-                self._waiting.pop(request_id, None)
+        for one in due:
+            part = one.part
+            took_j = shares_j.get((one.request_id, part.node))
+            if took_j is None:
+                continue
+            more_j, part.settled_j = took_j - part.settled_j, took_j
+            _add(by_holder.setdefault(one.holder, {}), one.charges, more_j, part.g_per_j, now_s)
         for holder, deltas in by_holder.items():
             await self._store.correct(holder, [d for d in deltas.values() if d[1]])
 
 
-def _is_in(part: Part, last_s: dict[str, float]) -> bool:
-    """Whether all windows that it lived through have been divided."""
-    return last_s.get(part.node, 0.0) >= part.end_s - JITTER_S
+def _up_to(heap: list[_Waiting], end_s: float) -> list[_Waiting]:
+    """Take those out that ended by then."""
+    found = []
+    while heap and heap[0].end_s <= end_s:
+        found.append(heapq.heappop(heap))
+    return found
 
 
 def _add(

@@ -47,6 +47,7 @@ class Learning:
         # by node; where several engines share its devices, by node and engine (``_key``)
         self.learners: dict[str, StepLearner] = {}
         self._published: dict[str, tuple[float, StepPhysics]] = {}  # likewise: when, what
+        self._keyed: tuple[list[Engine], dict[str, str]] = ([], {})  # for which engines
         if path is not None and path.is_file():
             self._restore(path)
 
@@ -63,8 +64,7 @@ class Learning:
 
         The same object for PUBLISH_S, since estimators work tables out from it.
         """
-        engine = self.pool.by_name.get(backend)
-        published = None if engine is None else self._published.get(self._key(engine))
+        published = self._published.get(self._keys().get(backend, ""))
         return None if published is None else published[1]
 
     def divide(
@@ -231,9 +231,21 @@ class Learning:
 
     def _key(self, engine: Engine) -> str:
         """What an engine's lessons are kept under: its node, unless others share that."""
-        if len(self._engines(engine.node)) <= 1:
-            return engine.node
-        return f"{engine.node} {self._chief(engine).name}"
+        return self._keys()[engine.name]
+
+    def _keys(self) -> dict[str, str]:
+        """Those of all backends, by name; every estimate asks for them."""
+        engines, keys = self._keyed
+        if engines is not self.pool.engines:
+            engines = self.pool.engines
+            keys = {
+                e.name: e.node
+                if len(self._engines(e.node)) <= 1
+                else f"{e.node} {self._chief(e).name}"
+                for e in engines
+            }
+            self._keyed = engines, keys
+        return keys
 
 
 def divide(

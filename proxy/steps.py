@@ -756,10 +756,10 @@ class Steps:
         flight.headers_sent = True
         if flight.end_s is None:
             flight.end_s = time.monotonic()
-        await send({"type": "http.response.start", "status": status, "headers": headers})
         flight.body_sent = True
         if (written := self._book(flight)) is not None:
             await self.accounts.on_disk(written)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
     async def _answer_from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:

@@ -24,6 +24,7 @@ log = logging.getLogger("joulegate.tokens")
 BYTES_PER_TOKEN = 4.0  # English text in cl100k: 4.0 to 4.7; code and other languages less
 PATIENCE_S = 0.004
 T = TypeVar("T")
+_Submitted = list[tuple[asyncio.AbstractEventLoop, asyncio.Future[object], Callable[[], object]]]
 
 
 def bundled_encodings() -> Path | None:
@@ -66,12 +67,15 @@ def guess(size_bytes: int) -> int:
 
 
 class Worker:
-    """One thread for work that must stay off the event loop; cheaper than an executor's pool."""
+    """One thread for work that must stay off the event loop; cheaper than an executor's pool.
+
+    Waking a thread costs more than counting a short prompt: what one round of the event loop
+    submits is handed over together, and what is done by then comes back together.
+    """
 
     def __init__(self, name: str) -> None:
-        self._queue: queue.SimpleQueue[
-            tuple[asyncio.AbstractEventLoop, asyncio.Future[object], Callable[[], object]] | None
-        ] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Submitted | None] = queue.SimpleQueue()
+        self._gathered: _Submitted = []
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -79,29 +83,22 @@ class Worker:
         """A future of the running loop that gets what ``work`` gives."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
-        self._queue.put((loop, future, work))  # type: ignore[arg-type]
+        if not self._gathered:
+            loop.call_soon(self._hand_over)
+        self._gathered.append((loop, future, work))  # type: ignore[arg-type]
         return future
+
+    def _hand_over(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        self._queue.put(gathered)
 
     def close(self) -> None:
         self._queue.put(None)
         self._thread.join(timeout=2.0)
 
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
-            if item is None:
-                return
-            # Everything that waits is worked off before the loop is woken: one wake-up for many.
-            done = [(item[0], item[1], _result(item[2]))]
-            while len(done) < 64:
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if item is None:
-                    self._queue.put(None)
-                    break
-                done.append((item[0], item[1], _result(item[2])))
+        while (submitted := self._queue.get()) is not None:
+            done = [(loop, future, _result(work)) for loop, future, work in submitted]
             try:
                 done[0][0].call_soon_threadsafe(_deliver, done)
             except RuntimeError:  # the loop was closed meanwhile: nobody waits any more

@@ -63,6 +63,21 @@ def until(what: Callable[[], Any], within_s: float = 60.0) -> Any:
     return value
 
 
+def ledger_of(running: Joulegate) -> Ledger:
+    """The one it keeps, once it is open."""
+    proxy = running.proxy
+    assert proxy is not None
+    ledger = until(lambda: proxy.ledger)
+    assert isinstance(ledger, Ledger)
+    return ledger
+
+
+def metered_from_now_on(ledger: Ledger) -> None:
+    """Wait for the first window of each engine: what ends before it begins is never metered."""
+    names = [f"{HARDWARE['model']}@{precision}" for precision in ("bf16", "int4")]
+    until(lambda: all(ledger.windows(name, 0.0, time.time()) for name in names))
+
+
 def ask(client: openai.OpenAI, text: str, limit: int = 24, **more: Any) -> str:
     """The request id of one answered chat."""
     answer = client.chat.completions.with_raw_response.create(
@@ -82,6 +97,7 @@ def test_a_receipt_turns_from_estimated_to_metered(
 ) -> None:
     running = joulegate(config_of(pair))
     client = client_of(running)
+    metered_from_now_on(ledger_of(running))
     request_id = ask(client, "hello")
 
     def receipt() -> dict[str, Any]:
@@ -164,9 +180,10 @@ def test_the_books_balance_and_shares_add_up_to_what_the_engines_used(
     client = client_of(running)
     proxy = running.proxy
     assert proxy is not None
+    ledger = ledger_of(running)
+    metered_from_now_on(ledger)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(lambda n: ask(client, f"question {n}", 20 + n), range(48)))
-    ledger = until(lambda: proxy.ledger)
 
     def all_metered() -> bool:
         receipts = [ledger.receipt(request_id) for request_id in ids]
@@ -219,6 +236,7 @@ def test_workers_share_one_set_of_books(
         return all(r.status == 200 and b'"metered (simulated)"' in r.body for r in replies)
 
     try:
+        metered_from_now_on(ledger)
         until(both_answered)
         running.process.terminate()  # type: ignore[union-attr]
         running.process.wait(20)  # type: ignore[union-attr]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
 import resource
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -307,3 +309,55 @@ def test_negative_numbers_are_for_the_engine_to_judge(
     assert got.status == 200
     assert upstream.wait_for(1)[0].json() == body
     assert running.record(got.header("x-request-id")).outcome == "ok"
+
+
+class Wire:
+    """What is written to a transport, write by write."""
+
+    def __init__(self) -> None:
+        self.writes: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.writes.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_the_head_of_an_answer_goes_with_what_follows_and_never_waits_long() -> None:
+    wire: Any = Wire()
+    out = connection.OneSegment(wire, asyncio.get_running_loop())
+    out.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    out.write(b"first")
+    out.write(b"second")
+    assert wire.writes == [b"HTTP/1.1 200 OK\r\n\r\nfirst", b"second"]
+    await asyncio.sleep(0)
+    assert len(wire.writes) == 2
+    out.write(b"HTTP/1.1 200 OK\r\n\r\n")  # and nothing to say yet
+    await asyncio.sleep(0)
+    assert wire.writes[2:] == [b"HTTP/1.1 200 OK\r\n\r\n"]
+    large = bytes(connection.MAX_JOINED_BYTES + 1)
+    out.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    out.write(large)
+    assert wire.writes[3:] == [b"HTTP/1.1 200 OK\r\n\r\n", large]
+    out.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    out.close()
+    assert wire.writes[5:] == [b"HTTP/1.1 204 No Content\r\n\r\n"]
+    out.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    await asyncio.sleep(0)  # the client is gone: nothing is written
+
+
+def test_an_answer_comes_in_one_piece(running: Joulegate) -> None:
+    with socket.create_connection(("127.0.0.1", running.port), timeout=20) as sock:
+        for _ in range(5):
+            sock.sendall(POST + b"content-length: %d\r\n\r\n" % len(BODY) + BODY)
+            answer = sock.recv(65_536)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            assert length is not None
+            assert len(body) == int(length[1])
