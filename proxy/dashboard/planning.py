@@ -23,8 +23,8 @@ ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers")
 COMPARED_GPUS = ("L40S", "H200-SXM", "H100-SXM")
 COMPARED_ZONES = ("FR", "PL", "DE")
 PLANNED = "(planned)"
-OWN = "what was metered on {}"
-SCALED = "published benchmarks × {1:2}, from what was metered on {0}"
+OWN = "metered on {}"
+SCALED = "published benchmarks × {1:2}, as metered on {0}"
 PUBLISHED = "published benchmarks"
 PRECISIONS = ("bf16", "fp16", "fp8", "int8", "int4", "nvfp4")
 

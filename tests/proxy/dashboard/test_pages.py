@@ -109,14 +109,14 @@ def test_the_plan_says_of_each_row_what_it_stands_on(page: Page, snapshots: Snap
         expect(page.locator("#params_b")).to_have_value("70,6")
         rows = page.locator("[aria-label='Configurations compared'] tbody tr")
         expect(rows.first).to_contain_text("calibrated")
-        expect(rows.first).to_contain_text("what was metered on llama-3.3-70b@fp8")
+        expect(rows.first).to_contain_text("metered on llama-3.3-70b@fp8")
         other = rows.filter(has_text="on sglang")
-        expect(other).to_contain_text(re.compile(r"benchmarks × \d+,\d\d, from what was metered"))
+        expect(other).to_contain_text(re.compile(r"benchmarks × \d+,\d\d, as metered on"))
         page.locator("#num_gpus").fill("4")
         page.get_by_role("button", name="Compare").click()
         expect(rows.first).not_to_contain_text("metered")
         page.get_by_role("link", name=own.name).click()
-        expect(rows.first).to_contain_text("what was metered on")
+        expect(rows.first).to_contain_text("metered on")
 
 
 def test_the_method_page_says_how_good_estimates_were(page: Page, site: str) -> None:
@@ -294,6 +294,18 @@ def test_it_prints_on_paper(browser: Browser, site: str) -> None:
     page.emulate_media(media="print")
     assert page.locator("nav.pages").is_hidden()
     assert page.pdf(format="A4")[:5] == b"%PDF-"
+    page.close()
+
+
+@pytest.mark.parametrize("name", ["overview", "report", "why", "savings", "plan", "method"])
+def test_no_column_is_cut_off_on_a_page_of_a4(browser: Browser, everything: str, name: str) -> None:
+    page = browser.new_page(viewport={"width": 688, "height": 1000})  # 210 mm less its margins
+    page.goto(f"{everything}/dashboard/search/{name}?period=2026-10")
+    page.emulate_media(media="print")
+    tables = page.locator("main table").all()
+    assert tables
+    edges = [box["x"] + box["width"] for table in tables if (box := table.bounding_box())]
+    assert max(edges) <= 688
     page.close()
 
 
