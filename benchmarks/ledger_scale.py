@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import statistics
 import tempfile
 import time
@@ -76,40 +77,47 @@ def _window(
 
 
 def drain_all(kind: str, ledger: Ledger, folder: Path, count: int, slice_: int) -> None:
-    """Slice by slice: journal first, then all of it into the ledger."""
+    """Slice by slice: journal first, then all of it into the ledger. Says how far it came also
+    when it is stopped."""
     took_s = cpu_s = 0.0
+    done = 0
     slowest = float("inf")
-    for first in range(0, count, slice_):
-        size = min(slice_, count - first)
-        journal = Journal(folder)
-        for entry in entries(first, size, count):
-            journal.append(entry)
-            while journal.waiting > 100_000:
-                time.sleep(0.01)
-        assert journal.flush(120)
-        draining = Drain(journal, ledger, gather_s=0.0)
-        began_s, began_cpu_s = time.perf_counter(), time.process_time()
-        draining.start()
-        while not draining.wait(60):
-            pass
-        slice_s = time.perf_counter() - began_s
-        took_s += slice_s
-        cpu_s += time.process_time() - began_cpu_s
-        slowest = min(slowest, size / slice_s)
-        draining.stop()
-        journal.close()
-        print(
-            f"{kind:10} {first + size:11,} requests  {size / slice_s:8,.0f} rows/s "
-            f"(load {os.getloadavg()[0]:.1f})",
-            flush=True,
-        )
-    print(
-        f"{kind:10} drained {count:,} requests and as many shares in {took_s:,.0f} s: "
-        f"{count / took_s:,.0f} requests/s sustained, slowest slice {slowest:,.0f}/s, "
-        f"{cpu_s / count * 1e6:.0f} µs of this process's CPU each; "
-        f"{ledger.database.size_bytes() / 1e9:.1f} GB",
-        flush=True,
-    )
+    try:
+        for first in range(0, count, slice_):
+            size = min(slice_, count - first)
+            journal = Journal(folder)
+            for entry in entries(first, size, count):
+                journal.append(entry)
+                while journal.waiting > 100_000:
+                    time.sleep(0.01)
+            assert journal.flush(120)
+            draining = Drain(journal, ledger, gather_s=0.0)
+            began_s, began_cpu_s = time.perf_counter(), time.process_time()
+            draining.start()
+            while not draining.wait(60):
+                pass
+            slice_s = time.perf_counter() - began_s
+            took_s += slice_s
+            cpu_s += time.process_time() - began_cpu_s
+            slowest = min(slowest, size / slice_s)
+            draining.stop()
+            journal.close()
+            done += size
+            left_s = (count - done) * took_s / done
+            print(
+                f"{kind:10} {done:11,} requests  {size / slice_s:8,.0f} rows/s "
+                f"(load {os.getloadavg()[0]:.1f}; {left_s / 60:,.0f} min of draining to go)",
+                flush=True,
+            )
+    finally:
+        if done:
+            print(
+                f"{kind:10} drained {done:,} of {count:,} requests and as many shares in "
+                f"{took_s:,.0f} s: {done / took_s:,.0f} requests/s sustained, slowest slice "
+                f"{slowest:,.0f}/s, {cpu_s / done * 1e6:.0f} µs of this process's CPU each; "
+                f"{ledger.database.size_bytes() / 1e9:.1f} GB",
+                flush=True,
+            )
 
 
 def ask(kind: str, ledger: Ledger, repeat: int) -> None:
@@ -159,6 +167,11 @@ def compare(kind: str, ledger: Ledger, count: int) -> None:
     )
 
 
+def _stop(*_: object) -> None:
+    """What was started and written is removed on the way out, as after a `timeout`."""
+    raise SystemExit("stopped before the end")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=10_000_000)
@@ -166,6 +179,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=9)
     parser.add_argument("--store", choices=("sqlite", "postgresql"), action="append")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, _stop)
     for kind in args.store or ("sqlite", "postgresql"):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

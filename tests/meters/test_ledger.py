@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +16,7 @@ from meters.ledger import Ledger
 from meters.schema import REQUEST_SUMS, energy_hours, request_hours, requests, shares
 from meters.types import Attribution, Evidence, UsageRecord
 from tests.meters.books import NOON_S, attribution, record, window
+from tests.servers import new_database
 
 
 @pytest.fixture
@@ -355,11 +357,27 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
         connection.execute(text("UPDATE ledger_meta SET version = 1"))
     ledger.close()
     newer = Ledger(ledger_url)
-    assert newer.migrated == [2, 3, 4, 5, 6]
+    assert newer.migrated == [2, 3, 4, 5, 6, 7]
     assert newer.check() == before
     newer.write([record(2)], [attribution(2, {"req-2": 5.0})])
     assert newer.check().balanced
     newer.close()
+
+
+def test_adding_to_roll_ups_reuses_their_room_in_postgresql(postgres_url: str) -> None:
+    ledger = Ledger(new_database(postgres_url, f"room_{time.time_ns()}"))
+    for batch in range(12):
+        ledger.write([record(f"{batch}-{n}", team=f"team-{n}") for n in range(100)])
+    query = text(
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'request_hours'"
+    )
+    with ledger.database.write() as connection:
+        connection.execute(text("SELECT pg_stat_force_next_flush()"))
+    with ledger.database.read() as connection:
+        changed, in_place = connection.execute(query).one()
+    assert changed == 1100
+    assert in_place > 0.9 * changed, "changed rows need new entries in the index"
+    ledger.close()
 
 
 def test_a_newer_ledger_is_left_alone(ledger_url: str, new_ledger_url: Callable[[], str]) -> None:
