@@ -76,7 +76,7 @@ from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore, connect
-from proxy.teams import Directory, KeyWatch, TeamStore, configured
+from proxy.teams import Directory, KeyWatch, TeamStore, configured, note
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
@@ -528,6 +528,18 @@ class Proxy:
         if meters_changed and self.worker == 0:
             self.measuring.restart(settings)
         return fixed
+
+    def note_reload(self, config: str, before: Settings) -> None:
+        """Say in the audit log that another config is in use, and what changed. Blocks."""
+        if self.ledger is None or self.worker != 0:
+            return
+        parts = [name for name in before.__struct_fields__ if changed(name, before, self.settings)]
+        try:
+            with self.ledger.database.write() as connection:
+                actor, detail = f"SIGHUP at {self.replica}", {"changed": parts}
+                note(connection, time.time(), actor, "config.reload", config, detail, change=False)
+        except (SQLAlchemyError, OSError) as error:
+            log.warning("this is not in the audit log: %s", type(error).__name__)
 
     def take_sent_window(self, window: Window) -> None:
         """A closed window from an agent, which forgets it once this returns. Raises OSError while

@@ -244,6 +244,7 @@ async def reload(proxy: app.Proxy, origin: Origin) -> bool:
     if origin.config is None:
         log.warning("there is no config file to read again; start with --config")
         return False
+    before = proxy.settings
     try:
         prepared = await asyncio.to_thread(origin.prepare)
         await asyncio.to_thread(proxy.estimator.prepare, list(prepared.facts.values()))
@@ -252,6 +253,7 @@ async def reload(proxy: app.Proxy, origin: Origin) -> bool:
         log.error("the old settings stay in use: %s", error)
         return False
     log.warning("%s was read again", origin.config)
+    await asyncio.to_thread(proxy.note_reload, origin.config, before)
     if fixed:
         log.warning("a restart is needed for what changed under: %s", ", ".join(fixed))
     return True

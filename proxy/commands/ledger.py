@@ -10,16 +10,19 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from meters import transfer
 from meters.ledger import Ledger
 from proxy import books, tables
 from proxy.commands import CommandError
 from proxy.commands.keys import seconds
+from proxy.teams import note
 
 EXAMPLE = "joulegate ledger check --config config.yaml"
 
@@ -46,10 +49,23 @@ def run(args: argparse.Namespace) -> int:
         if args.action == "check":
             return _check(ledger, args.json)
         if args.action == "export":
+            _note(ledger, "ledger.export", args.out)
             return _export(ledger, args.out)
         if args.action == "import":
             return _import(ledger, args.file)
         return _compact(ledger, seconds(args.older_than))
+
+
+def _note(
+    ledger: Ledger, action: str, subject: str, detail: Mapping[str, object] | None = None
+) -> None:
+    """Say in the audit log what was done; where that cannot be written, here."""
+    try:
+        with ledger.database.write() as connection:
+            note(connection, time.time(), books.actor(), action, subject, detail, change=False)
+    except SQLAlchemyError as error:
+        told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        print(f"joulegate: this is not in the audit log: {told}", file=sys.stderr)
 
 
 def _check(ledger: Ledger, as_json: bool) -> int:
@@ -105,6 +121,7 @@ def _import(ledger: Ledger, name: str) -> int:
         raise CommandError(str(error)) from None
     except OSError as error:
         raise CommandError(f"{name} cannot be read: {error.strerror}.") from None
+    _note(ledger, "ledger.import", name, counts)
     for table, count in counts.items():
         print(f"{table:15} {count}")
     return _check(ledger, False)
@@ -116,6 +133,8 @@ def _compact(ledger: Ledger, older_than_s: float) -> int:
     before = ledger.database.size_bytes()
     folded = ledger.compact(time.time() - older_than_s)
     after = ledger.database.size_bytes()
+    told = {"older_than_s": older_than_s, "windows": folded.windows, "shares": folded.shares}
+    _note(ledger, "ledger.compact", "all", told)
     print(
         f"Folded {folded.windows} windows and {folded.shares} shares, forgot {folded.decisions} "
         f"decisions: {before / 1e6:.1f} MB became {after / 1e6:.1f} MB."

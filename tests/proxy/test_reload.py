@@ -11,7 +11,10 @@ import pytest
 import yaml
 
 from meters import simulated_engine
+from meters.ledger import Ledger
 from meters.simulated_physics import EngineConfig
+from proxy.settings import Settings
+from proxy.teams import AuditEntry, TeamStore
 from tests.joulegate_server import KEY, TEAMS, Joulegate, config_of, in_process
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
@@ -71,6 +74,9 @@ def test_new_keys_and_backends_are_used_and_streams_go_on(
     connection.close()
     reply = wait_for(lambda: running.post(CHAT, headers={"x-api-key": "sk-new"}), 200)
     assert reply.header("x-joulegate-backend") == "renamed"
+    entry = audited(tmp_path)
+    assert entry.actor.startswith("SIGHUP at ")
+    assert entry.detail == {"changed": ["backends", "teams"]}
     assert status(running, KEY) == 401
 
 
@@ -84,6 +90,18 @@ def test_says_what_needs_a_restart(running: Joulegate, tmp_path: Path) -> None:
     change(tmp_path, ledger={"fsync": True})
     hang_up(running, "a restart is needed for what changed under: ledger")
     assert status(running, KEY) == 200
+
+
+def audited(folder: Path) -> AuditEntry:
+    """The latest entry of the audit log, as soon as there is one."""
+    (database,) = folder.rglob("ledger.db")
+    ledger = Ledger(f"sqlite:///{database}")
+    deadline_s = time.monotonic() + 5
+    while not (found := TeamStore(ledger.database, Settings()).audit()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)  # another process writes it
+    ledger.close()
+    return found[0]
 
 
 def wait_for(ask: Callable[[], object], wanted: int, within_s: float = 5.0):  # type: ignore[no-untyped-def]
