@@ -406,12 +406,13 @@ def books(
     """The rows of the line that reconciles: by node, and a node's days or hours.
 
     Whose node it is can be told from its name, so others than admins see those that their team
-    drew from, and the rest as one.
+    drew from, and the rest as one. A node's days and hours say when other teams were busy on it:
+    they are for leads of a team on it.
     """
     account = dashboard.snapshots.account(view.team, view.period, s.simulated)
     mine = set(account.nodes)
     node = query.get("node") or ""
-    shown = who.role == "admin" or node in mine
+    shown = who.role == "admin" or (who.sees_keys and node in mine)
     hours_shown = len(view.period.days) == 1
 
     def by_node(name: str, hour_s: int) -> str:

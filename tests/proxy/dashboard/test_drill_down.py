@@ -146,9 +146,13 @@ def test_each_term_of_the_reconciliation_is_the_sum_of_its_nodes_and_of_their_da
     expect(page.get_by_role("heading", level=1)).to_contain_text("Receipt req-")
 
 
-def test_a_lead_sees_no_node_that_only_others_use(page: Page, site: str) -> None:
+def test_nobody_sees_more_of_nodes_than_is_theirs(page: Page, site: str) -> None:
     page.goto(f"{site}/dashboard/nobody/books?{QUERY}")
     assert "node-a" not in page.content()
+    page.context.add_cookies([{"name": "person", "value": "max", "url": site}])
+    page.goto(f"{site}/dashboard/search/books?{QUERY}&node=node-a")
+    expect(page.locator("[aria-label='Books by node']")).to_contain_text("node-a")
+    assert page.locator("#times").count() == 0, "a member is told nothing of other teams' hours"
     page.context.add_cookies([{"name": "person", "value": "root", "url": site}])
     page.goto(f"{site}/dashboard/nobody/books?{QUERY}")
     expect(page.locator("main")).to_contain_text("node-a")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from playwright.sync_api import Browser, expect
@@ -22,6 +23,7 @@ from tests import browser as chromium
 from tests.proxy.dashboard.conftest import app_of
 from tests.proxy.dashboard.test_account import BOOK, SITE, divided, record
 from tests.proxy.dashboard.test_exports import rows_of
+from tests.proxy.dashboard.test_pages import AXE
 
 JUNE = parse("2026-06", "UTC")
 OVER_S = JUNE.end_s + 86_400.0
@@ -149,11 +151,12 @@ def test_the_page_and_its_export_show_groups_to_a_lead_and_to_nobody_else(
 ) -> None:
     url, on = site
     base, query = f"{url}/dashboard/search", "period=2026-06&tz=UTC&lang=en"
-    page = browser.new_page()
+    page = browser.new_context(bypass_csp=True).new_page()
     page.goto(f"{base}/overview?{query}")
     page.get_by_role("link", name="User groups").click()
     rows = page.locator("tbody tr")
     expect(rows.first).to_contain_text("group 4 of 4, 6 users")
+    assert Axe().run(page, options=AXE).violations_count == 0
     with page.expect_download() as download:
         page.get_by_role("link", name="As CSV").click()
     text = Path(download.value.path()).read_text()
@@ -188,7 +191,7 @@ def test_the_page_and_its_export_show_groups_to_a_lead_and_to_nobody_else(
     expect(page.locator("main")).to_contain_text("Off for this team")
     assert page.get_by_role("link", name="User groups").count() == 0
     assert page.request.get(f"{base}/export.users?{query}").status == 404
-    page.close()
+    page.context.close()
 
 
 def test_off_is_the_default(site: tuple[str, set[str]]) -> None:
