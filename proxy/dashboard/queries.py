@@ -330,7 +330,7 @@ class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
     cache: str | None = None
     node: str | None = None
     figure: str | None = None  # "none": sent, and nothing says what they used
-    saving: str | None = None  # "route" or "cache": those with a counterfactual of that lever
+    saving: str | None = None  # "route" or "cache": with a counterfactual of that lever; "none"
     simulated: bool = False
 
 
@@ -354,7 +354,7 @@ def request_rows(
         "policy": wanted.policy,
         "zone": wanted.zone,
         "outcome": wanted.outcome,
-        "cache": wanted.cache,
+        "cache": None if wanted.cache == "hits" else wanted.cache,
         "node": wanted.node,
     }
     for column, value in named.items():
@@ -382,9 +382,13 @@ def request_rows(
         rules.append(metered.is_not(None))
     elif wanted.evidence is not None:
         rules += [metered.is_(None), c.evidence == wanted.evidence]
+    if wanted.cache == "hits":  # the same prompt, or one so like it that its answer will do
+        rules.append(c.cache.in_(sorted(CACHE_HITS)))
     if wanted.figure == "none":
         rules += [metered.is_(None), c.energy_uj.is_(None), func.coalesce(c.backend, "") != ""]
-    if wanted.saving is not None:
+    if wanted.saving == "none":
+        rules.append(c.counterfactual_energy_uj.is_(None))
+    elif wanted.saving is not None:
         hit = c.cache.in_(sorted(CACHE_HITS))
         rules += [
             c.counterfactual_energy_uj.is_not(None),

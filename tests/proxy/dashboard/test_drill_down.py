@@ -11,6 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from proxy.dashboard.accounting import combine
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.periods import parse
+from proxy.dashboard.queries import PAGE_ROWS
 from proxy.dashboard.snapshot import Snapshots, range_rows
 from tests import browser as chromium
 from tests.proxy.dashboard.conftest import PEOPLE
@@ -185,6 +186,32 @@ def test_a_lever_leads_to_the_requests_that_have_its_counterfactual(
         cells = row.locator("td").all_inner_texts()
         assert ("from the cache" in cells) is (lever == "cache")
         assert cells[-2].endswith("J")
+
+
+def test_requests_without_a_counterfactual_are_as_many_as_is_said(
+    page: Page, site: str, snapshots: Snapshots
+) -> None:
+    s = snapshots.of("search", MONTH)
+    assert 0 < s.savings_without_figure < s.total.requests
+    page.goto(f"{site}/dashboard/search/savings?{QUERY}")
+    page.get_by_role("link", name=f"{s.savings_without_figure} of {s.total.requests}").click()
+    count = page.locator("[aria-label=Requests] tbody tr").count()
+    while page.locator("a[rel=next]", has_text="Older").count():
+        page.locator("a[rel=next]", has_text="Older").click()
+        count += page.locator("[aria-label=Requests] tbody tr").count()
+    assert count == s.savings_without_figure
+    page.goto(f"{site}/dashboard/search/savings?{QUERY}")
+    page.get_by_role("link", name=f"{s.cache.hits} of {s.cache.cacheable}").click()
+    rows = page.locator("[aria-label=Requests] tbody tr")
+    assert rows.count() == min(s.cache.hits, PAGE_ROWS)
+    assert all("from the cache" in row.inner_text() for row in rows.all())
+
+
+def test_a_live_report_leads_on_and_a_frozen_one_does_not(page: Page, site: str) -> None:
+    page.goto(f"{site}/dashboard/search/report?{QUERY}")
+    assert page.locator("main section a").count() > 10
+    page.get_by_role("button", name="Freeze").click()
+    assert page.locator("main section a").count() == 0
 
 
 def test_requests_without_a_figure_are_as_many_as_is_said(
