@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from secrets import token_hex
@@ -22,6 +23,10 @@ log = logging.getLogger("joulegate.store")
 T = TypeVar("T")
 
 _IDS_AT_ONCE = 1_000
+# Going again within so long of coming back is the same trouble: a Redis that is slow now and then
+# would be turned to and from twice a second, each time at the cost of a request's wait.
+_SAME_S = 60.0
+_LONGEST = 16  # times probe_s, that it is left alone for then
 
 # A client whose connections are torn down under it also fails in ways of its own (AttributeError):
 # whatever goes wrong there, a request is served.
@@ -41,7 +46,8 @@ class FallbackStore:
     """A Store in Redis, and in this process while Redis does not answer.
 
     The first failure turns to the stand-in for all requests, so that none waits; a probe turns
-    back, and adds to Redis what was used meanwhile. What several replicas use during an outage is
+    back, and adds to Redis what was used meanwhile; where Redis goes again soon, it is left alone
+    for longer each time, without another warning. What several replicas use during an outage is
     checked by each alone: together they may go over a limit by as many times as they are.
     """
 
@@ -58,12 +64,15 @@ class FallbackStore:
         self._redis = redis
         self._stand_in = stand_in
         self._probe_s = probe_s
+        self._pause_s = probe_s  # between probes, longer each time that it goes again soon
+        self._back_s = -_SAME_S
         self._changed = changed
         self._holders: dict[str, str] = {}  # counter -> holder, of what the stand-in counts
         self._settled: dict[str, list[str]] = defaultdict(list)  # by holder, while Redis is away
         self._unsure: list[Settlement] = []
         self._handing: list[_Batch] = []
         self._probing: asyncio.Task[None] | None = None
+        self._level = logging.WARNING  # once for each trouble
 
     async def admit(self, request: AdmitRequest) -> Admission:
         return await self._either(
@@ -140,7 +149,11 @@ class FallbackStore:
         if self.down:
             return
         self.down = True
-        log.warning(
+        same = time.monotonic() - self._back_s < _SAME_S
+        self._pause_s = min(2 * self._pause_s, _LONGEST * self._probe_s) if same else self._probe_s
+        self._level = logging.INFO if same else logging.WARNING
+        log.log(
+            self._level,
             "Redis does not answer (%s): limits, budgets and the cache are kept by each replica "
             "alone until it does.",
             type(error).__name__,
@@ -151,7 +164,7 @@ class FallbackStore:
 
     async def _probe(self) -> None:
         while self.down:
-            await asyncio.sleep(self._probe_s)
+            await asyncio.sleep(self._pause_s)
             try:
                 await self._redis.ping()
                 await self._hand_over()
@@ -160,7 +173,8 @@ class FallbackStore:
             self._stand_in.forget_counters()
             self._holders.clear()
             self.down = False
-            log.warning("Redis answers again")
+            self._back_s = time.monotonic()
+            log.log(self._level, "Redis answers again")
             if self._changed is not None:
                 self._changed(False)
 

@@ -111,6 +111,73 @@ async def test_what_a_stuck_redis_did_not_acknowledge_is_counted_once(
     server.close()
 
 
+class SlowLine:
+    """Passes bytes to a Redis and back; ``delay_s`` is what each answer takes longer."""
+
+    def __init__(self, port: int) -> None:
+        self._to_port = port
+        self.delay_s = 0.0
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/0"
+
+    async def close(self) -> None:
+        self._server.close()
+        for pump in self._pumps:
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, to_there = await asyncio.open_connection("127.0.0.1", self._to_port)
+        ways = ((reader, to_there, False), (there, writer, True))
+        self._pumps.update(asyncio.create_task(self._pump(*way)) for way in ways)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, late: bool
+    ) -> None:
+        try:
+            while data := await source.read(65536):
+                if late:
+                    await asyncio.sleep(self.delay_s)
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            pass
+        finally:
+            sink.close()
+
+
+async def test_a_redis_that_is_slow_now_and_then_is_left_alone_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = start_redis()
+    line = SlowLine(server.port)
+    outage = Outage(await line.start(), caplog, timeout_s=0.25)
+    await outage.settle(await outage.ask(), 1.0)
+    away_s = []
+    for _ in range(4):
+        line.delay_s = 0.5
+        began_s = time.monotonic()
+        asked = [await outage.ask() for _ in range(20)]
+        assert time.monotonic() - began_s < 0.45  # one waits for the time limit, the others do not
+        assert outage.store.down
+        line.delay_s = 0.0
+        began_s = time.monotonic()
+        await outage.until(lambda: not outage.store.down)
+        away_s.append(time.monotonic() - began_s)
+        for request in asked:
+            await outage.settle(request, 1.0)
+    assert outage.changes == [True, False] * 4  # the metric says each time
+    assert len(outage.warnings) == 1
+    assert away_s[-1] > 0.08  # at first 0.02 s between two probes
+    assert await outage.used() == 81.0
+    await outage.store.close()
+    await line.close()
+    server.close()
+
+
 async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
