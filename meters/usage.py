@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, case, func, select, true
+from sqlalchemy import Connection, Double, case, cast, func, select, true
 
 from meters.exact import MICRO, NANO
 from meters.rows import hour_of
@@ -116,7 +116,8 @@ def spent(
     keys: Sequence[str] = (),
 ) -> Spending:
     """Used by requests that arrived from ``from_s`` to before ``to_s``, to the second: as budgets
-    are charged, so without those that were refused, and answers from the cache take no tokens.
+    are charged, so without those that were refused, answers from the cache take no tokens, and
+    carbon is that of the energy, metered where it is.
 
     Whole hours come from the roll-ups; what a period that begins within an hour has of it (a day
     in India, say) is added from the rows.
@@ -124,12 +125,13 @@ def spent(
     first = hour_of(from_s + 3599.999)
     last = max(first, hour_of(to_s))
     h, d = request_hours.c, dims.c
+    energy = h.energy_uj - h.metered_estimate_uj + h.metered_uj
     whole = (
         select(
             func.sum(h.requests),
             func.sum(case((d.cache.in_(CACHE_HITS), 0), else_=h.prompt_tokens + h.output_tokens)),
-            func.sum(h.energy_uj - h.metered_estimate_uj + h.metered_uj),
-            func.sum(h.carbon_ug),
+            func.sum(energy),
+            func.sum(_in_proportion(h.carbon_ug, energy, h.energy_uj)),
             func.sum(h.money_nusd),
         )
         .join(dims, d.dim_id == h.dim_id)
@@ -155,13 +157,14 @@ def _spent_in_rows(
         .where(shares.c.request_id == c.request_id)
         .scalar_subquery()
     )
+    energy = func.coalesce(metered, c.energy_uj)
     tokens = func.coalesce(c.prompt_tokens, 0) + func.coalesce(c.output_tokens, 0)
     rows = (
         select(
             func.count(),
             func.sum(case((c.cache.in_(CACHE_HITS), 0), else_=tokens)),
-            func.sum(func.coalesce(metered, c.energy_uj)),
-            func.sum(c.carbon_ug),
+            func.sum(energy),
+            func.sum(_in_proportion(c.carbon_ug, energy, c.energy_uj)),
             func.sum(c.money_nusd),
         )
         .where(c.start_s >= from_s, c.start_s < to_s, c.outcome != "refused")
@@ -169,6 +172,11 @@ def _spent_in_rows(
         .where(c.key_id.in_(keys) if keys else true())
     )
     return [int(value or 0) for value in connection.execute(rows).one()]
+
+
+def _in_proportion(carbon: Any, energy: Any, estimated: Any) -> Any:
+    """Estimated carbon, at the energy that it came to."""
+    return case((estimated > 0, carbon * (cast(energy, Double) / estimated)), else_=carbon)
 
 
 def drawn(

@@ -55,7 +55,10 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
         [
             request("before", -1.0, energy_j=1000.0),
             request("first", 0.0, energy_j=1.0, key_id="abc", money_usd=0.25),
-            request("metered", 60.0, energy_j=50.0),
+            request("metered", 60.0, energy_j=50.0, carbon_g=10.0),
+            request("metered-later", 5400.0, energy_j=50.0, carbon_g=20.0, team="chem"),
+            request("estimated", 5400.0, energy_j=50.0, carbon_g=20.0, team="chem"),
+            request("api", 5400.0, energy_j=None, carbon_g=4.0, team="chem", backend="api"),
             request("later", 7200.0, energy_j=4.0, key_id="abc"),
             request("other", 7300.0, energy_j=8.0, team="ads"),
             request("succeeded", 7500.0, energy_j=16.0, team="law", key_id="def"),
@@ -70,7 +73,7 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
                 )
             ),
         ],  # type: ignore[arg-type]
-        [attribution(1, {"req-metered": 2.0})],
+        [attribution(1, {"req-metered": 2.0, "req-metered-later": 150.0})],
     )
     seed = seed_from(lambda: ledger, lambda name: ["search", "ads"])
     today = period("day", begin_s + 9000, "Asia/Kolkata")
@@ -80,6 +83,9 @@ async def test_what_was_used_before_is_read_to_the_second(ledger: Ledger) -> Non
     assert await seed(rule("team:search", "tokens"), today) == 600
     assert await seed(rule("team:search", "money_usd"), today) == 250_000_000
     assert await seed(rule("organisation:acme"), today) == 15_000_000
+    assert await seed(rule("team:search", "carbon_g"), today) == 400_000  # 10 g at a 25th
+    # the hour's roll-up has 100 J estimated for 40 g, which came to 200 J
+    assert await seed(rule("team:chem", "carbon_g"), today) == 80_000_000 + 4_000_000
     assert await seed(rule("key:abc"), today) == 5_000_000
     chained = seed_from(lambda: ledger, lambda name: [], lambda first: ["abc", "def"])
     assert await chained(rule("key:abc"), today) == 5_000_000 + 16_000_000
