@@ -674,13 +674,6 @@ def _unknown(account: Account) -> Ints:
     return np.where(sent[asked[:, 1]], unknown, 0) if len(asked) else unknown
 
 
-def total(account: Account) -> Line:
-    """Everything of the book."""
-    energy = _sums(account.cells, np.zeros(len(account.cells.dim), dtype=np.int64), 1)[0]
-    counts = _counts(account, np.zeros(len(account.asked), dtype=np.int64), 1)[0]
-    return _line("total", counts, energy)
-
-
 def _line(key: str, counts: Sequence[int], energy: Sequence[int]) -> Line:
     values = dict(zip((*_COUNTED, *_WEIGHED), (*counts, *energy), strict=True))
     return Line(key=key, **values)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import time
 from calendar import monthrange
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, NamedTuple
 
@@ -310,9 +310,9 @@ class Snapshots:
         before: Account,
     ) -> Snapshot:
         now_s = self._clock()
-        total = cells.total(account)
         table = cells.tabled(account)
-        per_dim = cells.by_dim(account, table)
+        per_dim, old_dim = cells.by_dim(account, table), cells.by_dim(before)
+        total = cells.add("total", per_dim)
         lines = {
             name: cells.group_by_dims(account, per_dim, name)
             for name in GROUPINGS
@@ -329,7 +329,7 @@ class Snapshots:
             evidence[e] = int(c.operational_ug[c.evidence == place].sum())
         for place, t in enumerate(TIERS):
             tiers[t] = int(c.operational_ug[c.tier == place].sum())
-        old = cells.total(before)
+        old = cells.add("total", old_dim)
         has_before = bool(len(before.cells.dim) or len(before.asked))
         own, hosted, own_market, hosted_market = self._scopes(account)
         instruments = bool(self.sites.instruments)
@@ -375,7 +375,7 @@ class Snapshots:
             savings_without_figure=lost,
             holdout=hold_out(account),
             cache=_cache_use(account),
-            bars=_bars(before, account) if has_before else None,
+            bars=_bars(before, old_dim, account, per_dim) if has_before else None,
             previous=old if has_before else None,
             previous_period=period.compared(now_s).name,
             forecast=self._forecast(lines["day"], period, now_s),
@@ -492,13 +492,16 @@ def _errors(
     return parts, relative
 
 
-def _bars(before: Account, after: Account) -> Bars:
-    return decompose(models_of(before), models_of(after), _idle_ug(before), _idle_ug(after))
+def _bars(
+    before: Account, old_dim: Sequence[Line], after: Account, per_dim: Sequence[Line]
+) -> Bars:
+    old, new = models_of(before, old_dim), models_of(after, per_dim)
+    return decompose(old, new, _idle_ug(before), _idle_ug(after))
 
 
-def models_of(account: Account) -> dict[str, Group]:
-    """An account by model, as the decomposition takes it."""
-    lines = cells.group_by_dims(account, cells.by_dim(account), "model")
+def models_of(account: Account, per_dim: Sequence[Line] | None = None) -> dict[str, Group]:
+    """An account by model, as the decomposition takes it; ``per_dim`` are its lines if known."""
+    lines = cells.group_by_dims(account, per_dim or cells.by_dim(account), "model")
     return {
         line.key: Group(line.requests, line.active_uj + line.host_uj, line.operational_ug)
         for line in lines
