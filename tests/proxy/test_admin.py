@@ -231,3 +231,22 @@ def test_config_file_admin_api_and_command_line_show_and_change_one_state(
     run("teams", "archive", "botany")
     until(lambda: status_with(running, ours["key"]) == 401)
     assert agree()[ours["key_id"]] == "archived"
+
+
+def test_pages_know_a_team_of_the_ledger_as_one_of_the_config(running: Joulegate) -> None:
+    settings = {
+        "timezone": "Asia/Kolkata",
+        "limits": {"max_energy_j": 7},
+        "budgets": [{"per": "month", "carbon_g": 2500}, {"per": "month", "carbon_g": 3000}],
+    }
+    assert post(running, "/admin/teams", {"team": "law", "settings": settings}).status == 201
+    proxy = running.proxy
+    assert proxy is not None
+    assert proxy.snapshots is not None
+    shown = proxy.snapshots
+    until(lambda: shown._budgets == {"law": 2500.0})
+    assert proxy.sign_in.time_zone("law") == "Asia/Kolkata"
+    page = running.get("/dashboard/law/overview", authorization=f"Bearer {ADMIN}")
+    assert page.status == 200
+    assert running.get("/admin/teams/law", method="DELETE", x_api_key=ADMIN).status == 200
+    until(lambda: shown._budgets == {})
