@@ -299,7 +299,11 @@ class EnergyEstimator:
             return self._without_table(features, backend, known, lengths, quality, price)
         batch = load.running + 1.0 if load.known else UNKNOWN_BATCHES[1]
         fresh = float(max(0, features.prompt_tokens - features.cached_prompt_tokens))
-        (short, usual, long), band = table.at(batch, fresh, (q10, mean, q90))
+        if q10 < q90:
+            (short, usual, long), band = table.at(batch, fresh, (q10, mean, q90))
+        else:  # counted, or cut off by the caller's limit
+            (usual,), band = table.at(batch, fresh, (mean,))
+            short = long = usual
         own_low, own_high, step_low, step_high = band
         energy_j, marginal_j, decode_s, first_s = usual
         e_low, m_low, d_low, _ = short

@@ -138,6 +138,11 @@ def rules(scope: str, budgets: Iterable[Budget], timezone: str = "UTC") -> list[
     return found
 
 
+_Charged = tuple[Rule, str, int, float, float, Period]  # rule, counter, limit, start, end, period
+MOST_RULES = 10_000  # whose periods are kept
+_charged: dict[int, _Charged] = {}  # by the rule's address: the same few for every request
+
+
 def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Charge]:
     """The counters a request touches at ``now_s``, with what to reserve in each.
 
@@ -145,18 +150,25 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
     """
     found = []
     for rule in rules_:
-        at = period(rule.per, now_s, rule.timezone)
-        counter = f"{rule.scope}:{rule.metric}:{rule.per}:{at.name}"
-        found.append(
-            Charge(
-                rule,
-                f"{counter}#{rule.number}" if rule.number else counter,
-                _whole_limit(rule.metric, rule.limit),
-                whole(rule.metric, getattr(amounts, rule.metric)),
-                at,
-            )
-        )
+        known = _charged.get(id(rule))
+        if known is None or known[0] is not rule or now_s < known[3] or now_s >= known[4]:
+            known = _charge_now(rule, now_s)
+        _, counter, limit, _, _, at = known
+        amount = whole(rule.metric, getattr(amounts, rule.metric))
+        found.append(Charge(rule, counter, limit, amount, at))
     return found
+
+
+def _charge_now(rule: Rule, now_s: float) -> _Charged:
+    at = period(rule.per, now_s, rule.timezone)
+    counter = f"{rule.scope}:{rule.metric}:{rule.per}:{at.name}"
+    if rule.number:
+        counter = f"{counter}#{rule.number}"
+    if len(_charged) >= MOST_RULES:
+        _charged.clear()
+    limit = whole(rule.metric, rule.limit)
+    known = _charged[id(rule)] = (rule, counter, limit, at.start_s, at.end_s, at)
+    return known
 
 
 def whole(metric: Metric, amount: float | None) -> int:
@@ -165,9 +177,6 @@ def whole(metric: Metric, amount: float | None) -> int:
     if amount is None or not isfinite(amount) or amount <= 0:
         return 0
     return round(min(amount * _PER_UNIT[metric], MOST))
-
-
-_whole_limit = lru_cache(maxsize=4096)(whole)  # the same few for every request
 
 
 def period(per: Per, now_s: float, timezone: str = "UTC") -> Period:

@@ -9,12 +9,13 @@ ways.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -43,30 +44,28 @@ class Part:
     g_per_j: float
 
 
-@dataclass(slots=True, order=True)
-class _Waiting:
-    """A part of a request, in the order in which windows reach their ends."""
+class _Waiting(NamedTuple):
+    """A part of a request."""
 
-    end_s: float
     request_id: str
-    part: Part = field(compare=False)
-    holder: str = field(compare=False)
-    charges: tuple[Charge, ...] = field(compare=False)  # those of energy and carbon
+    part: Part
+    holder: str
+    charges: tuple[Charge, ...]  # those of energy and carbon
 
 
 @dataclass(slots=True)
 class _Node:
-    """What waits for a node's windows; heaps, so that a look costs what is due and no more."""
+    """What waits for a node's windows, in the order it was settled, which is that of its ends but
+    for moments: a look costs what is due and no more."""
 
-    fresh: list[_Waiting] = field(default_factory=list)
-    again: list[_Waiting] = field(default_factory=list)  # were charged once
+    fresh: deque[_Waiting] = field(default_factory=lambda: deque(maxlen=MOST))
+    again: deque[_Waiting] = field(default_factory=lambda: deque(maxlen=MOST))  # charged once
 
     def due(self, last_s: float) -> list[_Waiting]:
         """Those whose windows are all in, and, AGAIN_S later, once more."""
         found = _up_to(self.again, last_s - AGAIN_S)
         first = _up_to(self.fresh, last_s + JITTER_S)
-        for waiting in first:
-            heapq.heappush(self.again, waiting)
+        self.again += first
         return found + first
 
 
@@ -100,9 +99,7 @@ class Corrections:
                 known.end_s = max(known.end_s, part.end_s)
         for part in by_node.values():
             fresh = self._nodes.setdefault(part.node, _Node()).fresh
-            heapq.heappush(fresh, _Waiting(part.end_s, request_id, part, holder, kept))
-            if len(fresh) > MOST:
-                heapq.heappop(fresh)
+            fresh.append(_Waiting(request_id, part, holder, kept))
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -140,8 +137,8 @@ class Corrections:
             ids = {waiting.request_id for waiting in due}
             shares_j = await asyncio.to_thread(ledger.metered, ids)
         except SQLAlchemyError:
-            for waiting in due:  # the ledger will be back
-                heapq.heappush(self._nodes[waiting.part.node].fresh, waiting)
+            for waiting in reversed(due):  # the ledger will be back
+                self._nodes[waiting.part.node].fresh.appendleft(waiting)
             raise
         by_holder: dict[str, dict[str, tuple[Charge, int]]] = {}
         for one in due:
@@ -155,11 +152,11 @@ class Corrections:
             await self._store.correct(holder, [d for d in deltas.values() if d[1]])
 
 
-def _up_to(heap: list[_Waiting], end_s: float) -> list[_Waiting]:
+def _up_to(waits: deque[_Waiting], end_s: float) -> list[_Waiting]:
     """Take those out that ended by then."""
     found = []
-    while heap and heap[0].end_s <= end_s:
-        found.append(heapq.heappop(heap))
+    while waits and waits[0].part.end_s <= end_s:
+        found.append(waits.popleft())
     return found
 
 

@@ -84,7 +84,7 @@ class LocalStore:
         held = []
         for charge, counter, want in zip(request.charges, counters, wanted, strict=True):
             counter.reserved += want
-            held.append(charge._replace(amount=want))
+            held.append(charge if want == charge.amount else charge._replace(amount=want))
         if held:
             self._held[request.request_id] = (now_s + LEASE_S, held)
         leads = answer is not None or self._claim(request, now_s)

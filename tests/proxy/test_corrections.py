@@ -98,7 +98,10 @@ async def test_what_the_ledger_could_not_say_is_asked_again(
     books.shares_j["r1", "n"], books.last_s["n"], books.away = 2.0, NOW_S, True
     with pytest.raises(OperationalError):
         await waiting.look()
+    with pytest.raises(OperationalError):
+        await waiting.look()
     books.away = False
+    books.last_s["n"] = NOW_S + AGAIN_S
     await waiting.look()
     assert books.corrected == [("energy_j", 1.0)]
 
