@@ -49,6 +49,7 @@ from meters.simulated_physics import (
 from meters.simulated_traffic import Run, simulate
 from meters.types import Activity, Around, EngineWork, StepPhysics, Window
 from proxy.accounts import AHEAD, BEHIND_S
+from proxy.steps import PROGRESS_S
 
 # Plausible engines, different in every proportion; made up but for the first two's origin.
 ENGINES = {
@@ -173,14 +174,15 @@ class Seen(msgspec.Struct):
     likely: dict[str, float]  # cached tokens of each prompt, as far as its beginning tells
 
 
-def play(scenario: Scenario, seed: int = 1) -> Seen:
-    """Run one scenario and spoil what is seen of it."""
+def play(scenario: Scenario, seed: int = 1, watched: bool = False) -> Seen:
+    """Run one scenario and spoil what is seen of it; ``watched``: with streams' progress."""
     if scenario.beside is not None:
         half = replace(scenario, engine=scenario.beside, requests=scenario.requests // 2)
+        half = replace(half, in_flight=scenario.in_flight // 2, beside=None)
         return on_one_gpu(
-            play(replace(scenario, beside=None), seed),
-            play(replace(half, in_flight=scenario.in_flight // 2, beside=None), seed + 1),
+            play(replace(scenario, beside=None), seed, watched), play(half, seed + 1, watched)
         )
+    noted = 1 if watched else 0
     random_ = random.Random(f"{scenario.name}{seed}")
     config = EngineConfig(
         physics=ENGINES[scenario.engine],
@@ -207,13 +209,15 @@ def play(scenario: Scenario, seed: int = 1) -> Seen:
             window_s=scenario.window_s,
             on_end=next_one,
             counts_work=scenario.counts_work,
+            progress_tokens=noted,
         )
     else:
         arriving = list(_arriving(jobs, scenario.rate_per_s, random_))
-        run = simulate(config, arriving, window_s=scenario.window_s)
+        run = simulate(config, arriving, window_s=scenario.window_s, progress_tokens=noted)
     kept = [w for w in run.windows if random_.random() >= scenario.lost]
     truth_j = run.request_j(kept)
     noisy = [_spoilt_window(window, scenario, random_) for window in kept]
+    run.activities = [_noted(activity) for activity in run.activities]
     likely = {} if scenario.unseen else _likely_cached(run)
     return Seen(
         run,
@@ -222,6 +226,17 @@ def play(scenario: Scenario, seed: int = 1) -> Seen:
         truth_j,
         likely,
     )
+
+
+def _noted(activity: Activity) -> Activity:
+    """A stream's progress as often as the proxy notes it."""
+    kept: list[tuple[float, float]] = []
+    before_s = activity.first_token_s or 0.0
+    for at_s, tokens in activity.progress:
+        if at_s - before_s > PROGRESS_S:
+            kept.append((at_s, tokens))
+            before_s = at_s
+    return msgspec.structs.replace(activity, progress=tuple(kept))
 
 
 def _likely_cached(run: Run) -> dict[str, float]:
@@ -369,7 +384,18 @@ def _spoilt_activity(
     first_s, end_s = late(activity.first_token_s), late(activity.end_s)
     if first_s is not None and end_s is not None:
         end_s = max(first_s, end_s)
-    return msgspec.structs.replace(activity, start_s=start_s, first_token_s=first_s, end_s=end_s)
+    seen_s = [at_s + abs(random_.gauss(0, scenario.jitter_s)) for at_s, _ in activity.progress]
+    notes = [
+        (min(max(at_s, first_s or at_s), end_s or at_s), tokens)
+        for at_s, (_, tokens) in zip(np.maximum.accumulate(seen_s), activity.progress, strict=True)
+    ]
+    return msgspec.structs.replace(
+        activity,
+        start_s=start_s,
+        first_token_s=first_s,
+        end_s=end_s,
+        progress=tuple((float(at_s), tokens) for at_s, tokens in notes),
+    )
 
 
 Rule = Callable[[Window, Activity, float], float]
@@ -588,7 +614,7 @@ def main(argv: list[str] | None = None) -> int:
     for scenario in scenarios(args.requests):
         if args.only not in scenario.name:
             continue
-        seen = play(scenario, args.seed)
+        seen = play(scenario, args.seed, args.live)
         known: dict[str, StepPhysics] = {}
         if args.taught:
             if scenario.engine not in learnt:
