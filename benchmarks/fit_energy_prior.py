@@ -135,8 +135,10 @@ def table(held: dict[str, list[Held]]) -> str:
         f"{'physics':>8} {'step MAPE':>10} {'median':>7} {'pairs':>6}"
     ]
     for tier, found in held.items():
-        for source in ("v3", "v2", "argonne", "consumer", "v1", "all"):
+        for source in ("v3", "v2", "argonne", "consumer", "long", "v1", "all"):
             some = [one for one in found if source in (one.row.source, "all")]
+            if source == "long":  # of those on consumer cards, which alone have such prompts
+                some = [o for o in found if o.row.source == "consumer" and o.row.prompt >= 2000.0]
             if not some:
                 continue
             energy = relative(np.array([one.energy_error for one in some]))

@@ -38,8 +38,9 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "head_s": (np.log(2e-7), 1.0),  # attention of one sequence in one layer, however short
     "expert_s": (np.log(25e-6), 0.5),  # choosing and launching the experts of one layer
     "skew": (np.log(0.6), 0.2),  # of a batch's tokens, those that choose experts of their own
-    "tile_s": (np.log(3e-7), 0.5),  # one expert more to work on in a layer, however few rows
+    "tile_s": (np.log(3e-7), 0.25),  # one expert more to work on in a layer, however few rows
     "uneven": (np.log(0.5), 0.5),  # of the expected excess of the GPU with most experts to read
+    "attention_rate": (np.log(0.5), 0.3),  # share of 16-bit FLOP/s reached in a prompt's attention
     "request_s": (np.log(1e-3), 1.0),  # ... per request
     "begin_s": (np.log(3e-5), 0.7),  # a layer's launches for a prompt, outside any graph
     "first_own": (np.log(1.2), 0.2),  # time to the first token, in own prefills
@@ -49,7 +50,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
     "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
     "cache_share": (np.log(0.45), 0.3),  # ... when reading the cache
-    "tile_share": (np.log(0.3), 0.3),  # ... when experts wait for one another's rows
+    "tile_share": (np.log(0.5), 0.2),  # ... when experts wait for one another's rows
     "compute_share": (np.log(0.9), 0.3),  # ... when arithmetic is saturated, decoding
     "prefill_share": (np.log(0.6), 0.3),  # ... prefilling
 }
@@ -59,6 +60,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "cache_rate": ("old", "consumer"),
     "decode_rate": ("old", "consumer", "moe_new", "moe_old", "low"),
     "prefill_rate": ("old", "consumer", "moe_new", "moe_old", "low", "hybrid"),
+    "attention_rate": ("consumer",),
     "layer_s": ("old", "hybrid", "plain"),
     "expert_s": ("old", "fp8_moe"),
     "tile_s": ("old", "fp8_moe", "narrow"),
@@ -152,6 +154,7 @@ class Cases:
     gpus: Array
     bandwidth: Array  # bytes a second, one GPU
     flops: Array  # a second, one GPU
+    flops16: Array  # the same in 16 bits, which attention is calculated in whatever the weights
     limit_w: Array  # one GPU
     link: Array  # bytes a second, one way
     weight_bytes: Array
@@ -219,6 +222,7 @@ def static_row(backend: Backend) -> tuple[float, ...] | None:
         float(max(1, backend.num_gpus)),
         gpu.mem_bandwidth_gbs * 1e9,
         compute_flops(gpu, precision),
+        gpu.fp16_tflops * 1e12,
         gpu.tdp_w,
         link_bandwidth_gbs(gpu) * 1e9 / 2.0,
         WEIGHT_BYTES[precision],
@@ -302,7 +306,8 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     many = gpus > 1.0
     hop_bytes_s = 2.0 * rows.hidden * 2.0 * (gpus - 1.0) / gpus / rows.link  # of one token
     attention = 2.0 * prompt * prompt * rows.hidden * rows.layers
-    prompt_s = (2.0 * rows.active * prompt + attention) / flops
+    prompt_s = 2.0 * rows.active * prompt / flops
+    attention_s = attention / (rows.flops16 * gpus) / q["attention_rate"]
 
     # Experts live whole on one GPU each: a step waits for the one that has most of them to read.
     each = np.maximum(rows.experts_per_token / rows.expert_share / gpus, 1.0)
@@ -319,7 +324,8 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + tiles_s
     step_s = step_s + sequences_s + heads_s + q["host_s"]
     sent_s = np.where(many, 2.0 * rows.layers * q["hop_factor"] * prompt * hop_bytes_s, 0.0)
-    prefill_s = prompt_s / q["prefill_rate"] + sent_s + rows.layers * q["begin_s"]
+    worked_s = prompt_s / q["prefill_rate"] + attention_s
+    prefill_s = worked_s + sent_s + rows.layers * q["begin_s"]
     time_s = output * step_s / batch + prefill_s + q["request_s"]
 
     # In the first engine the host's work per sequence kept the GPU waiting; now it overlaps.
@@ -333,7 +339,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
         + q["cache_share"] * bytes_per_j * cache_s * steps
         + q["tile_share"] * tiles_s * steps
         + q["compute_share"] * products_s * steps
-        + q["prefill_share"] * prompt_s / q["prefill_rate"]
+        + q["prefill_share"] * worked_s
     )
     share = drawn / time_s
     share *= (1.0 + share**8) ** -0.125  # a GPU draws its limit at most
