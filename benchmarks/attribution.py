@@ -24,9 +24,11 @@ Everything is simulated; nothing here was measured on a GPU.
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import sys
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -495,7 +497,12 @@ def one_at_a_time(seen: Seen, known: dict[str, StepPhysics]) -> dict[str, float]
         since_s = (before or (window,))[0].start_s
         active = [a for a in active if a.end_s is None or a.end_s >= since_s]
         told = [
-            _so_far(a, now_s, clocks[a.engine if shared else ""], seen.likely.get(a.request_id))
+            _so_far(
+                _since(a, since_s),
+                now_s,
+                clocks[a.engine if shared else ""],
+                seen.likely.get(a.request_id),
+            )
             for a in active
         ]
         around = Around(before, after)
@@ -527,6 +534,14 @@ def _clocks(windows: Sequence[Window]) -> dict[str, Clock]:
     return clocks
 
 
+def _since(activity: Activity, since_s: float) -> Activity:
+    """Without the progress that is noted of times nobody looks at."""
+    place = bisect_right(activity.progress, (since_s, math.inf))
+    if place <= 1:
+        return activity
+    return msgspec.structs.replace(activity, progress=activity.progress[place - 1 :])
+
+
 def _so_far(activity: Activity, now_s: float, clock: Clock, likely: float | None) -> Activity:
     """What the proxy knows of a stream at a time: a token came with every step, and how much of
     its prompt was cached the engine says at the end, if it does."""
@@ -546,7 +561,7 @@ def _so_far(activity: Activity, now_s: float, clock: Clock, likely: float | None
         activity,
         end_s=None,
         output_tokens=1.0 + max(0.0, activity.output_tokens - 1.0) * float(part),
-        progress=tuple(noted for noted in activity.progress if noted[0] <= now_s),
+        progress=activity.progress[: bisect_right(activity.progress, (now_s, math.inf))],
     )
 
 
