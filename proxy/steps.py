@@ -958,7 +958,9 @@ def _left(flight: Flight) -> None:
         return
     flight.loads = None
     if flight.begins is not None:
-        if not flight.stream and 200 <= flight.status < 300:
+        if flight.first_token_s is not None:  # its prompt may have been read after that
+            flight.begins.first_token(flight.first_token_s)
+        elif not flight.stream and 200 <= flight.status < 300:
             flight.begins.first_token(time.monotonic())
         flight.begins.ended()
     engine.ended(flight.context_tokens)

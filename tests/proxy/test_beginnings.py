@@ -14,7 +14,9 @@ from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 
 Start = Callable[[Config], Joulegate]
-RULES = "You are a helper of many rules. " + " ".join(f"Rule {i} holds." for i in range(400))
+RULES = "You are a helper of many rules. " + " ".join(
+    f"Rule {i} holds." for i in range(150)
+)  # short enough to be waited for
 
 
 def window(cached: float | None) -> Window:
