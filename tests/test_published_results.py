@@ -131,6 +131,11 @@ def test_traffic_moves_where_the_authors_say_and_the_ledger_shows_what_they_meas
     goes_to: dict[str, tuple[str, float]],
 ) -> None:
     running = joulegate(config_of(model, engines(model)))
+    assert running.proxy is not None
+    deadline_s = time.monotonic() + 30
+    while not all(engine.reported for engine in running.proxy.pool.engines):
+        assert time.monotonic() < deadline_s, "nothing is metered"
+        time.sleep(0.02)  # until all meters have closed a window: before that nothing is read
     # One request after the other, as measured; in a batch each would be cheaper.
     before, bf16_j = metered_j(running, f"{model}@bf16", prompt, "as asked")
     assert before == {f"{model}@bf16"}
@@ -141,6 +146,5 @@ def test_traffic_moves_where_the_authors_say_and_the_ledger_shows_what_they_meas
         # The energy of one request is the published one, and so is what is saved.
         assert less_j == pytest.approx(PUBLISHED[f"{model}@{precision}"].energy_j, rel=0.1)
         assert 1 - less_j / bf16_j == pytest.approx(saved, abs=0.05)
-    assert running.proxy is not None
     assert running.proxy.ledger is not None
     assert running.proxy.ledger.check().problems == ()
