@@ -190,9 +190,12 @@ def heat(
     title: str,
     over: Sequence[float] = (),
     write_over: Callable[[float], str] = str,
+    link: Callable[[int, int], str] | None = None,
+    link_over: Callable[[int], str] | None = None,
 ) -> Markup:
     """Twenty-four columns a row; five steps from low to high, class ``h0`` to ``h4``. ``over``:
-    what the reader has in each hour, as columns above them."""
+    what the reader has in each hour, as columns above them. ``link`` and ``link_over``: where the
+    cell of a row and hour, and the column of an hour, lead."""
     known = [v for row in values for v in row if v is not None]
     low, high = min(known, default=0.0), max(known, default=1.0)
     cell, tall, left = 23.0, 20.0, 76.0
@@ -205,7 +208,8 @@ def heat(
         for hour, amount in enumerate(over):
             h = amount / most * (above - 6)
             tip = f"{hour:02d}:00: {write_over(amount)}"
-            body.append(_rect(left + hour * cell + 2, above - h, cell - 5, h, "active", tip))
+            drawn = _rect(left + hour * cell + 2, above - h, cell - 5, h, "active", tip)
+            body.append(_linked(link_over(hour), drawn) if link_over and amount else drawn)
     body += [
         _text(left + hour * cell + cell / 2, above + 13, f"{hour:02d}", "middle", "axis")
         for hour in range(0, 24, 3)
@@ -219,19 +223,26 @@ def heat(
                 continue
             step = 0 if high <= low else min(4, int((value - low) / (high - low) * 5))
             tip = f"{name} {hour:02d}:00: {write(value)}"
-            body.append(_rect(left + hour * cell, y, cell - 1, tall - 1, f"h{step}", tip))
+            drawn = _rect(left + hour * cell, y, cell - 1, tall - 1, f"h{step}", tip)
+            body.append(_linked(link(place, hour), drawn) if link else drawn)
     width, height = left + 24 * cell + 2, above + 20 + len(rows) * tall
     text = f"From {write(low)} to {write(high)}." if known else "No figures."
     if above:
         peak = max(range(24), key=lambda h: over[h])
         text += f" Your energy peaks at {peak:02d}:00, {write_over(over[peak])}."
-    return _svg(width, height, title, text, "".join(body), "heat")
+    drawn = "".join(body)
+    if link is None and link_over is None:
+        return _svg(width, height, title, text, drawn, "heat")
+    return _svg(width, height, title, text, _unspoken(drawn), "heat", role="group")
 
 
 def columns(
-    values: Sequence[float], write: Callable[[float], str], title: str, name: str = "active"
+    values: Sequence[float],
+    write: Callable[[float], str],
+    title: str,
+    link: Callable[[int], str] | None = None,
 ) -> Markup:
-    """Twenty-four columns: something by hour of the day."""
+    """Twenty-four columns: something by hour of the day. ``link``: where an hour's leads."""
     width, height, left = 624.0, 120.0, 60.0
     most = nice_top(max([*values, 0.0]))
     step = (width - left) / max(1, len(values))
@@ -242,9 +253,13 @@ def columns(
     for place, value in enumerate(values):
         h = value / most * 92
         x = left + place * step
-        body.append(_rect(x + 1, 100 - h, step - 2, h, name, f"{place:02d}:00: {write(value)}"))
+        drawn = _rect(x + 1, 100 - h, step - 2, h, "active", f"{place:02d}:00: {write(value)}")
+        body.append(_linked(link(place), drawn) if link and value else drawn)
         if place % 3 == 0:
             body.append(_text(x + step / 2, 116, f"{place:02d}", "middle", "axis"))
     peak = max(range(len(values)), key=lambda i: values[i]) if values else 0
     text = f"Highest at {peak:02d}:00, {write(values[peak])}." if values else "No figures."
-    return _svg(width, height, title, text, "".join(body), "hours")
+    drawn = "".join(body)
+    if link is None:
+        return _svg(width, height, title, text, drawn, "hours")
+    return _svg(width, height, title, text, _unspoken(drawn), "hours", role="group")

@@ -2,8 +2,9 @@
 
 ``/dashboard/TEAM/PAGE?period=2026-10&tz=Europe/Berlin&lang=de&book=simulated`` and, on the
 requests page, filters: ``model backend node key tag project task policy zone evidence outcome cache
-figure saving``, and ``by`` for the grouping that is open. ``why`` takes ``cause`` and ``by``,
-``books`` takes ``term`` and ``node``.
+figure saving arm hour``, and ``by`` for the grouping that is open. ``why`` takes ``cause`` and
+``by``, ``books`` takes ``term`` and ``node``, ``where`` takes ``zone`` and ``hour`` for the figures
+of one hour of the day. ``hour`` is 0 to 23 of the link's time zone.
 """
 
 from __future__ import annotations

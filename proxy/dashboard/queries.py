@@ -331,6 +331,8 @@ class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
     node: str | None = None
     figure: str | None = None  # "none": sent, and nothing says what they used
     saving: str | None = None  # "route" or "cache": with a counterfactual of that lever; "none"
+    arm: str | None = None  # of an experiment
+    hours_s: Sequence[int] | None = None  # those that arrived in one of these UTC hours
     simulated: bool = False
 
 
@@ -354,8 +356,9 @@ def request_rows(
         "policy": wanted.policy,
         "zone": wanted.zone,
         "outcome": wanted.outcome,
-        "cache": None if wanted.cache == "hits" else wanted.cache,
+        "cache": None if wanted.cache in ("hits", "never") else wanted.cache,
         "node": wanted.node,
+        "arm": wanted.arm,
     }
     for column, value in named.items():
         if value is not None:
@@ -384,6 +387,10 @@ def request_rows(
         rules += [metered.is_(None), c.evidence == wanted.evidence]
     if wanted.cache == "hits":  # the same prompt, or one so like it that its answer will do
         rules.append(c.cache.in_(sorted(CACHE_HITS)))
+    elif wanted.cache == "never":  # may not be cached
+        rules.append(c.cache.not_in(["miss", *sorted(CACHE_HITS)]))
+    if wanted.hours_s is not None:
+        rules.append(c.hour_s.in_(wanted.hours_s))
     if wanted.figure == "none":
         rules += [metered.is_(None), c.energy_uj.is_(None), func.coalesce(c.backend, "") != ""]
     if wanted.saving == "none":

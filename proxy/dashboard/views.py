@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -14,16 +15,17 @@ from markupsafe import Markup
 
 from estimators.lately import Judgement, lately
 from meters.intensity import IntensityBook, Tier
-from meters.intensity.hours import iso
+from meters.intensity.hours import hours_between, iso
 from meters.judged_estimates import judged_estimates
 from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import IDLE_LINE, Account, Line, by_dim, group_by_dims
+from proxy.dashboard.account import IDLE_LINE, Account, Line, add, by_dim, group_by_dims
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.advice import advise
 from proxy.dashboard.decomposition import by_model
+from proxy.dashboard.holdout import HELD_OUT, TREATED
 from proxy.dashboard.links import View
 from proxy.dashboard.node_books import OTHER_NODES, TERMS
 from proxy.dashboard.numbers import Numbers
@@ -79,6 +81,8 @@ FILTERS = (
     "node",
     "figure",
     "saving",
+    "arm",
+    "hour",
 )
 SIDES = ("model", "tag", "key")  # what both sides of a change are shown by
 
@@ -275,7 +279,9 @@ def where(
     grids = []
     for factor in s.factors:
         own = by_zone.get(factor.zone, [0.0] * 24)
-        rows, values = _heat(book, factor.zone, view.period, s.end_s, zone, n)
+        months, rows, values = _heat(book, factor.zone, view.period, zone, n)
+        link = partial(_hour_figures, view, factor.zone, months)
+        link_own = partial(_hour_requests, view, factor.zone)
         chart = (
             charts.heat(
                 rows,
@@ -284,11 +290,13 @@ def where(
                 f"{factor.zone}: g/kWh by hour and month, and your energy there",
                 own,
                 lambda kwh: n.energy(kwh * 3.6e12),
+                link,
+                link_own,
             )
             if any(v is not None for row in values for v in row)
             else None
         )
-        grids.append((factor, chart, rows, values, own))
+        grids.append((factor, chart, rows, values, own, link, link_own))
     zones = sorted(
         {r.zone for r in book.table.regions.values()}
         | {f.zone for f in s.factors}
@@ -298,7 +306,10 @@ def where(
     regions = sorted((book.at(z, now_s) for z in zones if z != "world"), key=lambda i: i.g_per_kwh)
     return {
         "energy_chart": charts.columns(
-            by_hour, lambda kwh: n.energy(kwh * 3.6e12), "Energy by hour of the day"
+            by_hour,
+            lambda kwh: n.energy(kwh * 3.6e12),
+            "Energy by hour of the day",
+            lambda hour: view.link("requests", hour=str(hour)),
         ),
         "energy_by_hour": by_hour,
         "grids": grids,
@@ -312,7 +323,33 @@ def where(
         "tier_words": TIER_WORDS,
         "marginal": [m for f in s.factors if (m := book.marginal_at(f.zone, now_s)) is not None],
         "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
+        "asked_zone": query.get("zone", ""),
+        "asked_hour": query.get("hour", ""),
+        "figures": [
+            seen
+            for hour_s in hours_of_day(view.period, query.get("hour", ""))
+            for seen in book.hourly(query.get("zone", ""), hour_s, hour_s + 1)
+        ],
     }
+
+
+def hours_of_day(period: Period, hour: str) -> list[int]:
+    """The UTC hours of a period that begin in that local hour of the day; none for no hour."""
+    zone = ZoneInfo(period.time_zone)
+    return [
+        hour_s
+        for hour_s in hours_between(period.start_s, period.end_s)
+        if str(datetime.fromtimestamp(hour_s, zone).hour) == hour
+    ]
+
+
+def _hour_figures(view: View, zone: str, months: list[str], row: int, hour: int) -> str:
+    """Where a cell of a zone's hours and months leads: to its figures, day by day."""
+    return view.link("where", period=months[row], zone=zone, hour=str(hour)) + "#figures"
+
+
+def _hour_requests(view: View, zone: str, hour: int) -> str:
+    return view.link("requests", zone=zone, hour=str(hour))
 
 
 def _zone_hours(account: Account, zone: ZoneInfo) -> dict[str, list[float]]:
@@ -330,15 +367,16 @@ def _zone_hours(account: Account, zone: ZoneInfo) -> dict[str, list[float]]:
 
 
 def _heat(
-    book: IntensityBook, name: str, period: Period, end_s: int, zone: ZoneInfo, n: Numbers
-) -> tuple[list[str], list[list[float | None]]]:
-    """Up to twelve months until the period's end: mean g/kWh by local hour; None: no figures."""
+    book: IntensityBook, name: str, period: Period, zone: ZoneInfo, n: Numbers
+) -> tuple[list[str], list[str], list[list[float | None]]]:
+    """Up to twelve months until the period's end, as in a link and as words: mean g/kWh by local
+    hour; None: no figures."""
     first = date(period.last.year - 1, period.last.month, 1)
     months = []
     for _ in range(12):
         first = date(first.year + first.month // 12, first.month % 12 + 1, 1)
         months.append(first)
-    rows, values = [], []
+    names, rows, values = [], [], []
     for month in months:
         span = parse(f"{month:%Y-%m}", period.time_zone)
         sums: list[list[float]] = [[] for _ in range(24)]
@@ -346,9 +384,10 @@ def _heat(
             at = datetime.fromtimestamp(seen.hour_s, UTC).astimezone(zone)
             sums[at.hour].append(seen.g_per_kwh)
         if any(sums):
+            names.append(span.name)
             rows.append(n.month(month))
             values.append([sum(v) / len(v) if v else None for v in sums])
-    return rows, values
+    return names, rows, values
 
 
 def savings(
@@ -357,6 +396,8 @@ def savings(
     """What was avoided, apart from the footprint."""
     return {
         "claimed": claimed(s.savings),
+        "held_out": HELD_OUT,
+        "treated": TREATED,
         **_advice(dashboard, view, s),
     }
 
@@ -370,11 +411,15 @@ def requests(
     by = query.get("by", "")
     if by == "day":
         groups["day"] = s.lines["day"]
+    hours = hours_of_day(view.period, active["hour"]) if "hour" in active else None
+    in_hours = set(map(iso, hours or ()))
+    by_hour = [line for line in s.lines["hour"] if line.key in in_hours]
     rows: list[dict[str, Any]] = []
     following: str | None = None
     if who.sees_keys:
         blank = {"(no key)", "(no project)", "(no task)", "(no policy)", "(untagged)"}
         words = {k: "" if v in blank or v == "(nothing sent)" else v for k, v in active.items()}
+        words.pop("hour", None)
         if words.get("zone") == "world":
             words["zone"] = ""
         wanted = RequestFilter(
@@ -382,6 +427,7 @@ def requests(
             start_s=float(s.start_s),
             end_s=float(s.end_s),
             simulated=s.simulated,
+            hours_s=hours,
             **words,
         )
         rows = request_rows(dashboard.snapshots.ledger, wanted, _before(query.get("before")))
@@ -393,6 +439,8 @@ def requests(
         "filters": active,
         "filter_names": FILTERS,
         "groups": groups,
+        "by_hour": by_hour if set(active) == {"hour"} else [],
+        "hours_total": add("total", by_hour),
         "by": by,
         "kept": active | ({"by": by} if by in groups else {}),
         "next": following,
@@ -431,6 +479,11 @@ def books(
         "hours_shown": hours_shown,
         "term": query.get("term") if query.get("term") in TERMS else None,
         "other_nodes": OTHER_NODES,
+        "hour_of": lambda key: str(
+            datetime.fromisoformat(key.replace("Z", "+00:00"))
+            .astimezone(ZoneInfo(s.time_zone))
+            .hour
+        ),
         "sum_of": lambda rows, name: sum(row.term(name) for row in rows),
     }
 

@@ -1,20 +1,26 @@
-"""Every number of the first screen is a link to the rows that it is made of."""
+"""Every number of the first screen is a link to the rows that it is made of; on every other page
+it is one, or its row is headed by one, or it is no sum and leads to the method."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from meters.ledger import Ledger
 from proxy.dashboard.accounting import combine
+from proxy.dashboard.links import PAGES
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.periods import parse
-from proxy.dashboard.queries import PAGE_ROWS
+from proxy.dashboard.queries import PAGE_ROWS, RequestFilter, request_rows
 from proxy.dashboard.snapshot import Snapshots, range_rows
 from tests import browser as chromium
 from tests.proxy.dashboard.conftest import PEOPLE
+from tests.proxy.dashboard.test_account import DAY, record
 from tests.seed_ledger import MONTH, TIME_ZONE
 
 pytestmark = pytest.mark.skipif(
@@ -38,6 +44,31 @@ NUMBERS = f"""() => {{
 }}"""
 BARS = """() => [...document.querySelectorAll('svg.evidence rect, svg.why rect, svg.days rect')]
   .map(r => [r.textContent, r.closest('a') && r.closest('a').getAttribute('href')])"""
+
+# On the other pages a row's heading may be the link of its numbers, a table's foot is the sum of
+# rows that lead on, and what is no sum of requests (a factor, an assumption) stands apart.
+APART = f"{BESIDE}, h3, dt, th, code, form"
+LOST = f"""() => {{
+  for (const folded of document.querySelectorAll('main details')) folded.open = true;
+  const lost = [], apart = [];
+  const all = document.createTreeWalker(document.querySelector('main'), NodeFilter.SHOW_TEXT);
+  const leads = row => row.querySelector('a[href]');
+  while (all.nextNode()) {{
+    const at = all.currentNode.parentElement;
+    if (!/[0-9]/.test(all.currentNode.textContent) || !at.checkVisibility()) continue;
+    const unit = at.closest('.assumed');
+    if (unit) apart.push(unit);
+    if (unit || at.closest('a[href], {APART}') || at.closest('title, desc')) continue;
+    const row = at.closest('tbody tr');
+    if (row && row.querySelector('th a[href]')) continue;
+    if (at.closest('tfoot') && [...at.closest('table').tBodies[0].rows].every(leads)) continue;
+    lost.push(all.currentNode.textContent.trim());
+  }}
+  const method = e => e.closest('section, .card, p').querySelector('a[href*="/method"]');
+  return [lost, apart.filter(e => !method(e)).map(e => e.textContent.trim().slice(0, 60)),
+          [...document.querySelectorAll('main a[href*="/dashboard/"]')]
+            .map(a => a.getAttribute('href'))];
+}}"""
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +101,87 @@ def test_every_number_of_the_first_screen_leads_to_its_rows(page: Page, site: st
         assert at.locator("tbody tr, p").count() > 0, href
         if "#" not in href:
             assert at.locator("tbody tr").count() > 0, href
+
+
+@pytest.mark.parametrize("name", [*PAGES, "books&node=node-a", "where&zone=DE&hour=13"])
+def test_every_number_of_every_page_leads_to_its_rows_or_to_the_method(
+    page: Page, everything: str, name: str
+) -> None:
+    name, _, more = name.partition("&")
+    page.goto(f"{everything}/dashboard/search/{name}?{QUERY}&{more}")
+    lost, unexplained, links = page.evaluate(LOST)
+    assert lost == [], "numbers that lead nowhere"
+    assert name == "method" or unexplained == []
+    assert links or name == "users"
+    asked = sorted({re.sub(r"requests/[^?]+", "requests/req-1", href) for href in links})
+    for href in asked[:: max(1, len(asked) // 40)]:
+        if "/requests/" not in href:
+            assert page.request.get(f"{everything}{href}").status == 200, href
+
+
+def amount(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+def test_an_hour_of_the_day_leads_to_its_hours_which_sum_to_it(page: Page, site: str) -> None:
+    """October in Berlin has 32 hours that begin at two o'clock."""
+    page.goto(f"{site}/dashboard/search/where?{QUERY}")
+    page.get_by_text("Table view").first.click()
+    two = page.locator("a.fig[href*='hour=2&'], a.fig[href$='hour=2']").first
+    kwh = amount(two.inner_text())
+    assert kwh > 0
+    two.click()
+    rows = page.locator("#by-hour tbody tr")
+    assert rows.count() == 32
+    assert amount(page.locator("#by-hour tfoot td").nth(5).inner_text()) == pytest.approx(kwh)
+    each = [amount(row.locator("td").nth(5).inner_text()) for row in rows.all()]
+    assert sum(each) == pytest.approx(kwh, rel=2e-3)
+    count = amount(page.locator("#by-hour tfoot td").first.inner_text())
+    listed = page.locator("[aria-label=Requests] tbody tr")
+    assert 0 < listed.count() == count <= PAGE_ROWS
+    assert all(re.search(r" 02:\d\d:", row.inner_text()) for row in listed.all())
+    rows.nth(12).locator("a").click()
+    page.locator("#by-hour tbody tr").first.wait_for()
+    assert page.locator("#by-hour tbody tr").count() == 1
+
+
+def test_a_mean_intensity_leads_to_the_hours_that_it_is_the_mean_of(page: Page, site: str) -> None:
+    page.goto(f"{site}/dashboard/search/where?{QUERY}")
+    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+    cell = page.locator("td a[href*='zone=FR'][href*='hour=7'][href$='#figures']").last
+    mean = amount(cell.inner_text())
+    assert page.locator("svg.heat a[href*='zone=FR'][href*='hour=7'][href$='#figures']").count()
+    cell.click()
+    figures = page.locator("#figures tbody tr")
+    assert figures.count() == 31
+    each = [amount(row.locator("td").first.inner_text()) for row in figures.all()]
+    assert sum(each) / 31 == pytest.approx(mean, abs=0.6)
+    kinds = {row.locator("td").nth(1).inner_text() for row in figures.all()}
+    assert kinds <= {"actual", "estimated or provisional"}
+
+
+def test_rows_are_those_of_the_hour_the_arm_or_what_may_not_be_cached(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write(
+        [
+            record(1, 1, arm="hold_out"),
+            record(2, 2, arm="treated", cache="miss"),
+            record(3, 26, cache="hit"),
+            record(4, 26, cache="bypass"),
+        ]
+    )
+
+    def found(**more: Any) -> list[str]:
+        wanted = RequestFilter(team="t", start_s=0, end_s=1e12, **more)
+        return sorted(row["request_id"] for row in request_rows(ledger, wanted))
+
+    assert len(found()) == 4
+    assert found(arm="hold_out") == ["r1"]
+    assert "r4" in found(cache="never")
+    assert not {"r2", "r3"} & set(found(cache="never"))
+    assert found(hours_s=[DAY.start_s + 26 * 3600]) == ["r3", "r4"]
+    assert found(hours_s=[]) == []
+    ledger.close()
 
 
 @pytest.mark.parametrize("person", sorted(PEOPLE))
