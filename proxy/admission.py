@@ -16,7 +16,7 @@ from meters.carbon import operational_g
 from proxy import budgets
 from proxy.alerts import Alerts
 from proxy.auth import Caller
-from proxy.budgets import Amounts
+from proxy.budgets import Amounts, Charge
 from proxy.corrections import Corrections, Part
 from proxy.flight import Admitted, Attempt, Flight
 from proxy.settings import Organisation
@@ -64,11 +64,11 @@ class Gate:
         rules = self.rules.of(caller)
         if not rules and cache_key is None:
             return None
-        charges = (
-            tuple(budgets.charges(rules, amounts(flight.estimate, flight), flight.start_wall_s))
-            if rules
-            else ()
-        )
+        charges: tuple[Charge, ...] = ()
+        if rules:
+            expected = amounts(flight.estimate, flight)
+            most = at_most(flight) if any(rule.reserve_most for rule in rules) else None
+            charges = tuple(budgets.charges(rules, expected, flight.start_wall_s, most))
         holder = caller.organisation or caller.team
         lookup = cache_key if read else None
         if not charges and lookup is None:
@@ -155,6 +155,25 @@ def amounts(estimate: Estimate | None, flight: Flight) -> Amounts:
         energy_j=estimate.energy_j.mid if estimate.energy_j else None,
         carbon_g=estimate.carbon_g.mid if estimate.carbon_g else None,
         money_usd=estimate.money_usd.mid if estimate.money_usd else None,
+    )
+
+
+def at_most(flight: Flight) -> Amounts:
+    """The most that a request may take: an answer as long as ``max_tokens`` lets it be, or as its
+    80 % band where there is no limit, at the high end of every figure's band."""
+    told, estimate = flight.features, flight.estimate
+    if told is None or estimate is None:
+        return amounts(estimate, flight)
+    lengths = estimate.output_tokens
+    likely = lengths.q90 if lengths else 0.0
+    longest = max(float(told.max_tokens or 0), likely)
+    # What comes with a longer answer grows no faster than it.
+    factor = longest / likely if likely > 0.0 else 1.0
+    return Amounts(
+        tokens=told.prompt_tokens + round(longest * told.n),
+        energy_j=estimate.energy_j.high * factor if estimate.energy_j else None,
+        carbon_g=estimate.carbon_g.high * factor if estimate.carbon_g else None,
+        money_usd=estimate.money_usd.high * factor if estimate.money_usd else None,
     )
 
 

@@ -82,6 +82,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     soft: float = 0.8  # share after which to warn
     timezone: str = "UTC"
     fallback_policy: str | None = None  # serve with this policy instead of refusing
+    reserve_most: bool = False  # hold the most that a request may take, not what is expected
     number: int = 0  # among those of one scope, metric and period: each has a counter of its own
 
 
@@ -132,6 +133,7 @@ def rules(scope: str, budgets: Iterable[Budget], timezone: str = "UTC") -> list[
                         soft=budget.soft,
                         timezone=timezone,
                         fallback_policy=budget.fallback_policy,
+                        reserve_most=budget.reserve == "most",
                         number=alike,
                     )
                 )
@@ -143,8 +145,11 @@ MOST_RULES = 10_000  # whose periods are kept
 _charged: dict[int, _Charged] = {}  # by the rule's address: the same few for every request
 
 
-def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Charge]:
-    """The counters a request touches at ``now_s``, with what to reserve in each.
+def charges(
+    rules_: Iterable[Rule], amounts: Amounts, now_s: float, most: Amounts | None = None
+) -> list[Charge]:
+    """The counters a request touches at ``now_s``, with what to reserve in each: what is expected,
+    and ``most`` where a rule wants that.
 
     An amount that is not known reserves nothing; it is settled when it is known.
     """
@@ -154,7 +159,8 @@ def charges(rules_: Iterable[Rule], amounts: Amounts, now_s: float) -> list[Char
         if known is None or known[0] is not rule or now_s < known[3] or now_s >= known[4]:
             known = _charge_now(rule, now_s)
         _, counter, limit, _, _, at = known
-        amount = whole(rule.metric, getattr(amounts, rule.metric))
+        held = most if rule.reserve_most and most is not None else amounts
+        amount = whole(rule.metric, getattr(held, rule.metric))
         found.append(Charge(rule, counter, limit, amount, at))
     return found
 

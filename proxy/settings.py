@@ -300,6 +300,12 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     fallback_policy: Annotated[
         str | None, help_("Policy to serve with when it is used up, instead of refusing.")
     ] = None
+    reserve: Annotated[
+        typing.Literal["expected", "most"],
+        help_(
+            "What a request holds while it is in flight: what is expected, or the most it may take."
+        ),
+    ] = "expected"
 
 
 class KeyRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from proxy.store import AdmitRequest, Settlement, Store
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.fakes import answers
-from tests.fakes.upstream import HANG, Upstream
+from tests.fakes.upstream import HANG, Gate, Received, Script, Upstream
 from tests.joulegate_server import KEY, Config, Joulegate, Reply, config_of
 
 Start = Callable[[Config], Joulegate]
@@ -310,6 +310,40 @@ async def test_requests_at_once_go_over_by_no_more_than_what_one_estimate_was_wr
         total = counter.used / budgets.whole(metric, 1.0)
         assert limit <= total <= limit + error
         assert limit - error <= admitted <= limit
+
+
+@pytest.mark.parametrize("reserve", ["most", "expected"])
+def test_answers_longer_than_expected_do_not_overspend_what_reserves_the_most(
+    joulegate: Start, reserve: str
+) -> None:
+    together, limit, longest = Gate(), 5_000, 600
+    answering = answers.like_an_engine(["w "] * longest)
+
+    def when_all_are_in(request: Received) -> Script:
+        return [together, *answering(request)]
+
+    with Upstream(when_all_are_in, pages=answers.engine_pages()) as upstream:
+        budget = {"per": "day", "tokens": limit, "reserve": reserve}
+        running = joulegate(
+            config_of({"url": upstream.base_url, **PRICED}, teams=with_budgets(budget))
+        )
+        words = "How many words are there in the longest answer that was ever written?"
+        body = {**ASK, "messages": [{"role": "user", "content": words}], "max_tokens": longest}
+        with ThreadPoolExecutor(24) as pool:
+            asked = [
+                pool.submit(lambda: running.post(body, headers=AUTH).status) for _ in range(24)
+            ]
+            until(lambda: sum(one.done() for one in asked) + len(upstream.received) >= 24, 20.0)
+            together.open()
+            statuses = [one.result() for one in asked]
+    served = statuses.count(200)
+    assert set(statuses) == {200, 429}
+    until(lambda: used(running, "tokens") == served * (12 + longest))
+    if reserve == "most":
+        assert served == limit // (12 + longest)
+        assert used(running, "tokens") <= limit
+    else:
+        assert used(running, "tokens") > limit
 
 
 async def test_nobody_is_admitted_before_the_ledger_has_said_what_was_used() -> None:
