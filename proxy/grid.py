@@ -64,12 +64,15 @@ class Grid:
         self._common = carbon.intensity_g_per_kwh
         self.common_g_per_kwh: float | None = None  # of the common zone, for policies
         self._due_s = 0.0
+        self._version = ""  # of the figures that were brought last
 
     def refresh(self, unix_s: float) -> None:
-        """Bring every backend's intensity up to this time; does nothing within the minute."""
-        if unix_s < self._due_s:
+        """Bring every backend's intensity up to this time; does nothing within the minute, unless
+        a source has said something new."""
+        version = self.book.version
+        if unix_s < self._due_s and version == self._version:
             return
-        self._due_s = unix_s + REFRESH_S
+        self._due_s, self._version = unix_s + REFRESH_S, version
         common = self.book.at(self._zone, unix_s).g_per_kwh
         self.common_g_per_kwh = common if self._common is None else self._common
         for engine in self._pool.engines:

@@ -136,26 +136,38 @@ def combine(parts: Iterable[Part], relative: Iterable[tuple[float, float]] = ())
     return Part(max(0.0, middle - math.sqrt(below)), middle, middle + math.sqrt(above))
 
 
+def score(
+    by_evidence: Mapping[Evidence, int], by_tier: Mapping[Tier, int], requests: int, unknown: int
+) -> float:
+    """0 to 1: the weighted means of evidence and of tier by micro-grams, times the share of
+    requests with a figure. Every step down the ladder of intensities lowers it."""
+    total = sum(by_evidence.values())
+    if total <= 0:
+        return 0.0
+    known = 1.0 - unknown / requests if requests else 1.0
+    evidence = sum(EVIDENCE_WEIGHT[e] * ug for e, ug in by_evidence.items()) / total
+    tiers = sum(by_tier.values()) or 1
+    place = sum(TIER_WEIGHT[t] * ug for t, ug in by_tier.items()) / tiers
+    return evidence * place * known
+
+
 def grade(
     by_evidence: Mapping[Evidence, int], by_tier: Mapping[Tier, int], requests: int, unknown: int
 ) -> str:
     """A to E, from micro-grams by evidence and by tier, and how many requests have no figure.
 
-    A needs at least 80 % metered and at least 80 % hourly; else the weighted means of evidence
-    and tier, times the share of requests with a figure, decide. "E" when there is no figure.
+    A needs at least 80 % metered and at least 80 % hourly; else the score decides. "E" when there
+    is no figure.
     """
     total = sum(by_evidence.values())
     if total <= 0:
         return "E"
-    known = 1.0 - unknown / requests if requests else 1.0
-    evidence = sum(EVIDENCE_WEIGHT[e] * ug for e, ug in by_evidence.items()) / total
     tiers = sum(by_tier.values()) or 1
-    place = sum(TIER_WEIGHT[t] * ug for t, ug in by_tier.items()) / tiers
     metered = by_evidence.get(Evidence.METERED, 0) / total
     hourly = sum(ug for t, ug in by_tier.items() if t.is_hourly) / tiers
-    score = evidence * place * known
+    points = score(by_evidence, by_tier, requests, unknown)
     for name, least in GRADES:
-        if score >= least and (name != "A" or (metered >= 0.8 and hourly >= 0.8)):
+        if points >= least and (name != "A" or (metered >= 0.8 and hourly >= 0.8)):
             return name
     return "E"
 

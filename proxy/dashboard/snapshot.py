@@ -46,6 +46,7 @@ from proxy.dashboard.accounting import (
     grade,
     saving,
     scope_rows,
+    score,
 )
 from proxy.dashboard.decomposition import Bars, Group, decompose
 from proxy.dashboard.holdout import HoldOut, hold_out
@@ -116,6 +117,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     def previous_words(self) -> str:
         """The period compared with, said shortly."""
         return self.previous_period.replace("..", " to ")
+
+    @property
+    def score(self) -> float:
+        """What the grade is made of, 0 to 1: lower with each step down, of evidence or ladder."""
+        return score(
+            {Evidence(name): ug for name, ug in self.evidence},
+            {Tier(name): ug for name, ug in self.tiers},
+            self.total.requests,
+            self.total.unknown_requests,
+        )
 
     @property
     def covered(self) -> float | None:

@@ -22,7 +22,7 @@ from policies.explanation import explained
 from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
 from proxy.dashboard.account import IDLE_LINE, Account, Line, add, by_dim, group_by_dims
-from proxy.dashboard.accounting import METHOD
+from proxy.dashboard.accounting import EVIDENCE_WEIGHT, GRADES, METHOD, TIER_WEIGHT
 from proxy.dashboard.advice import advise
 from proxy.dashboard.decomposition import by_model
 from proxy.dashboard.holdout import HELD_OUT, TREATED
@@ -604,6 +604,11 @@ def method(
     mine = {f.zone for f in s.factors}
     return {
         "method_words": METHOD,
+        "weights": [
+            *((EVIDENCE_WORDS[each.value], weight) for each, weight in EVIDENCE_WEIGHT.items()),
+            *((TIER_WORDS[each.value], weight) for each, weight in TIER_WEIGHT.items()),
+        ],
+        "grades": GRADES,
         "ranges": range_rows(dashboard.snapshots.account(view.team, view.period, s.simulated)),
         "tier_words": TIER_WORDS,
         "estimates": lately(_judged(dashboard, view, s)),

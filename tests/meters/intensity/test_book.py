@@ -63,6 +63,18 @@ def test_climatology_is_the_mean_of_that_hour_of_the_day() -> None:
     assert (answer.tier, answer.g_per_kwh) == (Tier.CLIMATOLOGY, 122.0)
 
 
+def test_climatology_is_of_28_days_and_of_no_day_before_them() -> None:
+    book = IntensityBook(TABLE)
+    book.put(four_weeks(NOON_S))
+    asked_s = NOON_S + 10 * HOUR_S
+    first_s = asked_s - asked_s % DAY_S - 28 * DAY_S
+    early = [hour(s, 5000.0) for s in range(first_s - 3 * DAY_S, first_s, HOUR_S)]
+    book.put(early)
+    assert book.at("DE", asked_s).g_per_kwh == 122.0
+    book.put([hour(first_s + 22 * HOUR_S, 122.0 + 28.0)])
+    assert book.at("DE", asked_s).g_per_kwh == pytest.approx(123.0, abs=0.1)
+
+
 def test_climatology_of_a_past_gap_does_not_look_into_its_future() -> None:
     book = IntensityBook(TABLE)
     book.put(four_weeks(NOON_S))
