@@ -302,3 +302,14 @@ def test_a_configured_policy_takes_the_place_of_a_preset() -> None:
     assert book.policies["thrifty"].choose(request("big"), FLEET, Limits()).chosen == "big@bf16"
     assert "balanced" in book.policies
     assert "least_energy" in book.policies
+
+
+@pytest.mark.parametrize(("written", "share"), [(True, 0.01), (False, 0.0), ("5 %", 0.05)])
+def test_a_hold_out_that_is_only_switched_on_is_of_one_percent(
+    written: object, share: float
+) -> None:
+    keys = {"p": {"hold_out": written}}
+    assert read_policies(keys).specs["p"].hold_out == pytest.approx(share)
+    draws = [(n + 0.5) / 1000 for n in range(1000)]
+    arms = [decide(keys, request("big", draw=draw)).arm for draw in draws]
+    assert arms.count("hold_out") == round(1000 * share)
