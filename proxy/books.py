@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +18,8 @@ from meters.migrations import LedgerTooNew
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
-from proxy.settings import Settings
+from proxy.settings import Settings, Team
+from proxy.teams import TeamStore
 
 T = TypeVar("T")
 
@@ -58,6 +59,21 @@ def opened(settings: Settings) -> Iterator[Ledger]:
         yield ledger
     finally:
         ledger.close()
+
+
+def teams_of(settings: Settings, wanted: Collection[str]) -> dict[str, Team]:
+    """The config's teams; where one that is wanted is none of them, the ledger's too.
+
+    Raises CommandError when the database does not answer.
+    """
+    known = dict(settings.teams)
+    url = url_of(settings)
+    if known.keys() >= set(wanted) or not (
+        settings.ledger.url or Path(url.removeprefix("sqlite:///")).exists()
+    ):
+        return known
+    with opened(settings) as ledger:
+        return TeamStore(ledger.database, settings).directory().teams
 
 
 def read_settings(

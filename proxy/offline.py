@@ -7,7 +7,7 @@ from pathlib import Path
 
 from estimators.types import Features
 from policies.types import NoBackendWithinLimits
-from proxy import app, backends, explanation, features, policy_book, serving
+from proxy import app, backends, books, explanation, features, policy_book, serving
 from proxy.auth import ANYONE, Caller, limits_of
 from proxy.commands import CommandError
 from proxy.grid import Grid
@@ -45,10 +45,11 @@ class Explainer:
         self.wishes = Wishes(policy=policy)
         self.caller = ANYONE
         if team is not None:
-            known = settings.teams.get(team)
+            teams = books.teams_of(settings, [team])
+            known = teams.get(team)
             if known is None:
                 raise CommandError(
-                    f"There is no team {team!r}. Known: {', '.join(settings.teams) or 'none'}."
+                    f"There is no team {team!r}. Known: {', '.join(sorted(teams)) or 'none'}."
                 )
             self.caller = Caller(
                 team=team,

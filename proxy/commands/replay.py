@@ -22,7 +22,7 @@ from policies.fleet import Sleep
 from policies.replay import Arrival, Choices, Replayed, Span, compared, moved, replay
 from policies.types import Limits
 from policies.wording import nearest
-from proxy import policy_book, serving
+from proxy import books, policy_book, serving
 from proxy.auth import limits_of
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
                 raise CommandError(f"There is no policy {name!r}.{hint}")
         facts = list(prepared.facts.values())
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
-        limits = {name: limits_of(team.limits) for name, team in settings.teams.items()}
+        teams = books.teams_of(settings, {asked.team for asked in trace if asked.team})
+        limits = {name: limits_of(team.limits) for name, team in teams.items()}
         estimator = Predictors(model=settings.quality_model, folder=Path(settings.state_dir))
         estimator.know(facts)
         results: list[Replayed] = []

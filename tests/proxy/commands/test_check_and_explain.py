@@ -88,6 +88,21 @@ def test_explain_says_why_and_why_not(
     assert "below the limit of 0.7" in shown
 
 
+def test_explain_knows_teams_that_were_made_at_run_time(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = tmp_path / "request.json"
+    request.write_text(json.dumps(CHAT))
+    asked = ["explain", str(request), "--config", str(config), "--team", "vision"]
+    assert main(asked) == 1
+    assert "There is no team 'vision'. Known: search." in capsys.readouterr().err
+    made = ["teams", "--config", str(config), "create", "vision", "--policy", "careful"]
+    assert main(made) == 0
+    capsys.readouterr()
+    assert main(asked) == 0
+    assert capsys.readouterr().out.startswith("llama@bf16 (careful)")
+
+
 def test_explain_ends_with_1_when_nothing_fits(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

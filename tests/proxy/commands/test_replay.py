@@ -69,3 +69,22 @@ def test_every_request_that_would_move_can_be_had_as_a_list(
     assert rows[0] == "policy,at_s,team,task,asked,prompt_tokens,from,to"
     assert rows[1] == "mine,0.000,,,m,300,m@bf16,m@fp8"
     assert len(rows) == 41
+
+
+def test_the_limits_of_teams_that_were_made_at_run_time_are_kept(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    state = f"state_dir: {tmp_path / 'state'}\n"
+    Path(config).write_text(CONFIG + state)
+    rows = "".join(f"{n},300,50,vision\n" for n in range(20))
+    Path(trace).write_text(f"timestamp,prompt_tokens,output_tokens,team\n{rows}")
+    limits = tmp_path / "limits.yaml"
+    limits.write_text("limits: {backends: ['m@bf16']}\n")
+    made = ["teams", "--config", config, "create", "vision", "--settings", str(limits)]
+    assert main(made) == 0
+    capsys.readouterr()
+    replayed = ["replay", "--trace", trace, "--config", config, "--asked", "m"]
+    assert main([*replayed, "--policy", "least_energy", "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["policies"]
+    assert result["backends"] == {"m@bf16": 20}
