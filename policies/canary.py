@@ -54,8 +54,11 @@ class Canarying:
                     arm="canary",
                 )
         others = [c for c in candidates if c.backend.name != self.backend]
+        canary = tuple(c for c in candidates if c.backend.name == self.backend)
+        # It may be the model that a share of quality is meant of, also where it is not to serve.
+        measured = msgspec.structs.replace(request, references=(*request.references, *canary))
         try:
-            decision = self.policy.choose(request, others, limits)
+            decision = self.policy.choose(measured, others, limits)
         except NoBackendWithinLimits:
             # A new backend is better than none; when it does not fit either, this says so.
             return self.policy.choose(request, candidates, limits)

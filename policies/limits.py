@@ -208,7 +208,7 @@ def _reference(request: Request, candidates: Sequence[Candidate], limits: Limits
     name = reference_name(request, limits)
     known = [
         c.estimate.quality.mid
-        for c in candidates
+        for c in (*candidates, *request.references)
         if c.estimate.quality is not None and (name is None or serves(c.backend, name))
     ]
     return max(known) if known else request.reference_quality

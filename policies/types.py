@@ -54,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     intensity_g_per_kwh: float | None = None  # of the team's own grid, now
     previous_backend: str | None = None  # where the last request of this kind went
     reference_quality: float | None = None  # of the asked-for model, when it is no candidate
+    references: tuple[Candidate, ...] = ()  # not to be chosen, but what others are measured by
     quality_debt: float = 0.0  # quality promised on average and not yet given; see guarantee.py
     canary_share: float | None = None  # what its roll-out gives the canary now; see canary.py
     pass_rate: float | None = None  # share of first answers that passed so far; see cascade.py
