@@ -122,6 +122,14 @@ class Joulegate:
         finally:
             connection.close()
 
+    def wait_for_meters(self, within_s: float = 30.0) -> None:
+        """Until every engine's meter has closed a window: before that nothing is metered."""
+        assert self.proxy is not None
+        deadline_s = time.monotonic() + within_s
+        while not all(engine.reported for engine in self.proxy.pool.engines):
+            assert time.monotonic() < deadline_s, "nothing is metered"
+            time.sleep(0.02)  # between two looks at another thread's engines
+
     def record(self, request_id: str | None, within_s: float = 5.0) -> UsageRecord:
         """The usage record of a request, as soon as there is one."""
         assert request_id is not None

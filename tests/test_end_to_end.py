@@ -63,21 +63,6 @@ def until(what: Callable[[], Any], within_s: float = 60.0) -> Any:
     return value
 
 
-def ledger_of(running: Joulegate) -> Ledger:
-    """The one it keeps, once it is open."""
-    proxy = running.proxy
-    assert proxy is not None
-    ledger = until(lambda: proxy.ledger)
-    assert isinstance(ledger, Ledger)
-    return ledger
-
-
-def metered_from_now_on(ledger: Ledger) -> None:
-    """Wait for the first window of each engine: what ends before it begins is never metered."""
-    names = [f"{HARDWARE['model']}@{precision}" for precision in ("bf16", "int4")]
-    until(lambda: all(ledger.windows(name, 0.0, time.time()) for name in names))
-
-
 def ask(client: openai.OpenAI, text: str, limit: int = 24, **more: Any) -> str:
     """The request id of one answered chat."""
     answer = client.chat.completions.with_raw_response.create(
@@ -97,7 +82,7 @@ def test_a_receipt_turns_from_estimated_to_metered(
 ) -> None:
     running = joulegate(config_of(pair))
     client = client_of(running)
-    metered_from_now_on(ledger_of(running))
+    running.wait_for_meters()
     request_id = ask(client, "hello")
 
     def receipt() -> dict[str, Any]:
@@ -180,8 +165,8 @@ def test_the_books_balance_and_shares_add_up_to_what_the_engines_used(
     client = client_of(running)
     proxy = running.proxy
     assert proxy is not None
-    ledger = ledger_of(running)
-    metered_from_now_on(ledger)
+    running.wait_for_meters()
+    ledger = until(lambda: proxy.ledger)
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
         ids = list(pool.map(lambda n: ask(client, f"question {n}", 20 + n), range(48)))
 
@@ -235,8 +220,10 @@ def test_workers_share_one_set_of_books(
         replies = [running.get(path, x_api_key=KEY) for path in paths]
         return all(r.status == 200 and b'"metered (simulated)"' in r.body for r in replies)
 
+    names = [f"{HARDWARE['model']}@{precision}" for precision in ("bf16", "int4")]
     try:
-        metered_from_now_on(ledger)
+        # What ends before an engine's first window begins is never metered.
+        until(lambda: all(ledger.windows(name, 0.0, time.time()) for name in names))
         until(both_answered)
         running.process.terminate()  # type: ignore[union-attr]
         running.process.wait(20)  # type: ignore[union-attr]

@@ -132,10 +132,7 @@ def test_traffic_moves_where_the_authors_say_and_the_ledger_shows_what_they_meas
 ) -> None:
     running = joulegate(config_of(model, engines(model)))
     assert running.proxy is not None
-    deadline_s = time.monotonic() + 30
-    while not all(engine.reported for engine in running.proxy.pool.engines):
-        assert time.monotonic() < deadline_s, "nothing is metered"
-        time.sleep(0.02)  # until all meters have closed a window: before that nothing is read
+    running.wait_for_meters()
     # One request after the other, as measured; in a batch each would be cheaper.
     before, bf16_j = metered_j(running, f"{model}@bf16", prompt, "as asked")
     assert before == {f"{model}@bf16"}

@@ -234,10 +234,7 @@ def test_both_answers_are_metered(joulegate: Start) -> None:
         ]
         running = joulegate({"backends": backends, "cache": {"enabled": False}, **cascade()})
         assert running.proxy is not None
-        deadline_s = time.monotonic() + 30.0
-        while not all(engine.reported for engine in running.proxy.pool.engines):
-            assert time.monotonic() < deadline_s, "nothing is metered"
-            time.sleep(0.02)  # until both meters have closed a window: before that nothing is read
+        running.wait_for_meters()
         reply = running.post({**ASK, "max_tokens": 8})  # cut off at its limit
         assert reply.header("x-joulegate-escalated-from") == "m@small"
         deadline_s = time.monotonic() + 30.0
