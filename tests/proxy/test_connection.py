@@ -191,7 +191,7 @@ def test_a_slow_second_request_does_not_cut_off_the_answer_to_the_first(
             sock.recv(1)
         sock.settimeout(20)
         gate.open()
-        assert statuses(sock.recv(65_536)) == [200]
+        assert statuses(sock.recv(65_536))[0] == 200  # what the second is told may follow at once
 
 
 @pytest.mark.parametrize(
