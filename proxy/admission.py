@@ -29,6 +29,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 # What a flight's engine takes for these features, and so many output tokens.
 Recount = Callable[[Flight, Features, int], Estimate | None]
+# How many times further from the median, in logarithms, one in a thousand lies than one in ten.
+_TAIL = 3.0902 / 1.2816
 UNUSED = Amounts(tokens=0, energy_j=0.0, carbon_g=0.0, money_usd=0.0)
 
 
@@ -83,7 +85,8 @@ class Gate:
             )
         )
         if self.alerts is not None and admission.spent:
-            self.alerts.look(holder, admission.spent, admission.denied)
+            full = admission.denied
+            self.alerts.look(holder, admission.spent, None if full and full.passing else full)
         if admission.denied is not None:
             raise budgets.refusal(admission.denied, time.time())
         claims = lookup is not None and admission.leads and admission.cached is None
@@ -159,14 +162,22 @@ def amounts(estimate: Estimate | None, flight: Flight) -> Amounts:
 
 
 def at_most(flight: Flight) -> Amounts:
-    """The most that a request may take: an answer as long as ``max_tokens`` lets it be, or as its
-    80 % band where there is no limit, at the high end of every figure's band."""
+    """The most that a request may take, at the high end of every figure's band: an answer as long
+    as ``max_tokens`` lets it be, or where that is not set one that one in a thousand exceeds; both
+    within the model's context."""
     told, estimate = flight.features, flight.estimate
     if told is None or estimate is None:
         return amounts(estimate, flight)
     lengths = estimate.output_tokens
     likely = lengths.q90 if lengths else 0.0
-    longest = max(float(told.max_tokens or 0), likely)
+    longest = float(told.max_tokens or 0)
+    if longest <= 0.0 and lengths is not None:
+        # log-normal beyond the band, as lengths of answers nearly are
+        median = max(1.0, lengths.q50)
+        longest = median * (max(1.0, likely) / median) ** _TAIL
+    if flight.engine is not None and flight.engine.facts.context_tokens is not None:
+        longest = min(longest, float(flight.engine.facts.context_tokens - told.prompt_tokens))
+    longest = max(longest, likely)
     # What comes with a longer answer grows no faster than it.
     factor = longest / likely if likely > 0.0 else 1.0
     return Amounts(

@@ -1,8 +1,10 @@
 """How much may be used in a period: which counters a request touches, and what to say. Pure.
 
 A request reserves its estimate in every counter at admission and settles with what it really took,
-so requests in flight together cannot all be admitted on the same remainder. Amounts are whole
-numbers: requests, tokens, micro-joules, micro-grams, nano-dollars.
+so requests in flight together cannot all be admitted on the same remainder. Beside the estimate it
+holds a margin, up to the most that it may take, which leaves less room for others but not for
+itself: together they overspend at most by what one of them takes beyond its estimate. Amounts are
+whole numbers: requests, tokens, micro-joules, micro-grams, nano-dollars.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Amounts(msgspec.Struct, frozen=True, kw_only=True):
 NOTHING = Amounts(requests=0)
 # Of one amount or limit: 320 GWh, or a thousand million USD. A counter holds some of them.
 MOST = 2**60
+IN_FLIGHT_S = 5.0  # after which to try again what only waits for others to end
 
 
 def together(one: Amounts, other: Amounts) -> Amounts:
@@ -82,7 +85,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     soft: float = 0.8  # share after which to warn
     timezone: str = "UTC"
     fallback_policy: str | None = None  # serve with this policy instead of refusing
-    reserve_most: bool = False  # hold the most that a request may take, not what is expected
+    reserve_most: bool = False  # hold the most that a request may take, beside what is expected
     number: int = 0  # among those of one scope, metric and period: each has a counter of its own
 
 
@@ -102,6 +105,7 @@ class Charge(NamedTuple):
     limit: int
     amount: int  # what to reserve
     period: Period
+    margin: int = 0  # how much more it may take: no room for others while it is in flight
 
 
 class Spent(NamedTuple):
@@ -109,11 +113,19 @@ class Spent(NamedTuple):
 
     charge: Charge
     used: int
+    margins: int = 0  # what others in flight may take beyond what they reserved
 
     @property
     def share(self) -> float:
         """Of the limit, 0 and up."""
         return self.used / self.charge.limit if self.charge.limit else 1.0
+
+    @property
+    def passing(self) -> bool:
+        """Whether a request that was refused would have had room, were it not for the margins of
+        others in flight, which end with them."""
+        used, charge = self.used, self.charge
+        return used < charge.limit and used + charge.amount <= charge.limit
 
 
 def rules(scope: str, budgets: Iterable[Budget], timezone: str = "UTC") -> list[Rule]:
@@ -149,7 +161,7 @@ def charges(
     rules_: Iterable[Rule], amounts: Amounts, now_s: float, most: Amounts | None = None
 ) -> list[Charge]:
     """The counters a request touches at ``now_s``, with what to reserve in each: what is expected,
-    and ``most`` where a rule wants that.
+    and a margin up to ``most`` where a rule wants that.
 
     An amount that is not known reserves nothing; it is settled when it is known.
     """
@@ -159,9 +171,13 @@ def charges(
         if known is None or known[0] is not rule or now_s < known[3] or now_s >= known[4]:
             known = _charge_now(rule, now_s)
         _, counter, limit, _, _, at = known
-        held = most if rule.reserve_most and most is not None else amounts
-        amount = whole(rule.metric, getattr(held, rule.metric))
-        found.append(Charge(rule, counter, limit, amount, at))
+        metric = rule.metric
+        amount = whole(metric, getattr(amounts, metric))
+        margin = 0
+        if most is not None and rule.reserve_most:
+            # As much as the limit leaves nothing for others; more of many could not be added up.
+            margin = min(limit, max(0, whole(metric, getattr(most, metric)) - amount))
+        found.append(Charge(rule, counter, limit, amount, at, margin))
     return found
 
 
@@ -226,8 +242,9 @@ def _zone(name: str) -> ZoneInfo:
 
 
 def exceeded(spent: Sequence[Spent]) -> Spent | None:
-    """The fullest counter that is over its limit; None when all have room."""
-    over = [s for s in spent if s.used > s.charge.limit]
+    """The fullest counter that is over its limit, margins of others included; None when all have
+    room."""
+    over = [s for s in spent if s.used + s.margins > s.charge.limit]
     return max(over, key=lambda s: s.share, default=None)
 
 
@@ -243,18 +260,29 @@ def left(spent: Sequence[Spent]) -> float | None:
 
 
 def refusal(denied: Spent, now_s: float) -> ApiError:
-    """The 429 for a request that one counter has no room for: what, how much, until when."""
+    """The 429 for a request that one counter has no room for: what, how much, until when.
+
+    Where it only has to wait for others to end, it is one to try again soon."""
     charge = denied.charge
     rule = charge.rule
     unit = _PER_UNIT[rule.metric]
     resets = datetime.fromtimestamp(charge.period.end_s, _zone(rule.timezone))
     wait_s = max(1.0, charge.period.end_s - now_s)
     kind, _, name = rule.scope.partition(":")
+    passing = denied.passing
     message = (
         f"The {kind} {name!r} has used {_figure(denied.used / unit)} of its "
         f"{_figure(rule.limit)} {_SHOWN[rule.metric]} of this {rule.per}, and this request would "
-        f"take about {_figure(charge.amount / unit)}. It resets at {resets.isoformat()}."
+        f"take about {_figure(charge.amount / unit)}. "
     )
+    if passing:
+        message += (
+            f"Requests in flight may take {_figure(denied.margins / unit)} more than expected: "
+            "try again when they have ended."
+        )
+        wait_s = min(wait_s, IN_FLIGHT_S)
+    else:
+        message += f"It resets at {resets.isoformat()}."
     details: dict[str, object] = {
         "scope": rule.scope,
         "metric": rule.metric,
@@ -262,9 +290,10 @@ def refusal(denied: Spent, now_s: float) -> ApiError:
         "limit": rule.limit,
         "used": denied.used / unit,
         "needed": charge.amount / unit,
+        "in_flight": denied.margins / unit,
         "resets_at": resets.astimezone(UTC).isoformat(),
     }
-    if rule.per == "minute":  # worth trying again, by itself and soon
+    if passing or rule.per == "minute":  # worth trying again, by itself and soon
         return rate_limited(message, wait_s, details)
     return over_budget(message, code="budget_exceeded", retry_after_s=wait_s, details=details)
 

@@ -301,11 +301,11 @@ class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None, help_("Policy to serve with when it is used up, instead of refusing.")
     ] = None
     reserve: Annotated[
-        typing.Literal["expected", "most"],
+        typing.Literal["most", "expected"],
         help_(
-            "What a request holds while it is in flight: what is expected, or the most it may take."
+            "What a request in flight takes from others: the most it may use, or what is expected."
         ),
-    ] = "expected"
+    ] = "most"
 
 
 class KeyRules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,8 +15,9 @@ import msgspec
 from proxy import budgets
 from proxy.budgets import Charge, Period, Rule, Spent
 
-# Reservations of a replica that died are given back after this: longer than any request takes.
-LEASE_S = 3600.0
+# Reservations of a replica that died are given back after this; one that lives renews them.
+LEASE_S = 300.0
+KEPT_S = 3600.0  # for how long a counter outlives its period: requests that began in it end later
 
 # Cache keys that begin so lie with no holder: for teams that share their answers.
 SHARED = "shared"
@@ -71,7 +72,9 @@ class Store(Protocol):
     """Shared state. No method raises for a store that is away."""
 
     async def admit(self, request: AdmitRequest) -> Admission:
-        """Look in the cache, check every counter, and reserve in all or in none of them.
+        """Look in the cache, check every counter, and reserve in all or in none of them: a counter
+        has room when what was used, what others in flight hold, margins included, and this
+        request's amount are within the limit.
 
         An answer from the cache reserves requests, and nothing else.
         """
@@ -119,13 +122,15 @@ def admission(
     request: AdmitRequest,
     denied: int | None,
     used: Sequence[int],
+    margins: Sequence[int],
     *,
     cached: bytes | None = None,
     leads: bool = True,
     degraded: bool = False,
 ) -> Admission:
-    """What counters that stand at ``used`` say; ``denied`` is the index of one without room."""
-    spent = tuple(Spent(c, u) for c, u in zip(request.charges, used, strict=True))
+    """What counters that stand at ``used`` say, with the ``margins`` of others in flight;
+    ``denied`` is the index of one without room."""
+    spent = tuple(map(Spent, request.charges, used, margins))
     fallback = None
     soft = [s for s in spent if s.charge.rule.fallback_policy is not None]
     if soft and denied is None and (over := budgets.exceeded(soft)) is not None:

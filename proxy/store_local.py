@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from proxy.budgets import Charge
 from proxy.store import (
-    LEASE_S,
+    KEPT_S,
     Admission,
     AdmitRequest,
     Seed,
@@ -19,18 +19,20 @@ from proxy.store import (
 )
 
 ENTRY_BYTES = 400  # what the key and the table take beside an answer
+HELD_S = 3600.0  # after which a reservation is given back whose request never settled
 _SEED_S = 1.0  # how long the first request of a period waits for what was used before
 
 
 class Counter:
     """What was used in one period: before this process, settled, and reserved in flight."""
 
-    __slots__ = ("before", "charge", "reserved", "settled")
+    __slots__ = ("before", "charge", "margins", "reserved", "settled")
 
     def __init__(self, charge: Charge) -> None:
         self.before = 0
         self.settled = 0
         self.reserved = 0
+        self.margins = 0
         self.charge = charge  # the first of it; its rule and period are those of all
 
     @property
@@ -74,22 +76,29 @@ class LocalStore:
         ]
         counters = [self._counter(c) for c in request.charges]
         used = [c.used for c in counters]
-        for index, (charge, have, want) in enumerate(
-            zip(request.charges, used, wanted, strict=True)
-        ):
+        margins = [c.margins for c in counters]
+        for index, (charge, want) in enumerate(zip(request.charges, wanted, strict=True)):
             counts = answer is None or charge.rule.metric == "requests"
+            have = used[index] + margins[index]
             full = have >= charge.limit or have + want > charge.limit
             if counts and full and charge.rule.fallback_policy is None:
-                return admission(request, index, used, cached=answer, degraded=self._degraded)
+                return admission(
+                    request, index, used, margins, cached=answer, degraded=self._degraded
+                )
         held = []
         for charge, counter, want in zip(request.charges, counters, wanted, strict=True):
+            if answer is not None:
+                charge = charge._replace(amount=want, margin=0)
             counter.reserved += want
-            held.append(charge if want == charge.amount else charge._replace(amount=want))
+            counter.margins += charge.margin
+            held.append(charge)
         if held:
-            self._held[request.request_id] = (now_s + LEASE_S, held)
+            self._held[request.request_id] = (now_s + HELD_S, held)
         leads = answer is not None or self._claim(request, now_s)
         used = [c.used for c in counters]
-        return admission(request, None, used, cached=answer, leads=leads, degraded=self._degraded)
+        return admission(
+            request, None, used, margins, cached=answer, leads=leads, degraded=self._degraded
+        )
 
     async def settle(self, settlement: Settlement) -> None:
         self._release(settlement.request_id)
@@ -187,7 +196,9 @@ class LocalStore:
         _, charges = self._held.pop(request_id, (0.0, ()))
         for charge in charges:
             if charge.counter in self.counters:
-                self.counters[charge.counter].reserved -= charge.amount
+                counter = self.counters[charge.counter]
+                counter.reserved -= charge.amount
+                counter.margins -= charge.margin
 
     def _claim(self, request: AdmitRequest, now_s: float) -> bool:
         if request.cache_key is None or request.claim_s <= 0:
@@ -221,9 +232,7 @@ class LocalStore:
         self._swept_s = now_s
         for request_id in [r for r, (until_s, _) in self._held.items() if until_s < now_s]:
             self._release(request_id)
-        for name in [
-            n for n, c in self.counters.items() if c.charge.period.end_s + LEASE_S < now_s
-        ]:
+        for name in [n for n, c in self.counters.items() if c.charge.period.end_s + KEPT_S < now_s]:
             del self.counters[name]
         for name in [n for n, until_s in self._asked.items() if until_s < now_s]:
             del self._asked[name]

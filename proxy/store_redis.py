@@ -26,8 +26,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from meters.rows import clean
+from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.store import (
+    KEPT_S,
     LEASE_S,
     SHARED,
     Admission,
@@ -44,51 +46,69 @@ _POLL_S = (0.02, 0.25)  # how often a follower looks for the answer, at first an
 # it refuses instead of waiting, and a burst would look like an outage.
 _AT_ONCE = 64
 
-# KEYS: order of reservations, reservations, cached answer, claim, counters...
-# ARGV: now, lease's end, id, 1 to look in the cache, claim's milliseconds, reservation as JSON,
-#       the same after a hit, then for each counter: limit, amount, 1 for hard, 1 if a hit counts,
-#       1 if the ledger knows what was used before, its end. Times in milliseconds.
-# Gives: {0, leads, answer, used...}; {n, 0, answer, used...} when counter n has no room;
-#        {-1} when a counter is missing that the ledger knows.
-_ADMIT = """
-local order, held, now = KEYS[1], KEYS[2], tonumber(ARGV[1])
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 10)) do
+# A reservation is kept as JSON: for each counter its key, the amount, and the margin beside it.
+_GIVE_BACK = """
+local function give_back(order, held, margins, id)
   local kept = redis.call('HGET', held, id)
-  if kept then
-    for _, part in ipairs(cjson.decode(kept)) do
-      if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
+  if not kept then return end
+  for _, part in ipairs(cjson.decode(kept)) do
+    if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
+    if part[3] and part[3] ~= '0'
+        and redis.call('HINCRBY', margins, part[1], '-' .. part[3]) <= 0 then
+      redis.call('HDEL', margins, part[1])
     end
   end
-  redis.call('ZREM', order, id)
   redis.call('HDEL', held, id)
+  redis.call('ZREM', order, id)
+end
+"""
+
+# KEYS: order of reservations, reservations, margins, cached answer, claim, counters...
+# ARGV: now, lease's end, id, 1 to look in the cache, claim's milliseconds, reservation as JSON,
+#       the same after a hit, then for each counter: limit, amount, margin, 1 for hard, 1 if a hit
+#       counts, 1 if the ledger knows what was used before, its end. Times in milliseconds.
+# Gives: {0, leads, answer, used and others' margins of each counter...}; {n, 0, answer, ...} when
+#        counter n has no room; {-1} when a counter is missing that the ledger knows.
+_ADMIT = (
+    _GIVE_BACK
+    + """
+local order, held, margins, now = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 10)) do
+  give_back(order, held, margins, id)
+  redis.call('ZREM', order, id)
 end
 local answer = false
-if ARGV[4] == '1' then answer = redis.call('GET', KEYS[3]) end
-local used, denied = {}, 0
-for i = 5, #KEYS do
-  local at = 8 + (i - 5) * 6
+if ARGV[4] == '1' then answer = redis.call('GET', KEYS[4]) end
+local told, denied = {}, 0
+for i = 6, #KEYS do
+  local at = 8 + (i - 6) * 7
   local have = redis.call('GET', KEYS[i])
   if not have then
-    if ARGV[at + 4] == '1' then return {-1} end
-    redis.call('SET', KEYS[i], '0', 'PXAT', ARGV[at + 5])
+    if ARGV[at + 5] == '1' then return {-1} end
+    redis.call('SET', KEYS[i], '0', 'PXAT', ARGV[at + 6])
     have = '0'
   end
-  used[#used + 1] = have
-  have = tonumber(have)
+  local margin = redis.call('HGET', margins, KEYS[i]) or '0'
+  told[#told + 1] = have
+  told[#told + 1] = margin
+  have = tonumber(have) + tonumber(margin)
   local limit, amount = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local counts = not answer or ARGV[at + 3] == '1'
-  if denied == 0 and counts and ARGV[at + 2] == '1'
+  local counts = not answer or ARGV[at + 4] == '1'
+  if denied == 0 and counts and ARGV[at + 3] == '1'
       and (have >= limit or have + amount > limit) then
-    denied = i - 4
+    denied = i - 5
   end
 end
-if denied > 0 then return {denied, 0, answer, unpack(used)} end
-if #KEYS > 4 and redis.call('HEXISTS', held, ARGV[3]) == 0 then
-  for i = 5, #KEYS do
-    local at = 8 + (i - 5) * 6
-    if not answer or ARGV[at + 3] == '1' then
+if denied > 0 then return {denied, 0, answer, unpack(told)} end
+if #KEYS > 5 and redis.call('HEXISTS', held, ARGV[3]) == 0 then
+  for i = 6, #KEYS do
+    local at = 8 + (i - 6) * 7
+    if not answer or ARGV[at + 4] == '1' then
       redis.call('INCRBY', KEYS[i], ARGV[at + 1])
-      used[i - 4] = redis.call('GET', KEYS[i])
+      told[2 * (i - 5) - 1] = redis.call('GET', KEYS[i])
+    end
+    if not answer and ARGV[at + 2] ~= '0' then
+      redis.call('HINCRBY', margins, KEYS[i], ARGV[at + 2])
     end
   end
   redis.call('HSET', held, ARGV[3], answer and ARGV[7] or ARGV[6])
@@ -96,12 +116,13 @@ if #KEYS > 4 and redis.call('HEXISTS', held, ARGV[3]) == 0 then
 end
 local leads = 1
 if not answer and ARGV[5] ~= '0'
-    and not redis.call('SET', KEYS[4], ARGV[3], 'NX', 'PX', ARGV[5])
-    and redis.call('GET', KEYS[4]) ~= ARGV[3] then
+    and not redis.call('SET', KEYS[5], ARGV[3], 'NX', 'PX', ARGV[5])
+    and redis.call('GET', KEYS[5]) ~= ARGV[3] then
   leads = 0
 end
-return {0, leads, answer, unpack(used)}
+return {0, leads, answer, unpack(told)}
 """
+)
 
 # KEYS: the shared answer, the claim on it. ARGV: who claims it, for how many milliseconds
 # Gives: {leads, answer}
@@ -129,30 +150,27 @@ return {redis.call('EXISTS', KEYS[2]), redis.call('GET', KEYS[1])}
 # that was given up after the time limit may still have run, or may run once a stuck Redis goes on.
 _SETTLED_S = 120
 
-# KEYS: order of reservations, reservations, this settlement's mark, counters...
+# KEYS: order of reservations, reservations, margins, this settlement's mark, counters...
 # ARGV: how long the mark stays in seconds; for each counter the amount taken, and its end in
 #       milliseconds, or 0 where a counter that is missing is read from the ledger later; then the
 #       ids whose reservations are given back
-_SETTLE = """
-if not redis.call('SET', KEYS[3], '1', 'NX', 'EX', ARGV[1]) then return 0 end
-for i = 4, #KEYS do
-  local at = (i - 4) * 2 + 2
+_SETTLE = (
+    _GIVE_BACK
+    + """
+if not redis.call('SET', KEYS[4], '1', 'NX', 'EX', ARGV[1]) then return 0 end
+for i = 5, #KEYS do
+  local at = (i - 5) * 2 + 2
   local there = redis.call('EXISTS', KEYS[i]) == 1
   if there or ARGV[at + 1] ~= '0' then redis.call('INCRBY', KEYS[i], ARGV[at]) end
   if not there and ARGV[at + 1] ~= '0' then redis.call('PEXPIREAT', KEYS[i], ARGV[at + 1]) end
 end
-for i = (#KEYS - 3) * 2 + 2, #ARGV do
-  local kept = redis.call('HGET', KEYS[2], ARGV[i])
-  if kept then
-    for _, part in ipairs(cjson.decode(kept)) do
-      if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
-    end
-    redis.call('HDEL', KEYS[2], ARGV[i])
-    redis.call('ZREM', KEYS[1], ARGV[i])
-  end
-end
+for i = (#KEYS - 4) * 2 + 2, #ARGV do give_back(KEYS[1], KEYS[2], KEYS[3], ARGV[i]) end
 return 1
 """
+)
+
+_RENEW_S = LEASE_S / 5
+_LONGEST_S = 3600.0  # a request that has not settled by then never will
 
 
 class RedisStore:
@@ -179,6 +197,8 @@ class RedisStore:
         self._opening = asyncio.Lock()
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._failures = 0
+        self._leased: dict[str, dict[str, float]] = {}  # holder -> requests in flight, since when
+        self._renewing: asyncio.Task[None] | None = None
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
         self._claim_script = self.client.register_script(_CLAIM)
@@ -191,24 +211,28 @@ class RedisStore:
         answer: bytes | None = None
         apart = self._is_cluster and request.cache_key is not None and _shared(request.cache_key)
         if apart:  # lies with no holder: a cluster's scripts cannot reach it
-            answer = await self._timed(self.client.get(keys[2]))
-            keys[2] = keys[3] = self._key(request.holder, "none")
+            answer = await self._timed(self.client.get(keys[3]))
+            keys[3] = keys[4] = self._key(request.holder, "none")
             args[3], args[4] = "0", "0"
             if answer is not None:
                 args[5] = args[6]
-                for at in range(7, len(args), 6):
-                    args[at + 1] = args[at + 1] if args[at + 3] == "1" else "0"
+                for at in range(7, len(args), 7):
+                    args[at + 1] = args[at + 1] if args[at + 4] == "1" else "0"
+                    args[at + 2] = "0"
         reply = await self._timed(self._admit_script(keys=keys, args=args))
         if reply[0] == -1:
             await self._sow(request.charges, request.holder)
             reply = await self._timed(self._admit_script(keys=keys, args=args))
         denied, leads = int(reply[0]), bool(reply[1])
+        if request.charges and not denied:
+            self._lease(request, now_s)
         if apart and not denied and answer is None and request.claim_s > 0:
             leads, answer = await self._claim(request)
         return admission(
             request,
             denied - 1 if denied else None,
-            [int(value) for value in reply[3:]],
+            [int(value) for value in reply[3::2]],
+            [int(value) for value in reply[4::2]],
             cached=answer or reply[2],
             leads=leads,
         )
@@ -260,7 +284,12 @@ class RedisStore:
         Again with the same ``mark`` it does nothing. Unless ``making``, counters that are gone
         stay gone.
         """
-        keys = [self._key(holder, name) for name in ("order", "held", f"settled:{mark}")]
+        leased = self._leased.get(holder)
+        if leased is not None:
+            for request_id in request_ids:
+                leased.pop(request_id, None)
+        names = ("order", "held", "margins", f"settled:{mark}")
+        keys = [self._key(holder, name) for name in names]
         args = [str(_SETTLED_S)]
         for charge, amount in taken:
             keys.append(self._key(holder, charge.counter))
@@ -283,7 +312,34 @@ class RedisStore:
         """Redis has its own ``maxmemory``."""
 
     async def close(self) -> None:
+        await ended(self._renewing)
         await self.client.aclose()
+
+    def _lease(self, request: AdmitRequest, now_s: float) -> None:
+        self._leased.setdefault(request.holder, {})[request.request_id] = now_s
+        if self._renewing is None:
+            self._renewing = asyncio.get_running_loop().create_task(self._renew_ever())
+
+    async def _renew_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            try:
+                await self.renew()
+            except Exception:
+                pass  # whoever serves notices that Redis is away, and says so
+
+    async def renew(self) -> None:
+        """Keep what requests in flight here have reserved for another ``LEASE_S``."""
+        now_s = self._clock()
+        until_ms = int((now_s + LEASE_S) * 1000)
+        for holder, leased in list(self._leased.items()):
+            for request_id in [r for r, s in leased.items() if now_s - s > _LONGEST_S]:
+                del leased[request_id]
+            if not leased:
+                del self._leased[holder]
+                continue
+            ends = dict.fromkeys(leased, until_ms)
+            await self._timed(self.client.zadd(self._key(holder, "order"), ends, xx=True))
 
     async def _timed(self, awaitable: Any) -> Any:
         """What Redis answers. The time limit counts from its turn; whoever waits for one while
@@ -336,15 +392,18 @@ class RedisStore:
 
     def _arguments(self, request: AdmitRequest, now_s: float) -> tuple[list[str], list[str]]:
         holder = request.holder
-        keys = [self._key(holder, "order"), self._key(holder, "held")]
+        keys = [self._key(holder, name) for name in ("order", "held", "margins")]
         if request.cache_key is None:
             keys += [self._key(holder, "none")] * 2
         else:
             keys += self._answer_keys(holder, request.cache_key)
         counters = [self._key(holder, charge.counter) for charge in request.charges]
-        held = [[k, str(c.amount)] for k, c in zip(counters, request.charges, strict=True)]
+        held = [
+            [k, str(c.amount), str(c.margin)]
+            for k, c in zip(counters, request.charges, strict=True)
+        ]
         held_after_hit = [
-            part
+            part[:2]
             for part, c in zip(held, request.charges, strict=True)
             if c.rule.metric == "requests"
         ]
@@ -361,6 +420,7 @@ class RedisStore:
             args += [
                 str(charge.limit),
                 str(charge.amount),
+                str(charge.margin),
                 "1" if charge.rule.fallback_policy is None else "0",
                 "1" if charge.rule.metric == "requests" else "0",
                 "1" if self._sown(charge) else "0",
@@ -421,7 +481,7 @@ def connect(url: str, timeout_s: float) -> Any:
 
 def _until_ms(charge: Charge) -> str:
     """When its counter may be forgotten."""
-    return str(int((charge.period.end_s + LEASE_S) * 1000))
+    return str(int((charge.period.end_s + KEPT_S) * 1000))
 
 
 def _host(text: str) -> tuple[str, int]:

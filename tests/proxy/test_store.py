@@ -13,7 +13,7 @@ import pytest
 from proxy.budgets import Amounts, Metric, Per, Period, Rule, charges, refusal
 from proxy.store import LEASE_S, Admission, AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
-from proxy.store_local import ENTRY_BYTES, LocalStore
+from proxy.store_local import ENTRY_BYTES, HELD_S, LocalStore
 from proxy.store_redis import RedisStore
 from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
@@ -44,10 +44,11 @@ class Desk:
 
     def ask(self, rules: list[Rule], request_id: str | None = None, **more: object) -> AdmitRequest:
         amounts = more.pop("amounts", Amounts(energy_j=1.0, tokens=100))
+        most = more.pop("most", None)
         return AdmitRequest(
             request_id=request_id or f"r{next(_numbers)}",
             holder=self.holder,
-            charges=charges(rules, amounts, self.clock()),  # type: ignore[arg-type]
+            charges=charges(rules, amounts, self.clock(), most),  # type: ignore[arg-type]
             **more,  # type: ignore[arg-type]
         )
 
@@ -133,6 +134,53 @@ async def test_requests_in_flight_share_what_is_left(desk: Desk) -> None:
     assert refusal(refused.denied, desk.clock()).code == "budget_exceeded"
 
 
+async def test_what_a_request_may_take_at_most_leaves_no_room_for_others(desk: Desk) -> None:
+    rule = desk.rule(limit=10.0, reserve_most=True, soft=0.5)
+    most = Amounts(energy_j=50.0)
+    first = desk.ask([rule], most=most)
+    admitted = await desk.store.admit(first)
+    assert admitted.allowed, "alone it only needs room for what is expected"
+    assert admitted.warnings == [], "what may come of it is not used up"
+    second = await desk.admit([rule], most=most)
+    assert second.denied is not None
+    told = refusal(second.denied, desk.clock())
+    assert (told.code, told.retry_after_s, told.final) == ("rate_limit_exceeded", 5.0, False)
+    assert "try again when they have ended" in told.message
+    assert await desk.used(rule) == 1.0
+
+    await desk.settle(first, Amounts(energy_j=3.0))
+    again = desk.ask([rule], most=most)
+    assert (await desk.store.admit(again)).allowed
+    await desk.settle(again, Amounts(energy_j=7.0))
+    full = (await desk.admit([rule], most=most)).denied
+    assert full is not None
+    assert refusal(full, desk.clock()).code == "budget_exceeded"
+
+
+async def test_a_margin_ends_with_its_reservation(desk: Desk) -> None:
+    rule = desk.rule(limit=10.0, per="month", reserve_most=True)
+    dead = desk.ask([rule], most=Amounts(energy_j=50.0))
+    assert (await desk.store.admit(dead)).allowed
+    await desk.store.put(desk.holder, "k", b"answer", 100_000.0)
+    hit = desk.ask([rule], most=Amounts(energy_j=50.0), cache_key="k")
+    assert (await desk.store.admit(hit)).cached == b"answer"
+    desk.clock.now_s += 61 + (HELD_S if isinstance(desk.store, LocalStore) else LEASE_S)
+    later = desk.ask([rule], most=Amounts(energy_j=2.0))
+    if later.charges[0].counter != dead.charges[0].counter:
+        pytest.skip("the month ended meanwhile")
+    assert (await desk.store.admit(later)).allowed
+    beside = await desk.admit([rule])
+    assert beside.allowed
+    assert beside.spent[0].margins == 1_000_000, "that of the last one, and of no other"
+
+
+async def test_a_fallback_is_asked_for_when_others_may_use_up_what_is_left(desk: Desk) -> None:
+    rule = desk.rule(limit=10.0, reserve_most=True, fallback_policy="least_energy")
+    first = await desk.admit([rule], most=Amounts(energy_j=12.0))
+    assert first.fallback_policy is None
+    assert (await desk.admit([rule])).fallback_policy == "least_energy"
+
+
 async def test_settling_replaces_the_estimate_by_what_was_taken(desk: Desk) -> None:
     rule = desk.rule(limit=10.0)
     first = desk.ask([rule], amounts=Amounts(energy_j=8.0))
@@ -197,11 +245,37 @@ async def test_the_reservations_of_the_dead_are_given_back(desk: Desk) -> None:
     request = desk.ask([rule])
     assert (await desk.store.admit(request)).allowed
     assert not (await desk.admit([rule])).allowed
-    desk.clock.now_s += LEASE_S + 61
+    desk.clock.now_s += 61 + (HELD_S if isinstance(desk.store, LocalStore) else LEASE_S)
     later = desk.ask([rule])
     if later.charges[0].counter != request.charges[0].counter:
         pytest.skip("the month ended meanwhile")
     assert (await desk.store.admit(later)).allowed
+
+
+async def test_the_reservations_of_the_living_are_renewed(
+    make_store: Callable[..., Store],
+) -> None:
+    clock = Clock()
+    clock.now_s = time.time()
+    store = make_store(clock=clock)
+    if not isinstance(store, RedisStore):
+        pytest.skip("a process that died holds nothing")
+    desk = Desk(store, clock)
+    rule = desk.rule(limit=1.0, per="month", reserve_most=True)
+    request = desk.ask([rule], amounts=Amounts(energy_j=0.1), most=Amounts(energy_j=1.0))
+    assert (await store.admit(request)).allowed
+    for _ in range(3):
+        clock.now_s += LEASE_S * 0.9
+        await store.renew()
+    later = desk.ask([rule])
+    if later.charges[0].counter != request.charges[0].counter:
+        pytest.skip("the month ended meanwhile")
+    assert not (await store.admit(later)).allowed
+    await desk.settle(request, Amounts(energy_j=0.0))
+    await store.renew()  # not what has ended
+    assert await desk.used(rule) == 0.0
+    assert (await store.admit(later)).allowed
+    await store.close()
 
 
 async def test_admitting_a_request_again_reserves_once(desk: Desk) -> None:
