@@ -76,6 +76,7 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
             else "final",
         ),
         ("grade", s.grade),
+        ("grade_points_of_100", f"{s.score * 100:.0f}"),
         ("evidence", "; ".join(f"{e} {kg(ug)} kg" for e, ug in s.evidence) or "none"),
         ("range_80_percent_kg", f"{s.range.low_ug / 1e9:.6f} to {s.range.high_ug / 1e9:.6f}"),
         (

@@ -72,7 +72,8 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
     pdf.set_font("Helvetica", "", 9)
     _say(
         pdf,
-        f"{s.time_zone}. {'Provisional' if s.provisional else 'Final'} figures. Grade {s.grade}.",
+        f"{s.time_zone}. {'Provisional' if s.provisional else 'Final'} figures. "
+        f"Grade {s.grade}, {n.plain(s.score * 100)} of 100.",
     )
     pdf.ln(2)
     pdf.set_font("Helvetica", "B", 13)

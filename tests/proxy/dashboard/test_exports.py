@@ -28,6 +28,7 @@ from proxy.dashboard import exports
 from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.pages import Dashboard, router, written
+from proxy.dashboard.report_pdf import as_pdf
 from proxy.dashboard.sites import Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots, is_genuine
 from proxy.dashboard.viewers import Viewer
@@ -319,6 +320,18 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
         assert grams * 10**9 == total.operational_ug
         tokens = total.prompt_tokens + total.output_tokens
         assert sum(int(r["ConsumedQuantity"]) for r in focus) == tokens
+
+
+def test_every_export_says_how_many_points_its_grade_stands_for(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write([record(1, 1)], [divided(1, {"r1": 5.0})])
+    snapshot = snapshots_of(ledger).of("t", DAY)
+    points = round(snapshot.score * 100)
+    assert 0 < points <= 100
+    assert f"grade_points_of_100: {points}" in exports.as_csv(snapshot).decode()
+    said = msgspec.json.decode(exports.as_json(snapshot))["about"]
+    assert said["grade_points_of_100"] == str(points)
+    assert f"Grade {snapshot.grade}, {points} of 100." in pdf_text(as_pdf(snapshot, Numbers("en")))
 
 
 def test_every_export_says_what_joulegate_itself_used_and_no_sum_has_it(tmp_path: Path) -> None:
