@@ -32,12 +32,13 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
 from estimators.steps import StepLearner
-from meters.attribution import Books, Divider, attribute_all
+from meters.attribution import Books, Divider, attribute_all, regressors_among
 from meters.prefixes import Prefixes, Sent
 from meters.simulated_physics import (
     BLOCK_TOKENS,
@@ -467,15 +468,29 @@ def taught(engine: str, seed: int, seconds: float = 1_800.0) -> StepPhysics:
         name: getattr(true, name) * random_.lognormvariate(0, PRIOR_OFF)
         for name in true.__struct_fields__
     }
-    learner, divider = StepLearner(StepPhysics(**off)), Divider()
-    waiting = deque(sorted(run.activities, key=lambda a: a.start_s))
-    active: list[Activity] = []
-    for window in run.windows:
-        while waiting and waiting[0].start_s < window.end_s:
-            active.append(waiting.popleft())
-        active = [a for a in active if a.end_s is None or a.end_s >= window.start_s]
-        learner.observe(window, divider.divide(window, active, learner.physics())[1])
+    learner = StepLearner(StepPhysics(**off))
+    # The proxy sees each window among its neighbours; all of them together come to the same.
+    works = regressors_among(run.windows, run.activities)
+    for window, work in zip(run.windows, works, strict=True):
+        learner.observe(window, work)
     return learner.physics()
+
+
+def before(
+    scenario: Scenario, seen: Seen, learnt: dict[str, StepPhysics], seed: int
+) -> dict[str, StepPhysics]:
+    """Coefficients learnt before, as ``attribute_all`` takes them; ``learnt`` keeps those of
+    engines that were taught already with this seed."""
+    engines = {"one": scenario.engine}
+    if scenario.beside is not None:
+        engines["other"] = scenario.beside
+    for engine in engines.values():
+        if engine not in learnt:
+            learnt[engine] = taught(engine, seed)
+    node = seen.windows[0].node
+    if scenario.beside is None:
+        return {node: learnt[scenario.engine]}
+    return {f"{node}/{name}": learnt[engine] for name, engine in engines.items()}
 
 
 def one_at_a_time(seen: Seen, known: dict[str, StepPhysics]) -> dict[str, float]:
@@ -577,30 +592,62 @@ class Score(msgspec.Struct):
 
 def score(seen: Seen, given_j: dict[str, float]) -> Score:
     """How far off the given energies are."""
-    ids = [a.request_id for a in seen.activities if seen.truth_j[a.request_id] > 1e-9]
-    jobs = [seen.run.jobs[i] for i in ids]
-    truth = np.array([seen.truth_j[i] for i in ids])
-    given = np.array([given_j[i] for i in ids])
-    error = np.abs(given - truth) / truth
-    team = np.unique([job.team for job in jobs], return_inverse=True)[1]
+    compared = compare(seen, given_j)
+    length, team, place = (_worst(compared, group) for group in compared.groups.values())
     return Score(
-        100 * float(np.median(error)),
-        100 * float(np.quantile(error, 0.95)),
-        _worst(given, truth, _quarters([j.prompt_tokens + j.output_tokens for j in jobs])),
-        _worst(given, truth, team),
-        _worst(given, truth, _quarters([j.arrival_s for j in jobs])),
+        100 * float(np.median(compared.errors)),
+        100 * float(np.quantile(compared.errors, 0.95)),
+        length,
+        team,
+        place,
     )
 
 
-def _quarters(values: Sequence[float]) -> np.ndarray:
+class Compared(NamedTuple):
+    """Given and true joules of each request, and the groups it is in."""
+
+    given: np.ndarray
+    truth: np.ndarray
+    groups: dict[str, np.ndarray]  # quarters by length, teams, quarters by arrival
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Relative to the truth."""
+        return np.asarray(np.abs(self.given - self.truth) / self.truth)
+
+
+def compare(seen: Seen, given_j: dict[str, float]) -> Compared:
+    """What was given beside the truth, of requests that used any energy."""
+    ids = [a.request_id for a in seen.activities if seen.truth_j[a.request_id] > 1e-9]
+    jobs = [seen.run.jobs[i] for i in ids]
+    return Compared(
+        np.array([given_j[i] for i in ids]),
+        np.array([seen.truth_j[i] for i in ids]),
+        {
+            "length": quarters([job.prompt_tokens + job.output_tokens for job in jobs]),
+            "team": np.array([job.team for job in jobs]),
+            "place": quarters([job.arrival_s for job in jobs]),
+        },
+    )
+
+
+def quarters(values: Sequence[float]) -> np.ndarray:
+    """Which quarter each value is in, by rank: 0 to 3."""
     rank = np.argsort(np.argsort(values, kind="stable"), kind="stable")
     return rank * 4 // len(values)
 
 
-def _worst(given: np.ndarray, truth: np.ndarray, group: np.ndarray) -> float:
-    """The largest bias of a group, beyond what the whole is off (which is external's doing)."""
-    biases = [given[group == g].sum() / truth[group == g].sum() - 1 for g in np.unique(group)]
-    return 100 * float(max(biases, key=abs))
+def biases(compared: Compared, group: np.ndarray) -> dict[str, float]:
+    """Given beyond true, in per cent of the true, of each of the groups."""
+    found = {}
+    for one in np.unique(group):
+        its = group == one
+        found[str(one)] = 100 * float(compared.given[its].sum() / compared.truth[its].sum() - 1)
+    return found
+
+
+def _worst(compared: Compared, group: np.ndarray) -> float:
+    return max(biases(compared, group).values(), key=abs)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -630,19 +677,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.only not in scenario.name:
             continue
         seen = play(scenario, args.seed, args.live)
-        known: dict[str, StepPhysics] = {}
-        if args.taught:
-            if scenario.engine not in learnt:
-                learnt[scenario.engine] = taught(scenario.engine, args.seed)
-            node = seen.windows[0].node
-            known = {node: learnt[scenario.engine]}
-            if scenario.beside is not None:
-                if scenario.beside not in learnt:
-                    learnt[scenario.beside] = taught(scenario.beside, args.seed)
-                known = {
-                    f"{node}/one": learnt[scenario.engine],
-                    f"{node}/other": learnt[scenario.beside],
-                }
+        known = before(scenario, seen, learnt, args.seed) if args.taught else {}
         books = attribute_all(seen.windows, seen.activities, known)
         ids = [a.request_id for a in seen.activities]
         given = one_at_a_time(seen, known) if args.live else books.request_j(ids)

@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from benchmarks.attribution import ENGINES, Seen, _quarters, play, scenarios
+from benchmarks.attribution import ENGINES, Seen, play, quarters, scenarios
 from meters.fitting import PRIOR_DEVIATION, columns
 from meters.work import rebuild
 
@@ -49,9 +49,9 @@ def bound(seen: Seen, engine: str, edge: float = EDGE) -> tuple[float, float, fl
     pairs = np.stack([work.shares, work.tokens, work.context, work.prefilled], axis=1) * prices
     jobs = [seen.run.jobs[a.request_id] for a in seen.activities]
     groups = (
-        _quarters([job.prompt_tokens + job.output_tokens for job in jobs]),
+        quarters([job.prompt_tokens + job.output_tokens for job in jobs]),
         np.unique([job.team for job in jobs], return_inverse=True)[1],
-        _quarters([job.arrival_s for job in jobs]),
+        quarters([job.arrival_s for job in jobs]),
     )
     found = []
     for group in groups:

@@ -383,6 +383,14 @@ def regressors(
         return _regressors(window, rebuild([window], activities, foreign))
 
 
+def regressors_among(windows: Sequence[Window], activities: Sequence[Activity]) -> list[Regressors]:
+    """The work in each of many windows of one node, in order, looked at together: what was done
+    in each shows best beside its neighbours."""
+    with np.errstate(all="ignore"):
+        work = rebuild(windows, activities)
+        return [_regressors(window, work, here) for here, window in enumerate(windows)]
+
+
 def _regressors(window: Window, work: Work, here: int = 0) -> Regressors:
     steps, generated, context, prefilled = columns(work)[here]
     others = float(work.external_tokens[here])

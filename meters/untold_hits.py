@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from meters.phases import Floats, Phases
+from meters.timed_hits import timed_hits
 
 AGREES = 1.05  # times what beginnings explain, up to which the count says nothing more
 LEAST_EXPLAINED = 0.02  # of prompts: below that the count of hits and beginnings have no ratio
@@ -23,6 +24,7 @@ def untold_hits(
     likely: Floats,
     prompts: Floats,
     cached: Floats,
+    steps: Floats,
 ) -> Floats | None:
     """Cached tokens of each prompt, those told among them; None where the told ones are all.
 
@@ -51,4 +53,6 @@ def untold_hits(
         return guessed + (requests.prompt - guessed) * np.where(unknown, min(others, 1.0), 0.0)
     with np.errstate(invalid="ignore", divide="ignore"):
         hit = np.clip(np.nan_to_num(cached / prompts, posinf=0.0, neginf=0.0), 0.0, 1.0)
-    return np.where(inside, requests.prompt * hit[window], 0.0)
+    found = np.where(inside, requests.prompt * hit[window], 0.0)
+    timed = timed_hits(requests, window, inside, found, prompts, ends - starts, steps)
+    return found if timed is None else timed

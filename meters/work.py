@@ -98,10 +98,10 @@ def rebuild(
     prompts = as_counted([w.prompt_tokens for w in windows])
     cached = as_counted([w.cached_prompt_tokens for w in windows])
     likely = as_counted([a.likely_cached_tokens for a in activities])
-    hits = untold_hits(starts, ends, requests, likely, prompts, cached)
+    steps = as_counted([w.steps for w in windows])
+    hits = untold_hits(starts, ends, requests, likely, prompts, cached, steps)
     if hits is not None:
         requests = phases(activities, until_s, hits)
-    steps = as_counted([w.steps for w in windows])
     clock = StepClock(starts, ends, requests, steps, np.zeros(len(windows)))
     work = _pairs(starts, ends, requests, clock, activities)
     ours = work.by_window(work.tokens)
