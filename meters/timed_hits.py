@@ -42,6 +42,10 @@ def timed_hits(
     known without their times; right in each window's sum. ``prompts`` and ``steps``: by window as
     the engine counts them, NaN where unknown; ``lengths``: of the windows, in seconds.
     """
+    # Where the engine counted none (or nothing else) there is nothing to tell apart.
+    open_ = (expected > 0) & (expected < requests.prompt - 1)
+    if not (inside & open_).any():
+        return None
     order = np.flatnonzero(inside & (requests.prompt > 0))
     order = order[np.argsort(requests.first[order], kind="stable")]
     going = (requests.decoded > 0) & (requests.end - requests.first > SHORTEST_S)
@@ -167,15 +171,15 @@ def _likeliest(
     """Cached tokens of each prompt; ``theirs``: each group's window, ``computed``: what its time
     says, give or take ``variance``."""
     most = np.maximum(prompt - 1.0, 0.0)
-    part = np.clip(expected / prompt, 0.01, 0.99)
+    part = np.clip(expected / prompt, 0.0, 1.0)
     spread = part * (1 - part) * prompt**2  # of prompts with all of it cached, or nothing
     n, place = len(counted), theirs[group]
     varies, hoped = _sums(group, spread), _sums(group, expected)
     room = _sums(group, most)
     timed = np.clip(_sums(group, prompt) - computed, 0.0, room)
     # Each group between what is usual and what its time says,
-    moved = varies / (varies + variance) * (timed - hoped)
-    found = np.clip(expected + spread * (moved / varies)[group], 0.0, most)
+    moved = (timed - hoped) / (varies + variance)
+    found = np.clip(expected + spread * moved[group], 0.0, most)
     # and what the window counted then tells of those that are not certain.
     doubt = spread * (variance / (varies + variance))[group]
     ours, hits = _sums(place, prompt, n), _sums(place, expected, n)

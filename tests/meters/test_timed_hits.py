@@ -106,3 +106,8 @@ def test_clocks_that_jitter_only_say_less() -> None:
     usual = [sum(HITS[i // 10 * 10 :][:10]) / 10 for i in range(100)]
     assert off(sharp) < 0.3 * off(usual)
     assert off(blurred) < off(usual)
+
+
+def test_where_the_engine_counted_no_hits_times_make_none_up() -> None:
+    none = [0.0] * 100
+    assert found(one_a_second(HITS), none) is None
