@@ -11,6 +11,7 @@ import bisect
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,18 @@ _BATCH_LIST, _PROMPT_LIST, _OUTPUT_LIST = BATCHES.tolist(), PROMPTS.tolist(), OU
 Figures = tuple[float, float, float, float]
 
 
+_MOST_PLANES = 64  # of one table that are kept, 16 KB each
+
+
+class _Plane(NamedTuple):
+    """The figures at one batch, by prompt and output; those of a prompt once they are asked for."""
+
+    row: int  # of the batch below
+    t: float  # how far towards the next, 0..1
+    lines: list[list[Figures] | None]
+    band: list[float]
+
+
 class Table:
     """One backend's figures over the grid."""
 
@@ -62,6 +75,8 @@ class Table:
             [[tuple(node) for node in line] for line in plane] for plane in values.tolist()
         ]
         self._bands: list[list[float]] = bands.tolist()
+        # Between the batches of the grid, by batch and prompt; engines run at few at a time.
+        self._planes: dict[float, _Plane] = {}
 
     def at(
         self, batch: float, prompt: float, outputs: Sequence[float]
@@ -70,38 +85,55 @@ class Table:
 
         Beyond the grid's ends the figures of its ends are given.
         """
+        plane = self._planes.get(batch)
+        if plane is None:
+            plane = self._plane(batch)
+        p, u = _place(_PROMPT_LIST, prompt)
+        lines = plane.lines
+        near, far = lines[p] or self._line(plane, p), lines[p + 1] or self._line(plane, p + 1)
+        t = 1.0 - u
+        found: list[Figures] = []
+        for output in outputs:
+            o, v = _place(_OUTPUT_LIST, output)
+            w = 1.0 - v
+            wa, wb, wc, wd = t * w, t * v, u * w, u * v
+            a0, a1, a2, a3 = near[o]
+            b0, b1, b2, b3 = near[o + 1]
+            c0, c1, c2, c3 = far[o]
+            d0, d1, d2, d3 = far[o + 1]
+            found.append(
+                (
+                    wa * a0 + wb * b0 + wc * c0 + wd * d0,
+                    wa * a1 + wb * b1 + wc * c1 + wd * d1,
+                    wa * a2 + wb * b2 + wc * c2 + wd * d2,
+                    wa * a3 + wb * b3 + wc * c3 + wd * d3,
+                )
+            )
+        return found, plane.band
+
+    def _plane(self, batch: float) -> _Plane:
         load = min(max(batch, 1.0), _BATCH_LIST[-1])
         row, t = _place(_BATCH_LIST, load)
         if t > 0.0:  # joules per token are a + b / batch: straight in 1 / batch
             t *= _BATCH_LIST[row + 1] / load
-        p, u = _place(_PROMPT_LIST, prompt)
-        near, far = self._rows[row], self._rows[row + 1]
-        a, b, c, d = near[p], near[p + 1], far[p], far[p + 1]
-        wa, wb, wc, wd = (1.0 - t) * (1.0 - u), (1.0 - t) * u, t * (1.0 - u), t * u
-        nodes: dict[int, Figures] = {}
-        found: list[Figures] = []
-        for output in outputs:
-            o, v = _place(_OUTPUT_LIST, output)
-            for node in (o, o + 1):
-                if node not in nodes:
-                    ka, kb, kc, kd = a[node], b[node], c[node], d[node]
-                    nodes[node] = (
-                        wa * ka[0] + wb * kb[0] + wc * kc[0] + wd * kd[0],
-                        wa * ka[1] + wb * kb[1] + wc * kc[1] + wd * kd[1],
-                        wa * ka[2] + wb * kb[2] + wc * kc[2] + wd * kd[2],
-                        wa * ka[3] + wb * kb[3] + wc * kc[3] + wd * kd[3],
-                    )
-            below, above = nodes[o], nodes[o + 1]
-            w = 1.0 - v
-            found.append(
-                (
-                    w * below[0] + v * above[0],
-                    w * below[1] + v * above[1],
-                    w * below[2] + v * above[2],
-                    w * below[3] + v * above[3],
-                )
+        if len(self._planes) >= _MOST_PLANES:
+            self._planes.clear()
+        found = self._planes[batch] = _Plane(row, t, [None] * len(_PROMPT_LIST), self._bands[row])
+        return found
+
+    def _line(self, plane: _Plane, p: int) -> list[Figures]:
+        row, t = plane.row, plane.t
+        w = 1.0 - t
+        found = plane.lines[p] = [
+            (
+                w * below[0] + t * above[0],
+                w * below[1] + t * above[1],
+                w * below[2] + t * above[2],
+                w * below[3] + t * above[3],
             )
-        return found, self._bands[row]
+            for below, above in zip(self._rows[row][p], self._rows[row + 1][p], strict=True)
+        ]
+        return found
 
     def physics(self) -> StepPhysics:
         """The straight line through this table that step physics asks for, energy above idle.

@@ -141,7 +141,11 @@ def only_asked(
 def names_variant(request: Request, candidates: Sequence[Candidate]) -> bool:
     """Whether the client pinned one variant of a group (``llama-3.1-8b@int4``)."""
     asked = request.asked
-    return any(c.backend.name == asked != c.backend.group for c in candidates)
+    for candidate in candidates:  # read straight through: this runs for each request
+        backend = candidate.backend
+        if backend.name == asked != backend.group:
+            return True
+    return False
 
 
 def reference_name(request: Request, limits: Limits) -> str | None:

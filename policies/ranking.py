@@ -95,12 +95,13 @@ def dominates(a: Figures, b: Figures) -> bool:
     A figure that only one of them has compares with nothing, so there is no domination; one that
     neither has is left out.
     """
-    better = False
-    for x, y in zip(a, b, strict=True):
-        if x > y or (y == INF and x != INF):
-            return False
-        better = better or x < y
-    return better
+    a0, a1, a2, a3, a4, a5 = a
+    b0, b1, b2, b3, b4, b5 = b
+    if not (a0 <= b0 and a1 <= b1 and a2 <= b2 and a3 <= b3 and a4 <= b4 and a5 <= b5):
+        return False
+    if INF in b and any(y == INF and x != INF for x, y in zip(a, b, strict=True)):
+        return False
+    return a != b
 
 
 class Ranked:

@@ -211,19 +211,20 @@ def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
         if not flight.events or told is None:
             return expected  # nobody counted
         prompt, output = told.prompt_tokens, flight.events  # a stream that broke off
-    counted = msgspec.structs.replace(expected, tokens=prompt + (output or 0))
-    if recount is None or told is None or flight.estimate is None:
-        return counted
-    cached = (usage.cached_tokens if usage else None) or 0
-    read = msgspec.structs.replace(
-        told, prompt_tokens=prompt, cached_prompt_tokens=min(cached, prompt)
-    )
-    again = amounts(recount(flight, read, output or 0), flight)
-    return msgspec.structs.replace(
-        counted,
-        energy_j=_known(again.energy_j, expected.energy_j),
-        carbon_g=_known(again.carbon_g, expected.carbon_g),
-        money_usd=_known(again.money_usd, expected.money_usd),
+    tokens = prompt + (output or 0)
+    again: Estimate | None = None
+    if recount is not None and told is not None and flight.estimate is not None:
+        cached = min((usage.cached_tokens if usage else None) or 0, prompt)
+        if prompt != told.prompt_tokens or cached != told.cached_prompt_tokens:
+            told = msgspec.structs.replace(told, prompt_tokens=prompt, cached_prompt_tokens=cached)
+        again = recount(flight, told, output or 0)
+    if again is None:
+        return msgspec.structs.replace(expected, tokens=tokens)
+    return Amounts(
+        tokens=tokens,
+        energy_j=again.energy_j.mid if again.energy_j else expected.energy_j,
+        carbon_g=again.carbon_g.mid if again.carbon_g else expected.carbon_g,
+        money_usd=again.money_usd.mid if again.money_usd else expected.money_usd,
     )
 
 
@@ -244,10 +245,6 @@ def _g_per_j(facts: Backend | None) -> float:
     if facts is None or facts.intensity_g_per_kwh is None:
         return 0.0
     return operational_g(1.0, 1.0 if facts.pue is None else facts.pue, facts.intensity_g_per_kwh)
-
-
-def _known(value: float | None, otherwise: float | None) -> float | None:
-    return otherwise if value is None else value
 
 
 def warning_headers(admission: Admission) -> RawHeaders:

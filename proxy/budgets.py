@@ -168,13 +168,13 @@ def charges(
     found = []
     for rule in rules_:
         known = _charged.get(id(rule))
-        if known is None or known[0] is not rule or now_s < known[3] or now_s >= known[4]:
+        if known is None or known[0] is not rule or not known[3] <= now_s < known[4]:
             known = _charge_now(rule, now_s)
         _, counter, limit, _, _, at = known
         metric = rule.metric
         amount = whole(metric, getattr(amounts, metric))
         margin = 0
-        if most is not None and rule.reserve_most:
+        if most is not None and metric != "requests" and rule.reserve_most:
             # As much as the limit leaves nothing for others; more of many could not be added up.
             margin = min(limit, max(0, whole(metric, getattr(most, metric)) - amount))
         found.append(Charge(rule, counter, limit, amount, at, margin))

@@ -70,32 +70,32 @@ class LocalStore:
         now_s = self._clock()
         self._sweep(now_s)
         answer = None if request.cache_key is None else self._get(request.cache_key, now_s)
-        wanted = [
-            c.amount if answer is None or c.rule.metric == "requests" else 0
-            for c in request.charges
-        ]
-        counters = [self._counter(c) for c in request.charges]
+        held: Sequence[Charge] = request.charges
+        if answer is not None:
+            held = [
+                c if c.rule.metric == "requests" else c._replace(amount=0, margin=0) for c in held
+            ]
+        counters = [self._counter(c) for c in held]
         used = [c.used for c in counters]
         margins = [c.margins for c in counters]
-        for index, (charge, want) in enumerate(zip(request.charges, wanted, strict=True)):
-            counts = answer is None or charge.rule.metric == "requests"
-            have = used[index] + margins[index]
-            full = have >= charge.limit or have + want > charge.limit
-            if counts and full and charge.rule.fallback_policy is None:
+        for index, charge in enumerate(held):
+            limit, have = charge.limit, used[index] + margins[index]
+            if (
+                (have >= limit or have + charge.amount > limit)
+                and charge.rule.fallback_policy is None
+                and (answer is None or charge.rule.metric == "requests")
+            ):
                 return admission(
                     request, index, used, margins, cached=answer, degraded=self._degraded
                 )
-        held = []
-        for charge, counter, want in zip(request.charges, counters, wanted, strict=True):
-            if answer is not None:
-                charge = charge._replace(amount=want, margin=0)
-            counter.reserved += want
+        for index, charge in enumerate(held):
+            counter = counters[index]
+            counter.reserved += charge.amount
             counter.margins += charge.margin
-            held.append(charge)
+            used[index] += charge.amount
         if held:
             self._held[request.request_id] = (now_s + HELD_S, held)
         leads = answer is not None or self._claim(request, now_s)
-        used = [c.used for c in counters]
         return admission(
             request, None, used, margins, cached=answer, leads=leads, degraded=self._degraded
         )
