@@ -28,6 +28,8 @@ CONTEXT_PER_STEP = 6e-6
 PREFILL_PER_STEP = 1 / 200
 PRIOR_DEVIATION = 0.4  # relative; its tails are heavy, since engines do differ by factors
 ROUNDS = 4
+LEAST_STEPS = 30.0  # that are looked at together: edges are then a hundredth of their work
+ENOUGH_TO_SIZE = 50  # of those, before they tell how far they stray; fewer seem surer than they are
 HUBER = 3.0  # deviations beyond which a window counts less
 ENOUGH_WINDOWS = 20
 OTHERS_OFF = 0.3  # relative, of what others' contexts and prompts are taken to be in a window
@@ -223,10 +225,11 @@ def regress(
     ``prior``: what they are taken to be, with relative deviations ``loose``. ``age``: by window,
     in half-lives; the older one is the less it counts.
     """
+    columns, target, when, age = _together(columns, target, when, age)
     floor = 1e-3 * float(target.max())
     relative = np.ones(len(prior))
     deviations = Deviations(when.starts, when.ends, 1.0 / np.maximum(when.steps, 1.0), age)
-    enough = len(target) >= ENOUGH_WINDOWS
+    enough = len(target) >= ENOUGH_TO_SIZE
     for _ in range(ROUNDS):
         # Relative to what the model expects: beside the energy itself all windows would be one.
         scale = np.maximum(columns @ (prior * relative), floor)
@@ -242,6 +245,26 @@ def regress(
             deviations.doubt(off, HUBER)
     errors = np.sqrt(np.diag(np.linalg.inv(normal)))
     return Regression(relative, errors, float(1.48 * np.median(np.abs(off))))
+
+
+def _together(
+    columns: Floats, target: Floats, when: Spans, age: Floats | None
+) -> tuple[Floats, Floats, Spans, Floats | None]:
+    """Windows in a row added up, as many as have ``LEAST_STEPS`` steps.
+
+    What a window is given too much at its edges its neighbours lack. With a few long steps in
+    each that is a large part of their work; regression would take such errors of what was done
+    for changes in it that cost nothing, and all else for dearer.
+    """
+    group = np.floor((np.cumsum(when.steps) - when.steps / 2) / LEAST_STEPS)
+    firsts = np.flatnonzero(np.diff(group, prepend=-1.0))
+    if len(firsts) == len(group):
+        return columns, target, when, age
+    lasts = np.append(firsts[1:], len(group)) - 1
+    sizes = (lasts - firsts + 1).astype(np.float64)
+    spans = Spans(when.starts[firsts], when.ends[lasts], np.add.reduceat(when.steps, firsts))
+    columns, target = np.add.reduceat(columns, firsts, axis=0), np.add.reduceat(target, firsts)
+    return columns, target, spans, None if age is None else np.add.reduceat(age, firsts) / sizes
 
 
 def non_negative(normal: npt.NDArray[np.float64], right: Floats) -> Floats:

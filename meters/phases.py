@@ -24,7 +24,7 @@ SHORTEST_S = 1e-6
 DEFAULT_STEP_S = 0.02
 DEFAULT_PREFILL_S = 5e-5
 ONE_STEP = (0.75, 1.3)  # times what its prompts take, that a step with nothing else may last
-FULL_STEP = 4096  # prompt tokens in one step from which on its budget may have cut a prompt in two
+FULL_STEP = 8000  # prompt tokens in one step from which on its budget may have cut a prompt in two
 MOST_TOKENS = 1e9  # of one request; more is a mistake
 
 

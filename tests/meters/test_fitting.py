@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meters.fitting import non_negative
+from meters.fitting import Spans, non_negative, regress
 
 squares = st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=3, max_size=3)
 
@@ -35,3 +35,40 @@ def test_no_other_choice_of_zeros_is_better(rows, wanted):
 
 def test_a_direction_that_wants_to_be_negative_is_pinned_at_zero():
     assert non_negative(np.eye(2), np.array([1.0, -1.0])).tolist() == [1.0, pytest.approx(0.0)]
+
+
+def full_steps(seed, steps_a_window):
+    """Windows of an engine full of prompts, and their energy; at each edge nobody saw how much of
+    a step's prompts was computed before it."""
+    random = np.random.default_rng(seed)
+    n = 600
+    steps = random.integers(steps_a_window - 1, steps_a_window + 2, n).astype(float)
+    tokens, prompts = steps * random.uniform(20, 40, n), steps * random.uniform(3_000, 5_000, n)
+    work = np.stack([steps, tokens, prompts], axis=1)
+    cut = np.diff(4_000 * random.uniform(-0.5, 0.5, n + 1))
+    seen = work + np.stack([0 * cut, 0 * cut, cut], axis=1)
+    when = Spans(np.arange(n) * 1.0, np.arange(n) + 1.0, steps)
+    return seen, work @ FULL, when
+
+
+FULL = np.array([20.0, 0.3, 0.1])
+
+
+@pytest.mark.parametrize("steps_a_window", [3, 8, 60])
+def test_what_is_cut_at_edges_is_no_effect_of_anything(steps_a_window):
+    found = [
+        regress(seen, joules, FULL, np.full(3, 0.4), when).relative
+        for seen, joules, when in (full_steps(seed, steps_a_window) for seed in range(4))
+    ]
+    assert np.mean(found, axis=0) == pytest.approx([1, 1, 1], abs=0.5)
+    assert np.mean(found, axis=0)[2] == pytest.approx(1, abs=0.03)
+
+
+def test_windows_with_many_steps_are_looked_at_one_by_one():
+    seen, joules, when = full_steps(1, 60)
+    whole = regress(seen, joules, FULL, np.full(3, 0.4), when)
+    one_off = joules.copy()
+    one_off[300] *= 3  # an outlier counts less, whoever is beside it
+    assert regress(seen, one_off, FULL, np.full(3, 0.4), when).relative == pytest.approx(
+        whole.relative, rel=0.1
+    )
