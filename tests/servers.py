@@ -22,6 +22,7 @@ import psycopg
 import redis
 
 START_S = 60.0
+MEMORY_BYTES = 8 * 1024**3  # four times what all databases of all tests take
 
 
 class Server:
@@ -227,7 +228,7 @@ def start_postgres(*options: str) -> Server:
     It refuses to run as root, so root runs it as ``nobody``. Losing the machine is not tested,
     only losing processes, so it does not wait for the disk.
     """
-    folder = Path(tempfile.mkdtemp(prefix="joulegate-postgres-"))
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-postgres-", dir=_in_memory()))
     user = "nobody" if os.geteuid() == 0 else None
     if user:
         entry = pwd.getpwnam(user)
@@ -259,6 +260,16 @@ def start_postgres(*options: str) -> Server:
         return True
 
     return Server(command, port, folder, ready, url, user)
+
+
+def _in_memory() -> str | None:
+    """A folder in memory where there is plenty: each of some hundred databases is a thousand files,
+    and a slow disk takes minutes to make them and to delete them. None for the usual place."""
+    shared = Path("/dev/shm")
+    if not shared.is_dir() or not os.access(shared, os.W_OK):
+        return None
+    room = min(shutil.disk_usage(shared).free, psutil.virtual_memory().available)
+    return str(shared) if room > MEMORY_BYTES else None
 
 
 def new_database(url: str, name: str) -> str:

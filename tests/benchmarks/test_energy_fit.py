@@ -11,13 +11,23 @@ from benchmarks.energy_rows import fingerprint, read_rows
 from benchmarks.grey_fit import fit, predict
 from benchmarks.holdouts import folds, relative
 from benchmarks.seed_findings import findings
-from benchmarks.seeds import lines
+from benchmarks.seeds import Line, lines
 from estimators.artefacts import load_prior
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(
     not (DATA / "energy").exists(), reason="the published measurements are not here"
 )
+
+
+@pytest.fixture(scope="module")
+def published() -> list[Line]:
+    return list(lines(DATA, load_prior()))
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Line]:
+    return list(findings(DATA, load_prior()))
 
 
 @needs_data
@@ -57,9 +67,8 @@ def test_a_fit_beats_the_data_sheets_on_architectures_it_has_not_seen() -> None:
 
 
 @needs_data
-def test_no_table_of_the_publications_is_left_out() -> None:
-    found = [*lines(DATA, load_prior()), *findings(DATA, load_prior())]
-    printed = {line.table for line in found}
+def test_no_table_of_the_publications_is_left_out(published: list[Line], found: list[Line]) -> None:
+    printed = {line.table for line in [*published, *found]}
     assert printed >= {
         *("buis 4.1", "buis 5.18", "buis 5.24", "buis 5.29", "buis 5.34", "buis 5.40"),
         *("buis 5.5-13", "buis pass/kWh", "pareto", "enrichment", "wetzel 6.3"),
@@ -70,8 +79,7 @@ def test_no_table_of_the_publications_is_left_out() -> None:
 
 
 @needs_data
-def test_the_findings_of_the_publications_hold() -> None:
-    found = list(findings(DATA, load_prior()))
+def test_the_findings_of_the_publications_hold(found: list[Line]) -> None:
     by_name = {(line.table, line.what): line for line in found}
     square = by_name["wetzel 6", "part of the square at 1796 tokens"]
     assert square.predicted == pytest.approx(square.published, rel=0.25)
@@ -84,7 +92,6 @@ def test_the_findings_of_the_publications_hold() -> None:
 
 
 @needs_data
-def test_every_published_row_has_a_prediction() -> None:
-    found = list(lines(DATA, load_prior()))
-    assert len({line.table for line in found}) >= 10
-    assert all(np.isfinite(line.predicted) and line.predicted > 0 for line in found)
+def test_every_published_row_has_a_prediction(published: list[Line]) -> None:
+    assert len({line.table for line in published}) >= 10
+    assert all(np.isfinite(line.predicted) and line.predicted > 0 for line in published)

@@ -259,7 +259,7 @@ async def replicas(request: pytest.FixtureRequest) -> AsyncIterator[list[Store]]
         return
     url = request.getfixturevalue("redis_url")
     prefix = f"t{uuid4().hex}"
-    both: list[Store] = [RedisStore(url, timeout_s=5.0, prefix=prefix) for _ in range(2)]
+    both: list[Store] = [RedisStore(url, timeout_s=30.0, prefix=prefix) for _ in range(2)]
     yield both
     for store in both:
         await store.close()
