@@ -31,7 +31,9 @@ def untold_hits(
     ``likely``: tokens by request, NaN where the engine has told or nobody knows. ``prompts`` and
     ``cached``: tokens by window as the engine counts them, with first tokens, NaN where unknown.
     """
-    told = np.where(requests.computed < requests.prompt - 1, requests.prompt - requests.computed, 0)
+    # One that waits, or was cancelled before its first token, computed less as well.
+    told = np.where(requests.started, requests.prompt - requests.computed, 0.0)
+    told = np.where(told > 1, told, 0.0)
     unknown = requests.started & (told == 0)
     guessed = np.minimum(np.nan_to_num(likely), np.maximum(requests.prompt - 1, 0.0))
     if (told > 0).any():

@@ -72,7 +72,12 @@ def test_hits_that_the_engine_tells_nobody_are_found_by_how_prompts_begin() -> N
     assert unseen[len(unseen) // 2] > 1.5 * seen[len(seen) // 2]  # so that this test can fail
 
 
-def hits(cached: list[float], likely: list[float | None], told: float = 0.0) -> list[float] | None:
+def hits(
+    cached: list[float],
+    likely: list[float | None],
+    told: float = 0.0,
+    beside: Activity | None = None,
+) -> list[float] | None:
     """Two prompts of 1,000 tokens, one in each of two windows."""
     activities = [
         Activity(
@@ -82,6 +87,9 @@ def hits(cached: list[float], likely: list[float | None], told: float = 0.0) -> 
         )
         for i, tokens in enumerate(likely)
     ]  # fmt: skip
+    if beside is not None:
+        activities.append(beside)
+        likely = [*likely, None]
     found = untold_hits(
         np.array([0.0, 1.0]),
         np.array([1.0, 2.0]),
@@ -107,6 +115,13 @@ def test_hits_that_no_beginning_explains_are_everyones_by_length() -> None:
     assert found[0] > 100
     assert found[1] > 800
     assert sum(found) == pytest.approx(1_000)
+
+
+def test_a_prompt_that_waits_says_nothing_of_what_the_engine_tells() -> None:
+    waits = Activity(request_id="w", node="n", start_s=1.8, prompt_tokens=1_000.0)
+    gone = msgspec.structs.replace(waits, request_id="g", end_s=1.81)
+    for other in (waits, gone):
+        assert hits([0.0, 400.0], [0.0, 0.0], beside=other) == pytest.approx([0, 400, 0])
 
 
 def test_what_the_engine_tells_of_a_request_is_kept() -> None:
