@@ -26,6 +26,7 @@ from sklearn.linear_model import Ridge
 
 from benchmarks.routing_scores import area_of, area_of_hull, hull_of, pinball, recovered
 from benchmarks.routing_sets import NAMES, OutcomeSet, lengths_of, load, split
+from benchmarks.routing_unseen import LeftOut, guesses_of, line_of, summary, tasks_left_out
 from estimators.quality_fit import Scored, learn
 from estimators.quality_model import QualityModel
 from estimators.text import coarse_task, read
@@ -50,18 +51,16 @@ def rows_of(data: OutcomeSet, rows: Index, labels: bool = True) -> Iterator[Scor
                 )
 
 
-def _guesses(model: QualityModel, data: OutcomeSet, judged: Index) -> Matrix:
-    order = [model.backends.index(name) for name in data.models]
-    said = model.predict_all([read(data.texts[i]) for i in judged])
-    return np.array([each.quality[order, 1] for each in said if each.quality is not None], float)
+def learnt_from(data: OutcomeSet, learnt: Index, labels: bool = True) -> QualityModel:
+    return learn(rows_of(data._replace(lengths=None), learnt, labels))
 
 
 def ours(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
-    return _guesses(learn(rows_of(data._replace(lengths=None), learnt)), data, judged)
+    return guesses_of(learnt_from(data, learnt), data, judged)
 
 
 def ours_unlabelled(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
-    return _guesses(learn(rows_of(data._replace(lengths=None), learnt, False)), data, judged)
+    return guesses_of(learnt_from(data, learnt, False), data, judged)
 
 
 def ridge(data: OutcomeSet, learnt: Index, judged: Index) -> Matrix:
@@ -105,7 +104,7 @@ ROUTERS: dict[str, Router] = {
 def worth(data: OutcomeSet, guesses: Matrix, learnt: Index, judged: Index) -> float:
     scores = data.scores[judged]
     if len(data.models) == 2:
-        return recovered(guesses[:, 1] - guesses[:, 0], scores, np.random.default_rng(0))
+        return recovered(guesses[:, 1] - guesses[:, 0], scores)
     hull = hull_of(data.costs, np.nanmean(data.scores[learnt], axis=0))
     return area_of(guesses, hull, data.costs, scores)
 
@@ -139,39 +138,6 @@ def seen_tasks(data: OutcomeSet, repeats: int, most: int | None) -> dict[str, li
             if name == "ours":
                 shuffled = np.random.default_rng(seed).permutation(guesses)
                 found.setdefault("shuffled", []).append(worth(data, shuffled, learnt, judged))
-    return found
-
-
-def unseen_tasks(data: OutcomeSet, most: int) -> list[tuple[str, int, float, float, float, float]]:
-    """Of each task left out whole: prompts, hull, ours, plain ridge, and the standard error of
-    ours less the hull over prompts."""
-    tasks = np.array(data.tasks)
-    names = sorted(set(data.tasks))
-    folds = [[name] for name in names]
-    if len(names) > 12:
-        shuffled = np.random.default_rng(1).permutation(names).tolist()
-        folds = [shuffled[k::5] for k in range(5)]
-    found = []
-    for fold in folds:
-        out = np.isin(tasks, fold)
-        passages = np.unique(data.groups[out])
-        rest = np.flatnonzero(~out & ~np.isin(data.groups, passages))
-        learnt = np.random.default_rng(0).permutation(rest)[:most]
-        judged = np.flatnonzero(out)
-        if len(learnt) < 50:
-            continue
-        title = fold[0] if len(fold) == 1 else f"{len(fold)} subjects"
-        hull = controls(data, learnt, judged)["hull"]
-        guesses = ours(data, learnt, judged)
-        plain = worth(data, ridge(data, learnt, judged), learnt, judged)
-        rng = np.random.default_rng(0)
-        gains = []
-        for _ in range(40):
-            drawn = rng.integers(0, len(judged), len(judged))
-            again = worth(data, guesses[drawn], learnt, judged[drawn])
-            gains.append(again - controls(data, learnt, judged[drawn])["hull"])
-        value = worth(data, guesses, learnt, judged)
-        found.append((title, len(judged), hull, value, plain, float(np.std(gains))))
     return found
 
 
@@ -298,19 +264,20 @@ def main() -> None:
             print(f"   {time.monotonic() - began:.0f} s", flush=True)
 
     if sets:
-        print("\nWhole tasks left out: hull as known when learning, ours, plain TF-IDF ridge.")
+        print("\nWhole tasks left out: mean quality over budgets less the hull as known when")
+        print("learning; alone in a file, and among as many prompts of known tasks.")
+    every: list[LeftOut] = []
     for name, data in loaded.items():
         if len(set(data.tasks)) < 2:
             continue
-        rows = unseen_tasks(data, 1500 if args.quick else 2500)
-        for title, number, hull, value, plain, error in rows:
-            print(
-                f"{name:12}{title:20}{number:6d}  hull {hull:.3f}  ours {value:.3f}"
-                f" ({value - hull:+.4f}±{error:.4f})  ridge {plain:.3f} ({plain - hull:+.3f})",
-                flush=True,
-            )
-        gains = [value - hull for _, _, hull, value, _, _ in rows]
-        print(f"{name:12}{'mean':26}  ours {np.mean(gains):+.4f}  worst {min(gains):+.4f}")
+        found_out = []
+        for one in tasks_left_out(data, 1500 if args.quick else 2500, learnt_from, ridge):
+            found_out.append(one)
+            print(f"{name:12}{line_of(one)}", flush=True)
+        print(summary(name, found_out), flush=True)
+        every.extend(found_out)
+    if every:
+        print(summary("all", every), flush=True)
 
     if "greenserv" in names:
         runs = joules(load(args.data, "greenserv"), max(repeats, 3))

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 Matrix = NDArray[np.float64]
 
@@ -55,14 +56,13 @@ def area_of(guesses: Matrix, hull: Hull, costs: Matrix, scores: Matrix) -> float
     return float(np.interp(budgets, np.array(spent)[order], np.array(got)[order]).mean())
 
 
-def recovered(gaps: Matrix, scores: Matrix, rng: np.random.Generator) -> float:
+def recovered(gaps: Matrix, scores: Matrix) -> float:
     """APGR of two models: the share of the quality gap recovered, averaged over the share of
-    requests sent to the strong one, in the order of the guessed gaps. A random order gets 0.5."""
-    order = np.lexsort((rng.random(len(gaps)), -gaps))
-    gained = (scores[:, 1] - scores[:, 0])[order]
-    return float(np.trapezoid(np.concatenate(([0.0], np.cumsum(gained))), dx=1 / len(gained))) / (
-        gained.sum() or 1.0
-    )
+    requests sent to the strong one, in the order of the guessed gaps. Equal gaps count as their
+    orders do on average, so that one gap for all gets exactly 0.5."""
+    before = (rankdata(-gaps) - 0.5) / len(gaps)  # the share sent before it
+    gained = scores[:, 1] - scores[:, 0]
+    return float((gained * (1.0 - before)).sum()) / (float(gained.sum()) or 1.0)
 
 
 def pinball(guess: Matrix, came: Matrix, level: float) -> float:

@@ -41,7 +41,10 @@ _SHARPNESS = (4.0, 8.0, 16.0, 32.0)
 _FEWEST = 20  # prompts below which only means are used
 _MANY_KINDS = 15  # labelled tasks; fewer left out say little about the next one
 _DOUBTFUL, _SURE = 0.25, 0.8  # slopes of what came on what was guessed
-_NEW, _KNOWN = 0.3, 0.7  # chances of being of a known kind between which trust grows
+# Chances of being of a known kind between which trust grows: where enough kinds were left out to
+# say what guesses are worth on new ones, and where too few were. A little trust changes the order
+# of prompts as much as all of it does, so below the first there must be none.
+_TESTED, _UNTESTED = (0.3, 0.7), (0.6, 0.8)
 _KEPT_AXES = 12
 
 
@@ -207,16 +210,17 @@ class Rules(NamedTuple):
     caution: float  # standard errors by which an unseen kind's gain must clear zero
     fewest: int  # kinds left out below which they say nothing
     worth: float  # of what left-out kinds showed
+    known: tuple[float, float]  # chances of being of a known kind between which trust grows
 
 
 def _rules(families: Sorting) -> Rules:
     """Few labelled tasks are judged most sternly: the next may be like none of them. Clusters
     left out of one kind of traffic are less strange than a new task, so they count half."""
     if not families.names:
-        return Rules(0.25, 1.0, 3, 0.5)
+        return Rules(0.25, 1.0, 3, 0.5, _UNTESTED)
     if families.size < _MANY_KINDS:
-        return Rules(0.5, 2.0, _MANY_KINDS, 1.0)
-    return Rules(0.35, 1.0, _MANY_KINDS, 1.0)
+        return Rules(0.5, 2.0, _MANY_KINDS, 1.0, _UNTESTED)
+    return Rules(0.35, 1.0, _MANY_KINDS, 1.0, _TESTED)
 
 
 class Evidence(NamedTuple):
@@ -270,7 +274,7 @@ def _gate(
         slope = rules.worth * _slope(unfamiliar, mix, groups, particular, rules)
     # a default that is left by half on weak evidence is left for nothing
     new = np.clip((slope - _DOUBTFUL) / (_SURE - _DOUBTFUL), 0.0, 1.0)
-    return Gate(f32(np.array([_NEW, _KNOWN])), f32(np.array([new, 1.0])))
+    return Gate(f32(np.array(rules.known)), f32(np.array([new, 1.0])))
 
 
 def _slope(

@@ -15,16 +15,19 @@ from collections.abc import Sequence
 from math import log, sqrt
 
 _USUAL_WEIGHT = 6.0  # prompts that the usual share of new ones is worth
-_KIND_WEIGHT = 20.0  # prompts of a kind until its own share counts half
+_KIND_WEIGHT = 20.0  # prompts of a kind until its own figures count half, where kinds are alike
+_LEAST_WEIGHT = 2.0  # the same where they are nothing alike
 _MEMORY = 400.0  # prompts of a kind that are remembered
 _ROUNDS = 30
 LOWEST_RANK = 0.005
 # Mean of -log(rank) beyond that of known traffic, less its standard errors, between which a kind's
 # prompts are no longer trusted at all: new tasks that look much like known ones show little more.
-_SOUND, _BROKEN = 0.0, 0.15
+_SOUND, _BROKEN = 0.0, 0.1
 _CAUTION = 1.0  # standard errors
-# The same over all kinds, beyond which none is trusted: nearly everything is new.
-_SOME_NEW, _ALL_NEW = 0.35, 0.5
+# Shares of new prompts in all the traffic between which trust falls to nothing: where nearly
+# everything is new, what looks sound is more likely to be new and look alike.
+_MOSTLY_NEW, _ALL_NEW = 0.7, 0.9
+_EVERY = 16  # prompts after which kinds are compared again
 
 
 def known_odds(rank: float, share: float, crowding: float) -> float:
@@ -45,13 +48,16 @@ class Traffic:
         self._all_new = self._all = 0.0
         self._surprise: dict[int, float] = {}
         self._all_surprise = 0.0
+        self._weight = _KIND_WEIGHT
+        self._mostly = usual
+        self._until = _EVERY
 
     def share(self, kind: int) -> float:
         """Which share of the prompts that look like this kind are new, 0..1."""
         overall = (self._all_new + self._usual * _USUAL_WEIGHT) / (self._all + _USUAL_WEIGHT)
         overall = min(max(overall, 0.0), 1.0)
-        own = (self._new.get(kind, 0.0) + overall * _KIND_WEIGHT) / (
-            self._number.get(kind, 0.0) + _KIND_WEIGHT
+        own = (self._new.get(kind, 0.0) + overall * self._weight) / (
+            self._number.get(kind, 0.0) + self._weight
         )
         return min(max(own, 0.0), 1.0)
 
@@ -75,12 +81,21 @@ class Traffic:
         self._all = self._all * keep + 1.0
         self._surprise[kind] = self._surprise.get(kind, 0.0) * keep + surprise
         self._all_surprise = self._all_surprise * keep + surprise
+        self._until -= 1
+        if self._until <= 0:
+            self._until = _EVERY
+            self._compare()
 
     def look(self, prompts: Sequence[tuple[int, float]]) -> None:
         """Take (kind, rank) of a whole batch at once: every prompt counts for every other."""
         for kind, rank in prompts:
             self._surprise[kind] = self._surprise.get(kind, 0.0) + self._beyond(rank)
             self._all_surprise += self._beyond(rank)
+            self._number[kind] = self._number.get(kind, 0.0) + 1.0
+            self._all += 1.0
+            self._new[kind] = self._new.get(kind, 0.0) + self._usual
+            self._all_new += self._usual
+        self._compare()
         for _ in range(_ROUNDS):
             new: dict[int, float] = {}
             number: dict[int, float] = {}
@@ -89,21 +104,42 @@ class Traffic:
                 number[kind] = number.get(kind, 0.0) + 1.0
             self._new, self._number = new, number
             self._all_new, self._all = sum(new.values()), sum(number.values())
+        self._compare()
 
     def _beyond(self, rank: float) -> float:
         return -log(max(rank, LOWEST_RANK)) - self._of_known
 
     def _soundness(self, kind: int) -> float:
         overall = self._all_surprise / (self._all + _USUAL_WEIGHT)
-        number = self._number.get(kind, 0.0) + _KIND_WEIGHT
-        own = (self._surprise.get(kind, 0.0) + overall * _KIND_WEIGHT) / number
+        number = self._number.get(kind, 0.0) + self._weight
+        own = (self._surprise.get(kind, 0.0) + overall * self._weight) / number
         # -log(rank) of known traffic has a standard deviation of 1
         own -= _CAUTION / sqrt(number)
-        overall -= _CAUTION / sqrt(self._all + _KIND_WEIGHT)
         return min(
             _falling(own, _SOUND, _BROKEN),
-            _falling(overall, _SOME_NEW, _ALL_NEW),
+            _falling(self._mostly, _MOSTLY_NEW, _ALL_NEW),
         )
+
+    def _compare(self) -> None:
+        """How alike kinds are, and how much of all is new, from what came to each of them.
+
+        A kind leans on all of them by the variance within a kind, which is 1, over that between
+        kinds (DerSimonian and Laird's estimate): one that is plainly new does not put the others
+        in doubt.
+        """
+        counts = {kind: number for kind, number in self._number.items() if number > 0.0}
+        total = sum(counts.values())
+        new = sum(min(max(self._new.get(kind, 0.0), 0.0), counts[kind]) for kind in counts)
+        self._mostly = (new + self._usual * _USUAL_WEIGHT) / (total + _USUAL_WEIGHT)
+        self._weight = _KIND_WEIGHT
+        if len(counts) < 2:
+            return
+        means = {kind: self._surprise.get(kind, 0.0) / number for kind, number in counts.items()}
+        middle = sum(counts[kind] * means[kind] for kind in counts) / total
+        apart = sum(counts[kind] * (means[kind] - middle) ** 2 for kind in counts)
+        spare = total - sum(number**2 for number in counts.values()) / total
+        between = (apart - (len(counts) - 1)) / max(spare, 1e-9)
+        self._weight = min(max(1.0 / max(between, 1e-6), _LEAST_WEIGHT), _KIND_WEIGHT)
 
 
 def _falling(value: float, start: float, end: float) -> float:
