@@ -70,13 +70,14 @@ def stored(prior: Prior, data: str) -> str:
     text = [f"held out, as fitted on {same}; rows with a load, each fold fitted without its like"]
     text.append(
         f"{'tier':10} {'rows':>5} {'energy MAPE':>12} {'median':>7} {'physics alone':>14} "
-        f"{'step MAPE':>10} {'median':>7} {'pairs':>6} {'80 % band holds':>16}"
+        f"{'step MAPE':>10} {'median':>7} {'pairs':>6} {'first token':>12} {'80 % band holds':>16}"
     )
     for tier, found in prior.about["held_out"].items():
         text.append(
             f"{tier:10} {found['rows']:5.0f} {found['energy_mape']:12.1%} "
             f"{found['energy_median']:7.1%} {found['physics_mape']:14.1%} "
             f"{found['step_mape']:10.1%} {found['step_median']:7.1%} {found['pairs_right']:6.1%} "
+            f"{found.get('first_token_mape', math.nan):12.1%} "
             f"{found.get('band_holds', math.nan):16.1%}"
         )
     return "\n".join(text)

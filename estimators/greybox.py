@@ -35,7 +35,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "hop_factor": (np.log(2.0), 0.7),  # transfer time over the link's own
     "host_s": (np.log(1e-3), 0.5),  # the engine's own code, per step
     "sequence_s": (np.log(2e-5), 1.0),  # ... per sequence of a step
-    "head_s": (np.log(2e-7), 1.0),  # attention of one sequence in one layer, however short
+    "head_s": (np.log(2e-7), 1.0),  # attention of one sequence in one layer, by one GPU
     "expert_s": (np.log(25e-6), 0.5),  # choosing and launching the experts of one layer
     "skew": (np.log(0.6), 0.2),  # of a batch's tokens, those that choose experts of their own
     "tile_s": (np.log(3e-7), 0.25),  # one expert more to work on in a layer, however few rows
@@ -51,6 +51,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
     "cache_share": (np.log(0.45), 0.3),  # ... when reading the cache
     "tile_share": (np.log(0.5), 0.2),  # ... when experts wait for one another's rows
+    "kernel_share": (np.log(0.3), 0.3),  # ... in a sequence's own kernels
     "compute_share": (np.log(0.9), 0.3),  # ... when arithmetic is saturated, decoding
     "prefill_share": (np.log(0.6), 0.3),  # ... prefilling
 }
@@ -171,6 +172,9 @@ class Cases:
     state_bytes: Array  # of one sequence
     always_bytes: Array  # of one weight that every token uses
     expert_layers: Array
+    cache_layers: Array
+    unread_share: Array  # of all parameters, the table that tokens are read in by
+    head_share: Array  # of all parameters, those that tokens are chosen by; never quantised
     low: Array  # 0 or 1, like the next four: calculates in fewer bits than 16
     hybrid: Array
     old: Array  # vLLM before its second engine; between 0 and 1 on the way there
@@ -240,6 +244,9 @@ def static_row(backend: Backend) -> tuple[float, ...] | None:
         # MXFP4 models keep everything but their experts in bf16 (gpt-oss model card).
         2.0 if precision == "mxfp4" and shape.expert_share < 1.0 else WEIGHT_BYTES[precision],
         shape.expert_layers,
+        shape.cache_layers,
+        shape.unread / shape.params,
+        shape.head / shape.params,
         float(compute_flops(gpu, precision) > gpu.fp16_tflops * 1e12),
         float(shape.hybrid),
         old,
@@ -297,16 +304,19 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     experts = rows.params - rows.always
     moe = (rows.expert_share < 1.0).astype(np.float64)
     # what the data sheet alone would need
-    always_s = rows.always * rows.always_bytes / bandwidth
+    head, unread = rows.head_share * rows.params, rows.unread_share * rows.params
+    always_bytes = (rows.always - unread - head) * rows.always_bytes
+    always_s = (always_bytes + head * np.maximum(rows.always_bytes, 2.0)) / bandwidth
     experts_s = experts * covered * rows.weight_bytes / bandwidth
     weights_s = always_s + experts_s
     kept = context * rows.kv_bytes + np.minimum(context, rows.window) * rows.window_kv_bytes
     cache_s = batch * (kept + 2.0 * rows.state_bytes) / bandwidth
-    products_s = 2.0 * rows.active * batch / flops
+    inner = rows.active - unread - head
+    products_s = 2.0 * batch * (inner / flops + head / (rows.flops16 * gpus))
     many = gpus > 1.0
     hop_bytes_s = 2.0 * rows.hidden * 2.0 * (gpus - 1.0) / gpus / rows.link  # of one token
-    attention = 2.0 * prompt * prompt * rows.hidden * rows.layers
-    prompt_s = 2.0 * rows.active * prompt / flops
+    attention = 2.0 * prompt * prompt * rows.hidden * rows.cache_layers
+    prompt_s = 2.0 * inner * prompt / flops
     attention_s = attention / (rows.flops16 * gpus) / q["attention_rate"]
 
     # Experts live whole on one GPU each: a step waits for the one that has most of them to read.
@@ -320,7 +330,8 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     exchange_s = np.where(many, 2.0 * rows.layers * hops_s, 0.0)
     launch_s = rows.layers * q["layer_s"] + rows.expert_layers * q["expert_s"]
     sequences_s = q["sequence_s"] * batch
-    heads_s = q["head_s"] * batch * rows.layers
+    # Heads are dealt out to the GPUs, so that each has its share of every sequence's attention.
+    heads_s = q["head_s"] * batch * rows.cache_layers / gpus
     step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + tiles_s
     step_s = step_s + sequences_s + heads_s + q["host_s"]
     sent_s = np.where(many, 2.0 * rows.layers * q["hop_factor"] * prompt * hop_bytes_s, 0.0)
@@ -328,8 +339,11 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     prefill_s = worked_s + sent_s + rows.layers * q["begin_s"]
     time_s = output * step_s / batch + prefill_s + q["request_s"]
 
-    # In the first engine the host's work per sequence kept the GPU waiting; now it overlaps.
-    waited_s = q["host_s"] + np.where(rows.old + rows.plain > 0.0, sequences_s, 0.0)
+    # In the first engine the host's work per layer and sequence kept the GPU waiting. Now it
+    # overlaps with the GPU's, and what a sequence costs beyond its bytes are kernels of its own.
+    first = rows.old + rows.plain > 0.0
+    waited_s = q["host_s"] + np.where(first, sequences_s + launch_s + heads_s, 0.0)
+    kernels_s = np.where(first, 0.0, sequences_s + heads_s)
     steps = output / batch
     bytes_per_j = (rows.bandwidth / rows.limit_w / _REFERENCE_BYTES_PER_J) ** (1.0 - scaling)
     drawn = (
@@ -338,6 +352,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
         + q["memory_share"] * bytes_per_j * weights_s * steps
         + q["cache_share"] * bytes_per_j * cache_s * steps
         + q["tile_share"] * tiles_s * steps
+        + q["kernel_share"] * kernels_s * steps
         + q["compute_share"] * products_s * steps
         + q["prefill_share"] * worked_s
     )

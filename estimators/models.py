@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
+from estimators.architectures import Architecture, architecture_of
 from estimators.types import ModelFacts
 
 # Bytes read for one weight, scales and zero points of the quantised kinds included:
@@ -74,62 +75,12 @@ _PRECISION_ALIASES = {
 # architectures. Only used where the experts are not given.
 _ALWAYS_USED_SHARE = 0.4
 _KV_VALUE_BYTES = 2.0  # bf16 cache, vLLM's default
+_USUAL_VOCABULARY = 100_000  # where nobody says: between Llama 2's 32,000 and Gemma's 256,000
 _MLA_VALUES_PER_LAYER = 576  # 512 latent + 64 rotary values (DeepSeek-V2, arXiv 2405.04434)
 
 
 class UnknownPrecision(ValueError):
     """A precision that none of the known names matches."""
-
-
-class _Published(NamedTuple):
-    """A published architecture that the numbers people usually give do not describe fully."""
-
-    params_b: float
-    active_b: float
-    layers: int
-    hidden: int
-    kv_bytes_per_token: float | None  # None: what layers, heads and their size give
-    experts: int = 0
-    experts_per_token: int = 0
-    attention_layers: int = 0  # of a hybrid; 0: every layer attends
-    window_tokens: int = 0
-    window_kv_bytes_per_token: float = 0.0
-    state_bytes: float = 0.0
-    expert_layers: int = 0  # 0: all of a mixture's
-
-
-# From the config.json that each maker publishes on Hugging Face. Sliding-window layers stand
-# apart in the cache bytes (Gemma 3: one layer in six sees everything; gpt-oss: every second).
-# A Mamba layer's state: heads * head size * state size, in 4 bytes as the model card asks.
-_PUBLISHED = (
-    # google/gemma-3-4b-it, -12b-it, -27b-it
-    _Published(4.3, 4.3, 34, 2560, 20_480, window_tokens=1024, window_kv_bytes_per_token=118_784),
-    _Published(12.2, 12.2, 48, 3840, 65_536, window_tokens=1024, window_kv_bytes_per_token=327_680),
-    _Published(27.4, 27.4, 62, 5376, 81_920, window_tokens=1024, window_kv_bytes_per_token=425_984),
-    # openai/gpt-oss-20b, -120b
-    _Published(
-        20.9, 3.6, 24, 2880, 24_576, 32, 4, window_tokens=128, window_kv_bytes_per_token=24_576
-    ),
-    _Published(
-        116.8, 5.1, 36, 2880, 36_864, 128, 4, window_tokens=128, window_kv_bytes_per_token=36_864
-    ),
-    _Published(30.5, 3.3, 48, 2048, None, 128, 8),  # Qwen/Qwen3-30B-A3B
-    _Published(235.0, 22.0, 94, 4096, None, 128, 8),  # Qwen/Qwen3-235B-A22B
-    _Published(480.0, 35.0, 62, 6144, None, 160, 8),  # Qwen/Qwen3-Coder-480B-A35B
-    _Published(671.0, 37.0, 61, 7168, 70_272, 256, 8, expert_layers=58),  # deepseek-ai/DeepSeek-V3
-    _Published(
-        15.7, 2.4, 27, 2048, 31_104, 64, 6, expert_layers=26
-    ),  # deepseek-ai/DeepSeek-V2-Lite
-    _Published(
-        400.0, 17.0, 48, 5120, None, 128, 1, expert_layers=24
-    ),  # meta-llama/Llama-4-Maverick
-    _Published(109.0, 17.0, 48, 5120, None, 16, 1),  # meta-llama/Llama-4-Scout
-    _Published(46.7, 12.9, 32, 4096, None, 8, 2),  # mistralai/Mixtral-8x7B
-    _Published(140.6, 39.1, 56, 6144, None, 8, 2),  # mistralai/Mixtral-8x22B
-    # nvidia/Nemotron-Nano-12B-v2, -9B-v2: 28 and 27 Mamba layers
-    _Published(12.3, 12.3, 62, 5120, 24_576, 0, 0, 6, state_bytes=28 * 128 * 80 * 128 * 4),
-    _Published(8.9, 8.9, 56, 4480, 16_384, 0, 0, 4, state_bytes=27 * 128 * 80 * 128 * 4),
-)
 
 
 class Shape(msgspec.Struct, frozen=True):
@@ -149,6 +100,9 @@ class Shape(msgspec.Struct, frozen=True):
     window_kv_bytes_per_token: float = 0.0  # ... and so much of each; not in kv_bytes_per_token
     state_bytes: float = 0.0  # of one sequence, whatever its length
     expert_layers: float = 0.0  # layers that choose among experts
+    unread: float = 0.0  # of ``always``, what no step reads: a table that only reads tokens in
+    head: float = 0.0  # of ``always``, what tokens are chosen by
+    cache_layers: float = 0.0  # layers that keep a cache
 
     def cache_bytes(self, context: float) -> float:
         """What a step reads of one sequence's cache and state; the state is written again too."""
@@ -190,12 +144,15 @@ def shape_of(model: ModelFacts) -> Shape:
     else:
         layers = typical
     sparse = active < 0.9 * params
-    hidden = float(model.hidden_size or math.sqrt(active / (12.0 * layers)))
+    vocabulary = float(model.vocabulary or _USUAL_VOCABULARY)
+    untied = _untied(model.tied_embeddings, params)
+    hidden = float(model.hidden_size or _hidden(active, layers, vocabulary * (1.0 + untied)))
     per_token = 0.0
     always, share = params, 1.0
     if sparse:
         always, share = _experts(params, active, model.experts, model.experts_per_token)
         per_token = float(model.experts_per_token or 4.0)
+    head = min(vocabulary * hidden, 0.25 * always)
     given = [model.layers, model.hidden_size, model.kv_heads, model.head_dim]
     return Shape(
         params=params,
@@ -216,38 +173,37 @@ def shape_of(model: ModelFacts) -> Shape:
         )
         if sparse
         else 0.0,
+        unread=head * untied,
+        head=head,
+        cache_layers=_cache_layers(model, layers),
     )
 
 
-def _filled(model: ModelFacts) -> tuple[ModelFacts, _Published | None]:
+def _filled(model: ModelFacts) -> tuple[ModelFacts, Architecture | None]:
     """A published architecture recognised by its numbers fills what was not given."""
     active = model.active_params_b or model.params_b
-    for known in _PUBLISHED:
-        if (
-            abs(math.log(model.params_b / known.params_b)) < 0.04
-            and abs(math.log(active / known.active_b)) < 0.1
-            # A dense model of that size may be any; two sizes, or the layers, say which it is.
-            and (model.layers or (known.experts and known.layers))
-            in (known.layers, known.attention_layers or known.layers)
-        ):
-            # Bytes given as those of all layers hold the windows' already.
-            given, whole = model.kv_bytes_per_token, known.kv_bytes_per_token
-            apart = given is None or whole is None or given < 1.1 * whole
-            return (
-                msgspec.structs.replace(
-                    model,
-                    hidden_size=model.hidden_size or known.hidden,
-                    kv_bytes_per_token=model.kv_bytes_per_token or known.kv_bytes_per_token,
-                    window_tokens=model.window_tokens or (known.window_tokens if apart else None),
-                    window_kv_bytes_per_token=model.window_kv_bytes_per_token
-                    or (known.window_kv_bytes_per_token if apart else None),
-                    state_bytes=model.state_bytes or known.state_bytes or None,
-                    experts=model.experts or known.experts or None,
-                    experts_per_token=model.experts_per_token or known.experts_per_token or None,
-                ),
-                known,
-            )
-    return model, None
+    known = architecture_of(model.params_b, active, model.layers, model.kv_heads)
+    if known is None:
+        return model, None
+    # Bytes given as those of all layers hold the windows' already.
+    given, whole = model.kv_bytes_per_token, known.kv_bytes_per_token
+    apart = given is None or whole is None or given < 1.1 * whole
+    return (
+        msgspec.structs.replace(
+            model,
+            hidden_size=model.hidden_size or known.hidden,
+            kv_bytes_per_token=model.kv_bytes_per_token or known.kv_bytes_per_token,
+            window_tokens=model.window_tokens or ((known.window_tokens or None) if apart else None),
+            window_kv_bytes_per_token=model.window_kv_bytes_per_token
+            or ((known.window_kv_bytes_per_token or None) if apart else None),
+            state_bytes=model.state_bytes or known.state_bytes or None,
+            experts=model.experts or known.experts or None,
+            experts_per_token=model.experts_per_token or known.experts_per_token or None,
+            vocabulary=model.vocabulary or known.vocabulary,
+            tied_embeddings=known.tied if model.tied_embeddings is None else model.tied_embeddings,
+        ),
+        known,
+    )
 
 
 def typical_layers(size_b: float) -> float:
@@ -289,6 +245,8 @@ def facts_from_config(
         state_bytes=_config_state_bytes(text),
         experts=int(experts) if experts else None,
         experts_per_token=int(per_token) if experts and per_token else None,
+        vocabulary=int(text["vocab_size"]) if text.get("vocab_size") else None,
+        tied_embeddings=bool(text.get("tie_word_embeddings")) if text.get("vocab_size") else None,
     )
 
 
@@ -372,6 +330,27 @@ def _kv_bytes(model: ModelFacts, typical: float, params: float) -> float:
         return layers * _MLA_VALUES_PER_LAYER * _KV_VALUE_BYTES
     heads = 8.0 if params >= 3e9 else 4.0
     return 2.0 * layers * (model.kv_heads or heads) * (model.head_dim or 128.0) * _KV_VALUE_BYTES
+
+
+def _hidden(active: float, layers: float, tokens: float) -> float:
+    """The width whose layers, of 12 squares of it, and tables of so many tokens make ``active``."""
+    squares = 12.0 * layers
+    return (math.sqrt(tokens * tokens + 4.0 * squares * active) - tokens) / (2.0 * squares)
+
+
+def _untied(tied: bool | None, params: float) -> float:
+    """How likely it has a table of its own for reading tokens in: 2B have none, 8B have one."""
+    if tied is not None:
+        return 0.0 if tied else 1.0
+    return min(1.0, max(0.0, math.log(params / 2e9) / math.log(4.0)))
+
+
+def _cache_layers(model: ModelFacts, layers: float) -> float:
+    """Layers that keep a cache: all but those of a hybrid that keep a state instead."""
+    if not (model.kv_heads and model.head_dim) or model.kv_bytes_per_token is None:
+        return float(model.layers or layers)
+    kept = model.kv_bytes_per_token + (model.window_kv_bytes_per_token or 0.0)
+    return min(layers, kept / (2.0 * model.kv_heads * model.head_dim * _KV_VALUE_BYTES))
 
 
 def _config_kv_bytes(

@@ -6,7 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from estimators.greybox import MIDDLES, cases, physics, static_row
+from estimators.greybox import MIDDLES, NAMES, Array, Physics, cases, physics, static_row
 from estimators.hardware import GPUS
 from estimators.types import Backend, ModelFacts
 
@@ -38,3 +38,54 @@ def test_a_prompts_attention_gains_nothing_from_faster_products_of_weights() -> 
     assert beyond[0] == pytest.approx(beyond[1], rel=1e-6)
     assert beyond[0] > 0.0
     assert linear[1] == pytest.approx(linear[0] / 10.0, rel=1e-6)
+
+
+def busy_step(backend: Backend, constants: Array = MIDDLES) -> Physics:
+    """A step of 64 sequences; times in seconds."""
+    static = static_row(backend)
+    assert static is not None
+    return physics(
+        constants, cases([static], np.array([64.0]), np.array([200.0]), np.array([400.0]))
+    )
+
+
+def test_attention_heads_are_dealt_out_to_the_gpus() -> None:
+    one = Backend(name="b", group="b", gpu=GPUS["H100-SXM"], model=QWEN_8B)
+    held_s = [
+        float(busy_step(msgspec.structs.replace(one, num_gpus=gpus)).held_s[0])
+        for gpus in (1, 2, 4)
+    ]
+    assert held_s[0] - held_s[1] == pytest.approx(2.0 * (held_s[1] - held_s[2]), rel=1e-6)
+    assert held_s[0] > held_s[1]
+
+
+def test_the_table_that_reads_tokens_in_is_not_read_again_in_a_step() -> None:
+    tied = msgspec.structs.replace(QWEN_8B, tied_embeddings=True)
+    memory_s = [
+        float(
+            busy_step(Backend(name="b", group="b", gpu=GPUS["H100-SXM"], model=model)).memory_s[0]
+        )
+        for model in (QWEN_8B, tied)
+    ]
+    spared = (memory_s[1] - memory_s[0]) * 3.35e12 * np.exp(MIDDLES[0])
+    assert spared == pytest.approx(2.0 * 151_936 * 4096, rel=1e-6)
+
+
+def test_while_the_first_engines_host_launches_layers_its_gpu_waits() -> None:
+    slower = MIDDLES.copy()
+    slower[NAMES.index("layer_s")] += np.log(2.0)
+    drawn = []
+    for version in ("0.5.4", "0.11.1"):
+        backend = Backend(
+            name="b",
+            group="b",
+            engine="vllm",
+            engine_version=version,
+            gpu=GPUS["H100-SXM"],
+            model=QWEN_8B,
+        )
+        one, two = busy_step(backend), busy_step(backend, slower)
+        joules = np.exp(two.log_energy) - np.exp(one.log_energy)
+        drawn.append(float((joules / (np.exp(two.log_time) - np.exp(one.log_time)))[0]) / 700.0)
+    assert drawn[0] == pytest.approx(np.exp(MIDDLES[NAMES.index("wait_share")]), rel=0.05)
+    assert drawn[1] == pytest.approx(np.exp(MIDDLES[NAMES.index("busy_share")]), rel=0.05)

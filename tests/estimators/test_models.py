@@ -114,3 +114,33 @@ def test_only_the_layers_that_have_experts_are_counted_as_such() -> None:
     maverick = ModelFacts(params_b=400, active_params_b=17, layers=48, kv_heads=8, head_dim=128)
     assert shape_of(maverick).expert_layers == 24
     assert shape_of(ModelFacts(params_b=8.03, layers=32)).expert_layers == 0
+
+
+def test_a_table_that_only_reads_tokens_in_is_not_read_in_a_step() -> None:
+    llama = shape_of(ModelFacts(params_b=8.03, layers=32, kv_heads=8, head_dim=128))
+    assert llama.unread == llama.head == 128_256 * 4096
+    gemma = shape_of(ModelFacts(params_b=2.51, layers=18, kv_heads=1, head_dim=256))
+    assert gemma.unread == 0.0
+    assert gemma.head == 256_000 * 2048
+
+
+def test_vocabulary_and_tied_embeddings_are_read_from_a_config() -> None:
+    facts = facts_from_config({**LLAMA_8B, "vocab_size": 50_000, "tie_word_embeddings": True})
+    assert facts.vocabulary == 50_000
+    assert facts.tied_embeddings is True
+    assert shape_of(facts).head == 50_000 * 4096
+
+
+def test_two_models_of_one_size_and_depth_are_told_apart_by_their_cache_heads() -> None:
+    mistral = shape_of(ModelFacts(params_b=7.25, layers=32, kv_heads=8, head_dim=128))
+    starcoder = shape_of(ModelFacts(params_b=7.17, layers=32, kv_heads=4, head_dim=128))
+    assert (mistral.hidden, starcoder.hidden) == (4096.0, 4608.0)
+
+
+def test_only_the_attending_layers_of_a_hybrid_keep_a_cache() -> None:
+    assert (
+        shape_of(ModelFacts(params_b=12.3, layers=62, kv_heads=8, head_dim=128)).cache_layers == 6
+    )
+    assert (
+        shape_of(ModelFacts(params_b=12.2, layers=48, kv_heads=8, head_dim=256)).cache_layers == 48
+    )
