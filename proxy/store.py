@@ -19,11 +19,14 @@ from proxy.budgets import Charge, Period, Rule, Spent
 LEASE_S = 300.0
 KEPT_S = 3600.0  # for how long a counter outlives its period: requests that began in it end later
 
+AGAIN_S = 5.0  # after which a ledger that did not answer is asked again what was used
+
 # Cache keys that begin so lie with no holder: for teams that share their answers.
 SHARED = "shared"
 
 # Reads what a rule's holder has used in a period from the ledger, in the counter's whole units.
-# Asked once for every counter that is new, so that budgets outlive restarts and lost memory.
+# Asked once for every counter that is new, so that budgets outlive restarts and lost memory; while
+# the ledger is away the counter begins at nothing, and is raised to what it says once it answers.
 Seed = Callable[[Rule, Period], Awaitable[int]]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.store import (
+    AGAIN_S,
     KEPT_S,
     Admission,
     AdmitRequest,
@@ -60,6 +63,8 @@ class LocalStore:
         self._asked: dict[str, float] = {}  # names that somebody was first to ask for
         self._seed = seed
         self._sowing: dict[str, asyncio.Future[None]] = {}  # counters that the ledger is asked for
+        self._again: set[asyncio.Task[None]] = set()
+        self._unread: dict[str, float] = {}  # counters it did not know of, and when to ask again
         self._clock = clock
         self._degraded = degraded
         self._swept_s = clock()
@@ -146,6 +151,8 @@ class LocalStore:
             self._drop(next(iter(self._cache)))
 
     async def close(self) -> None:
+        for task in list(self._again):
+            await ended(task)
         for event, _ in self._claims.values():
             event.set()
 
@@ -171,6 +178,11 @@ class LocalStore:
             if charge.counter not in self.counters:
                 self._counter(charge)  # now, so that only one request asks
                 self._sowing[charge.counter] = asyncio.ensure_future(self._before(charge))
+            elif self._unread.get(charge.counter, math.inf) <= self._clock():
+                self._unread[charge.counter] = math.inf
+                task = asyncio.get_running_loop().create_task(self._before(charge))
+                self._again.add(task)
+                task.add_done_callback(self._again.discard)
             asked = self._sowing.get(charge.counter)
             if asked is not None:  # who comes meanwhile must not find the counter empty
                 await asyncio.shield(asked)
@@ -179,10 +191,12 @@ class LocalStore:
         assert self._seed is not None
         try:
             before = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
-            if charge.counter in self.counters:
-                self.counters[charge.counter].before = before
+            counter = self.counters.get(charge.counter)
+            if counter is not None:  # what was counted since the ledger knows by now
+                counter.before = max(0, before - counter.settled - counter.reserved)
+            self._unread.pop(charge.counter, None)
         except Exception:
-            pass  # without the ledger the count starts at nothing
+            self._unread[charge.counter] = self._clock() + AGAIN_S
         finally:
             self._sowing.pop(charge.counter, None)
 
@@ -234,6 +248,7 @@ class LocalStore:
             self._release(request_id)
         for name in [n for n, c in self.counters.items() if c.charge.period.end_s + KEPT_S < now_s]:
             del self.counters[name]
+            self._unread.pop(name, None)
         for name in [n for n, until_s in self._asked.items() if until_s < now_s]:
             del self._asked[name]
         for key in [k for k, (_, until_s) in self._claims.items() if until_s < now_s]:

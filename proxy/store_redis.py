@@ -29,6 +29,7 @@ from meters.rows import clean
 from proxy.background import ended
 from proxy.budgets import Charge
 from proxy.store import (
+    AGAIN_S,
     KEPT_S,
     LEASE_S,
     SHARED,
@@ -169,6 +170,14 @@ return 1
 """
 )
 
+# KEYS: a counter. ARGV: what the ledger says was used, which other replicas may have told it too
+_RAISE = """
+local have = redis.call('GET', KEYS[1])
+if have and tonumber(have) < tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
+end
+"""
+
 _RENEW_S = LEASE_S / 5
 _LONGEST_S = 3600.0  # a request that has not settled by then never will
 
@@ -198,9 +207,12 @@ class RedisStore:
         self._turns = asyncio.Semaphore(_AT_ONCE)
         self._failures = 0
         self._leased: dict[str, dict[str, float]] = {}  # holder -> requests in flight, since when
+        self._unread: dict[str, tuple[Charge, float]] = {}  # what the ledger did not tell
+        self._reading: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
         self._admit_script = self.client.register_script(_ADMIT)
         self._settle_script = self.client.register_script(_SETTLE)
+        self._raise_script = self.client.register_script(_RAISE)
         self._claim_script = self.client.register_script(_CLAIM)
         self._put_script = self.client.register_script(_PUT)
         self._look_script = self.client.register_script(_LOOK)
@@ -223,6 +235,8 @@ class RedisStore:
         if reply[0] == -1:
             await self._sow(request.charges, request.holder)
             reply = await self._timed(self._admit_script(keys=keys, args=args))
+        if self._unread and (self._reading is None or self._reading.done()):
+            self._reading = asyncio.get_running_loop().create_task(self._read_again())
         denied, leads = int(reply[0]), bool(reply[1])
         if request.charges and not denied:
             self._lease(request, now_s)
@@ -313,6 +327,7 @@ class RedisStore:
 
     async def close(self) -> None:
         await ended(self._renewing)
+        await ended(self._reading)
         await self.client.aclose()
 
     def _lease(self, request: AdmitRequest, now_s: float) -> None:
@@ -386,9 +401,27 @@ class RedisStore:
             try:
                 before = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
             except Exception:
-                before = 0  # without the ledger the count starts at nothing
+                before = 0
+                self._unread[key] = charge, self._clock() + AGAIN_S
             set_once = self.client.set(key, before, nx=True, pxat=int(_until_ms(charge)))
             await self._timed(set_once)
+
+    async def _read_again(self) -> None:
+        """Raise counters to what the ledger says, whose beginnings it could not tell."""
+        assert self._seed is not None
+        now_s = self._clock()
+        for key, (charge, at_s) in list(self._unread.items()):
+            if charge.period.end_s <= now_s:
+                del self._unread[key]
+            if at_s > now_s or charge.period.end_s <= now_s:
+                continue
+            self._unread[key] = charge, now_s + AGAIN_S
+            try:
+                used = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
+                await self._timed(self._raise_script(keys=[key], args=[str(used)]))
+            except Exception:
+                continue
+            self._unread.pop(key, None)
 
     def _arguments(self, request: AdmitRequest, now_s: float) -> tuple[list[str], list[str]]:
         holder = request.holder

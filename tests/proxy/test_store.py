@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import pytest
 
 from proxy.budgets import Amounts, Metric, Per, Period, Rule, charges, refusal
-from proxy.store import LEASE_S, Admission, AdmitRequest, Settlement, Store
+from proxy.store import AGAIN_S, LEASE_S, Admission, AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import ENTRY_BYTES, HELD_S, LocalStore
 from proxy.store_redis import RedisStore
@@ -395,17 +395,39 @@ async def test_a_new_counter_begins_with_what_the_ledger_knows(
     await store.close()
 
 
-async def test_without_the_ledger_a_counter_begins_at_nothing(
+async def test_without_the_ledger_a_counter_begins_at_nothing_and_is_raised_once_it_answers(
     make_store: Callable[..., Store],
 ) -> None:
+    asked, away = 0, True
+
     async def seed(rule: Rule, at: Period) -> int:
-        raise OSError("the ledger is away")
+        nonlocal asked
+        asked += 1
+        if away:
+            raise OSError("the ledger is away")
+        return 8_000_000  # what was used before, and the two that were settled since
 
     clock = Clock()
     clock.now_s = time.time()
     store = make_store(clock=clock, seed=seed)
     desk = Desk(store, clock)
-    assert (await desk.admit([desk.rule(limit=10.0)])).allowed
+    rule = desk.rule(limit=10.0, per="month")
+    for _ in range(2):
+        request = desk.ask([rule])
+        assert (await store.admit(request)).allowed
+        await desk.settle(request, Amounts(energy_j=1.0))
+    assert (asked, await desk.used(rule)) == (1, 2.0)
+    away = False
+    assert (await desk.used(rule), asked) == (2.0, 1), "not asked again at once"
+    clock.now_s += AGAIN_S
+    await desk.used(rule)
+    await until(lambda: asked == 2)
+    for _ in range(100):
+        if await desk.used(rule) == 8.0:
+            break
+        await asyncio.sleep(0.01)
+    clock.now_s += AGAIN_S
+    assert (await desk.used(rule), asked) == (8.0, 2), "asked until it has told, and no more"
     await store.close()
 
 
