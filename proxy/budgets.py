@@ -172,9 +172,12 @@ def charges(
             known = _charge_now(rule, now_s)
         _, counter, limit, _, _, at = known
         metric = rule.metric
+        if metric == "requests":
+            found.append(Charge(rule, counter, limit, amounts.requests, at))
+            continue
         amount = whole(metric, getattr(amounts, metric))
         margin = 0
-        if most is not None and metric != "requests" and rule.reserve_most:
+        if most is not None and rule.reserve_most:
             # As much as the limit leaves nothing for others; more of many could not be added up.
             margin = min(limit, max(0, whole(metric, getattr(most, metric)) - amount))
         found.append(Charge(rule, counter, limit, amount, at, margin))

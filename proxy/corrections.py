@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -88,16 +88,10 @@ class Corrections:
         self, request_id: str, holder: str, charges: Sequence[Charge], parts: Sequence[Part]
     ) -> None:
         """A request was settled; ``charges`` are those of its admission."""
-        kept = tuple(c for c in charges if c.rule.metric in ("energy_j", "carbon_g"))
+        kept = tuple([c for c in charges if c.rule.metric in ("energy_j", "carbon_g")])
         if not kept:
             return
-        by_node: dict[str, Part] = {}
-        for part in parts:
-            known = by_node.setdefault(part.node, part)
-            if known is not part:
-                known.settled_j += part.settled_j
-                known.end_s = max(known.end_s, part.end_s)
-        for part in by_node.values():
+        for part in parts if len(parts) == 1 else _by_node(parts):
             fresh = self._nodes.setdefault(part.node, _Node()).fresh
             fresh.append(_Waiting(request_id, part, holder, kept))
 
@@ -150,6 +144,17 @@ class Corrections:
             _add(by_holder.setdefault(one.holder, {}), one.charges, more_j, part.g_per_j, now_s)
         for holder, deltas in by_holder.items():
             await self._store.correct(holder, [d for d in deltas.values() if d[1]])
+
+
+def _by_node(parts: Sequence[Part]) -> Iterable[Part]:
+    """What was done on the same node together, charged once."""
+    found: dict[str, Part] = {}
+    for part in parts:
+        known = found.setdefault(part.node, part)
+        if known is not part:
+            known.settled_j += part.settled_j
+            known.end_s = max(known.end_s, part.end_s)
+    return found.values()
 
 
 def _up_to(waits: deque[_Waiting], end_s: float) -> list[_Waiting]:
