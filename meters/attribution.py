@@ -30,7 +30,8 @@ from meters.work import Work, moved, rebuild
 QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
 # A window with far more energy than its requests can have used holds something else as well.
 MOST_TIMES_MODELLED = 2.0
-REFINEMENTS = 8
+REFINEMENTS = 25
+SETTLED = 0.002  # of all prompt tokens; when fewer are moved, they are where they stay
 MOST_TIMES_PRIOR = 10.0  # where the physics come from elsewhere, and may be off by factors
 UNLIMITED = 1e15  # times modelled: everything goes to whom the model names
 NOTHING_AROUND = Around()
@@ -120,11 +121,12 @@ class Divider:
             work = rebuild(windows, activities, self._seen(window.node, windows), here)
             self._note(window.node, work, here, window)
             most = MOST_TIMES_PRIOR
+            known_s = _prompts_known_s(activities)
             if physics is not None:
                 if len(windows) > 1:
-                    work = _refined(windows, work, physics)
+                    work = _refined(windows, work, physics, known_s)
             else:
-                found, work = _learnt(windows, work)
+                found, work = _learnt(windows, work, known_s)
                 physics, most = found.physics, UNLIMITED
             bill = self._split(windows, _bill(work, physics), physics, here)
             divided = _divide([window], activities, bill, physics, most)[0]
@@ -305,25 +307,42 @@ def _added_up(
     return added_up(bills, [len(group) for group in groups]), quietest
 
 
-def _learnt(windows: Sequence[Window], work: Work) -> tuple[Fit, Work]:
+def _prompts_known_s(activities: Sequence[Activity]) -> float:
+    """Until when it is known which prompts were computed: where some are still waiting for their
+    first tokens, until that of another came last."""
+    waiting = any(a.first_token_s is None and a.end_s is None for a in activities)
+    came = [a.first_token_s for a in activities if a.first_token_s is not None]
+    return max(came, default=math.inf) if waiting else math.inf
+
+
+def _learnt(windows: Sequence[Window], work: Work, known_s: float = math.inf) -> tuple[Fit, Work]:
     """Coefficients from the windows themselves, and the work as they refine it."""
     learnt = fit(windows, work)
     for _ in range(2):
         if learnt.trusted:
-            work = _refined(windows, work, learnt.physics)
+            work = _refined(windows, work, learnt.physics, known_s)
             learnt = fit(windows, work)
     return learnt, work
 
 
-def _refined(windows: Sequence[Window], work: Work, physics: StepPhysics) -> Work:
-    """``work`` with prompts where the energy says they were computed."""
+def _refined(
+    windows: Sequence[Window], work: Work, physics: StepPhysics, known_s: float = math.inf
+) -> Work:
+    """``work`` with prompts where the energy says they were computed.
+
+    After ``known_s`` nobody knows yet all prompts that were: energy that seems to be lacking work
+    there is theirs, and draws none from the windows before.
+    """
     above, middles = _above_j(windows, physics), _middles(windows)
+    most = np.array([1.0 if w.end_s > known_s else math.inf for w in windows])
     for _ in range(REFINEMENTS):
         bill = split(_bill(work, physics), above, middles).bill
         modelled = bill.by_window() + bill.external
         with np.errstate(invalid="ignore", divide="ignore"):
             wanted = np.where((modelled > 0) & (above > 0), above / modelled, 1.0)
-        work = moved(work, wanted)
+        before, work = work.prefilled, moved(work, np.minimum(wanted, most))
+        if not np.abs(work.prefilled - before).sum() > SETTLED * before.sum():
+            break
     return work
 
 

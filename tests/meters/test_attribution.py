@@ -388,3 +388,37 @@ def test_one_at_a_time_foreign_traffic_shows_after_some_windows():
 def test_a_window_that_cannot_be_used_says_why():
     with pytest.raises(ValueError, match="negative"):
         Divider().divide(window(energy_j=-1.0), [], None)
+
+
+def test_energy_of_a_prompt_that_still_waits_draws_no_other_prompt_to_it() -> None:
+    def second(number: int, above_j: float, steps: float) -> Window:
+        return Window(
+            window_id=str(number),
+            node="n",
+            start_s=float(number),
+            end_s=number + 1.0,
+            energy_j=100.0 + above_j,
+            idle_power_w=100.0,
+            steps=steps,
+            generated_tokens=steps,
+        )
+
+    stream = Activity(
+        request_id="stream", node="n", start_s=-1.0, first_token_s=-0.5, output_tokens=200.0
+    )
+    done = Activity(
+        request_id="done", node="n", start_s=0.8, first_token_s=1.08, end_s=1.08,
+        prompt_tokens=10_000.0, output_tokens=1.0,
+    )  # fmt: skip
+    waiting = Activity(request_id="waiting", node="n", start_s=1.0, prompt_tokens=20_000.0)
+
+    def share_j(activities: list[Activity], after_j: float) -> float:
+        around = Around((), (second(1, after_j, 60.0),))
+        window = second(0, 350.0, 80.0)
+        divided, _ = Divider().divide(window, activities, LLAMA_8B_BF16, around)
+        return {share.request_id: share.energy_j for share in divided.shares}["done"]
+
+    usual = share_j([stream, done], 240.0)
+    assert share_j([stream, done, waiting], 520.0) == pytest.approx(usual, rel=0.2)
+    # If nobody waits the energy says that it was done later.
+    assert share_j([stream, done], 520.0) < 0.5 * usual
