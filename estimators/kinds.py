@@ -38,6 +38,7 @@ class System(NamedTuple):
     stop: int
     sharpness: float
     names: tuple[str, ...]  # of the kinds; empty where they have none
+    tells: bool = True  # whether its scores help to tell a strange prompt
 
 
 class Gate(NamedTuple):
@@ -119,10 +120,13 @@ class Kinds(NamedTuple):
         columns += counts @ self.dense + self.bias
         parts = []
         tops = []
-        for start, stop, sharpness, _ in self.systems:
+        for start, stop, sharpness, _, tells in self.systems:
             scores = columns[start:stop]
-            second, top = np.partition(scores, -2)[-2:]
-            tops.append((float(top), float(second)))
+            if tells:
+                second, top = np.partition(scores, -2)[-2:]
+                tops.append((float(top), float(second)))
+            else:
+                top = scores.max()
             odds = np.exp((scores - top) * sharpness)
             parts.append(odds / odds.sum())
         kinds = np.concatenate(parts) if parts else np.zeros(0, np.float32)

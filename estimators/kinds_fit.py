@@ -28,6 +28,7 @@ from estimators.prompts_fit import (
     f32,
     families_of,
     group_folds,
+    likelihoods,
     onehot_of,
     prompts_of,
     random_folds,
@@ -38,6 +39,8 @@ from estimators.text import DENSE, TextFeatures
 _RIDGES = (3.0, 10.0, 40.0)
 _MASSES = (5.0, 30.0)  # prompts' worth of the backend's mean in a kind's table
 _SHARPNESS = (4.0, 8.0, 16.0, 32.0)
+_SHARPNESS_OF_WORDS = (0.5, 1.0, 2.0, 4.0)
+_NEVER = -1000.0  # a score that no prompt of a kind has
 _FEWEST = 20  # prompts below which only means are used
 _MANY_KINDS = 15  # labelled tasks; fewer left out say little about the next one
 _DOUBTFUL, _SURE = 0.25, 0.8  # slopes of what came on what was guessed
@@ -91,14 +94,30 @@ def _members(
     kinds: list[Matrix] = []
     for sorting, sharp in zip(sortings, sharpness, strict=True):
         onehot = onehot_of(sorting, train)
-        scores = held @ solver.solve(onehot - onehot.mean(0), KIND_RIDGE)[0] + onehot.mean(0)
-        scores[:, onehot.sum(0) < 1] = -1.0  # a kind that was left out cannot be named
+        scores = _scores(prompts, solver, sorting, onehot, train, test)
+        scores[:, onehot.sum(0) < 1] = _NEVER  # a kind that was left out cannot be named
         odds = np.exp((scores - scores.max(1, keepdims=True)) * sharp)
         odds /= odds.sum(1, keepdims=True)
         kinds.append(odds)
         guesses.extend(odds @ _table(onehot, deviations, mass) for mass in _MASSES)
     every = np.concatenate(kinds, axis=1) if kinds else np.zeros((len(test), 0))
     return Member(test, np.array(guesses), every), mean
+
+
+def _scores(
+    prompts: Prompts,
+    solver: Solver,
+    sorting: Sorting,
+    onehot: Matrix,
+    train: Index,
+    test: Index,
+) -> Matrix:
+    """How far each prompt of ``test`` is of each kind, (n, K), from those of ``train``."""
+    if sorting.by_words:
+        coefficients, bias = likelihoods(prompts, onehot, train)
+        return np.asarray(prompts.design[test] @ coefficients + bias)
+    (solved,) = solver.solve(onehot - onehot.mean(0), KIND_RIDGE)
+    return np.asarray(prompts.directions[test] @ solved + onehot.mean(0))
 
 
 def _table(onehot: Matrix, deviations: Matrix, mass: float) -> Matrix:
@@ -126,20 +145,19 @@ def _sharpness(
     prompts: Prompts, solvers: Solvers, sorting: Sorting, folds: Sequence[Index], n: int
 ) -> float:
     """How sharply scores decide: the value with the best likelihood on prompts left out."""
-    losses = np.zeros(len(_SHARPNESS))
+    choices = _SHARPNESS_OF_WORDS if sorting.by_words else _SHARPNESS
+    losses = np.zeros(len(choices))
     for test in folds[:3]:
         train = np.setdiff1d(np.arange(n), test)
         onehot = onehot_of(sorting, train)
-        (solved,) = solvers(train).solve(onehot - onehot.mean(0), KIND_RIDGE)
-        scores = prompts.directions[test] @ solved
-        scores += onehot.mean(0)
+        scores = _scores(prompts, solvers(train), sorting, onehot, train, test)
         kind = sorting.kind[test]
         known = kind >= 0
-        for i, sharp in enumerate(_SHARPNESS):
+        for i, sharp in enumerate(choices):
             odds = np.exp((scores - scores.max(1, keepdims=True)) * sharp)
             odds /= odds.sum(1, keepdims=True)
             losses[i] -= np.log(odds[known, kind[known]] + 1e-6).sum()
-    return _SHARPNESS[int(losses.argmin())]
+    return choices[int(losses.argmin())]
 
 
 def _weights(evidence: Evidence, effective: float) -> tuple[Matrix, Matrix]:
@@ -316,16 +334,23 @@ def fit(
     sharpness = [_sharpness(prompts, solvers, sorting, folds, len(texts)) for sorting in sortings]
     everything = np.arange(len(texts))
 
-    blocks: list[Matrix] = []  # coefficients on the directions
+    blocks: list[Matrix] = []  # coefficients on the design
     biases: list[Matrix] = []
     systems: list[System] = []
     place = 0
     solver = solvers(everything)
     onehots = [onehot_of(sorting, everything) for sorting in sortings]
     for sorting, sharp, onehot in zip(sortings, sharpness, onehots, strict=True):
-        blocks.extend(solver.solve(onehot - onehot.mean(0), KIND_RIDGE))
-        biases.append(onehot.mean(0))
-        systems.append(System(place, place + sorting.size, sharp, sorting.names))
+        if sorting.by_words:
+            words, bias = likelihoods(prompts, onehot, everything)
+        else:
+            (found_here,) = solver.solve(onehot - onehot.mean(0), KIND_RIDGE)
+            words, bias = prompts.loadings @ found_here, onehot.mean(0)
+        blocks.append(words)
+        biases.append(bias)
+        systems.append(
+            System(place, place + sorting.size, sharp, sorting.names, not sorting.by_words)
+        )
         place += sorting.size
 
     heads: list[Head] = []
@@ -364,7 +389,7 @@ def fit(
         _, scale, right = np.linalg.svd(prompts.directions[some] @ particular, full_matrices=False)
         kept = int(min(_KEPT_AXES, (scale > 1e-6 * (scale.max(initial=0.0) + 1e-12)).sum()))
         axes = right[:kept]  # (A, M), orthonormal rows
-        blocks.append(np.column_stack([particular @ axes.T, common]))
+        blocks.append(prompts.loadings @ np.column_stack([particular @ axes.T, common]))
         biases.append(np.zeros(kept + 1))
         variance = np.array(
             [
@@ -405,7 +430,8 @@ def fit(
         fits.append(found)
         place += kept + 1
     usual = _rules(families_of(prompts, sortings, seed)).novel_share
-    judge = judge_of(prompts, sortings, usual, seed)
+    telling = [sorting for sorting in sortings if not sorting.by_words]
+    judge = judge_of(prompts, telling, usual, seed)
     kinds_map = _map(
         prompts, np.column_stack(blocks), np.concatenate(biases), tuple(systems), judge
     )
@@ -414,21 +440,20 @@ def fit(
 
 def _map(
     prompts: Prompts,
-    coefficients: Matrix,
+    coefficients: Matrix,  # (R + D, C)
     bias: Matrix,
     systems: tuple[System, ...],
     judge: Judge,
 ) -> Kinds:
-    features = prompts.loadings @ coefficients  # (R + D, C)
     words = len(prompts.idf) - 1
-    scaled = features[:words] * prompts.idf[1:, None]
+    scaled = coefficients[:words] * prompts.idf[1:, None]
     return Kinds(
         row_of=prompts.row_of,
         idf=f32(prompts.idf),
         words=f32(np.vstack([np.zeros((1, scaled.shape[1])), scaled])),
         dense_mean=f32(prompts.dense_mean),
         dense_scale=f32(prompts.dense_scale),
-        dense=f32(features[words:] * np.sqrt(DENSE_WEIGHT / len(DENSE))),
+        dense=f32(coefficients[words:] * np.sqrt(DENSE_WEIGHT / len(DENSE))),
         bias=f32(bias),
         systems=systems,
         judge=judge,

@@ -23,6 +23,7 @@ _AXES = 400  # directions kept of the words when there are many prompts
 _EXACT = 600  # prompts up to which all directions are kept
 _DENSE = 4000  # prompts up to which all pairs of them are held at once
 _MOST_KINDS = 64
+_UNSEEN_WORD = 0.02  # prompts' worth of each word that every kind is taken to have shown
 
 
 class Prompts(NamedTuple):
@@ -44,6 +45,7 @@ class Sorting(NamedTuple):
     kind: Index
     names: tuple[str, ...]
     size: int  # how many kinds
+    by_words: bool = False  # told by how likely its words are, instead of by regression
 
 
 def prompts_of(texts: Sequence[TextFeatures], seed: int = 0) -> Prompts:
@@ -105,7 +107,8 @@ def directions_of(design: sparse.csr_matrix, seed: int) -> tuple[Matrix, Matrix]
 
 
 def sortings_of(prompts: Prompts, tasks: Sequence[str | None], seed: int = 0) -> list[Sorting]:
-    """The systems of kinds: labelled tasks where there are at least two, and clusters."""
+    """The systems of kinds: labelled tasks where there are at least two, clusters, and the same
+    tasks told by their words."""
     found = []
     labels = [task for task in tasks if task]
     names, counts = np.unique(np.array(labels, dtype=object).astype(str), return_counts=True)
@@ -119,6 +122,8 @@ def sortings_of(prompts: Prompts, tasks: Sequence[str | None], seed: int = 0) ->
     clusters = int(np.clip(n // 40, 0, 32))
     if clusters >= 2:
         found.append(_clusters(prompts, clusters, seed))
+    if found and found[0].names:
+        found.append(found[0]._replace(by_words=True))
     return found
 
 
@@ -160,6 +165,21 @@ def onehot_of(sorting: Sorting, rows: Index) -> Matrix:
     known = np.flatnonzero(kind >= 0)
     onehot[known, kind[known]] = 1.0
     return onehot
+
+
+def likelihoods(prompts: Prompts, onehot: Matrix, rows: Index) -> tuple[Matrix, Matrix]:
+    """Logarithms of how likely words are in each kind, (R + D, K), and of each kind, (K,): naive
+    Bayes, which tells many kinds apart by few prompts better than a regression does.
+
+    Words are weighed as in the design, and centred over kinds; a kind without prompts is not
+    left out here.
+    """
+    number = len(prompts.idf) - 1
+    shown = np.asarray(prompts.design[rows][:, :number].T @ onehot) + _UNSEEN_WORD
+    logs = np.log(shown / shown.sum(0))
+    coefficients = np.zeros((prompts.design.shape[1], onehot.shape[1]))
+    coefficients[:number] = logs - logs.mean(1, keepdims=True)
+    return coefficients, np.log((onehot.sum(0) + 0.5) / (len(rows) + 0.5 * onehot.shape[1]))
 
 
 def families_of(

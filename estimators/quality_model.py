@@ -20,7 +20,8 @@ from estimators.text import BUCKETS, DENSE, TextFeatures
 from estimators.traffic import Traffic
 
 Array = NDArray[np.float32]
-FORMAT = 3
+FORMAT = 4
+_READ = (3, 4)  # 3 knew no system that does not tell a strange prompt
 _Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _STRANGE = 0.02  # stranger than 49 in 50 of its kind: the kind is not named
 _LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
@@ -149,8 +150,8 @@ class QualityModel(NamedTuple):
             raise
         except Exception as error:  # zipfile's and zlib's own, for a damaged file
             raise UnreadableModel(f"{path} is damaged: {error}") from None
-        known = (FORMAT, BUCKETS, list(DENSE))
-        if (meta.get("format"), meta.get("buckets"), meta.get("dense")) != known:
+        known = meta.get("buckets"), meta.get("dense")
+        if meta.get("format") not in _READ or known != (BUCKETS, list(DENSE)):
             raise UnreadableModel(
                 f"{path} was made by another version; make it again with learn-quality."
             )
@@ -166,8 +167,8 @@ class QualityModel(NamedTuple):
             dense=arrays["dense"],
             bias=arrays["bias"],
             systems=tuple(
-                System(start, stop, sharpness, tuple(names))
-                for start, stop, sharpness, names in meta["systems"]
+                System(start, stop, sharpness, tuple(names), *tells)
+                for start, stop, sharpness, names, *tells in meta["systems"]
             ),
             judge=Judge(
                 arrays["judge"][0], arrays["judge"][1], arrays["judge_levels"], *meta["judge"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 
@@ -38,6 +39,19 @@ def test_knows_who_is_good_at_what(labels: bool) -> None:
         for backend in ("small", "large"):
             mean = np.mean([each[backend] for each in said])
             assert mean == pytest.approx(RIGHT[backend][task], abs=0.15)
+
+
+def test_labelled_tasks_are_told_by_their_words_too(model: QualityModel) -> None:
+    """What they say moves the guess, and not how strange a prompt is."""
+    by_words = model.kinds.systems[-1]
+    assert not by_words.tells
+    assert by_words.names == model.kinds.systems[0].names
+    rng = random.Random(6)
+    for task in ("code", "cooking", "law"):
+        sight = model.kinds.see(read(prompt(task, rng)))
+        odds = sight.kinds[by_words.start : by_words.stop]
+        assert by_words.names[int(odds.argmax())] == task
+    assert all(system.tells for system in learn(outcomes(120, labels=False)).kinds.systems)
 
 
 def test_names_the_task_it_was_taught(model: QualityModel) -> None:
@@ -166,6 +180,24 @@ def test_survives_the_disk_and_holds_no_prompt(model: QualityModel, tmp_path) ->
         everything = b"".join(file[name].tobytes() for name in file.files)
     for word in ("butter", "plaintiff", "python"):
         assert word.encode() not in everything
+
+
+def test_reads_what_the_version_before_wrote(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """It wrote four fields of a system, and knew regressions only."""
+    model = learn(outcomes(90, labels=False))
+    path = tmp_path / "quality.npz"
+    model.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["format"] = 3
+    meta["systems"] = [system[:4] for system in meta["systems"]]
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    np.savez_compressed(path, **arrays)
+    text = read(prompt("code", random.Random(8)))
+    assert np.allclose(
+        QualityModel.load(path).predict(text).quality, model.predict(text).quality, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 damaged"])
