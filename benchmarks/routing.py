@@ -135,6 +135,13 @@ def controls(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]
     }
 
 
+def sampling_error(data: OutcomeSet, guesses: Matrix, learnt: Index, judged: Index) -> float:
+    """Standard error of one part's worth over which prompts happened to be in it."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.integers(0, len(judged), len(judged)) for _ in range(100)]
+    return float(np.std([worth(data, guesses[d], learnt, judged[d]) for d in drawn]))
+
+
 def seen_tasks(data: OutcomeSet, repeats: int, most: int | None) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {}
     for seed in range(repeats):
@@ -149,6 +156,9 @@ def seen_tasks(data: OutcomeSet, repeats: int, most: int | None) -> dict[str, li
             if name == "ours":
                 shuffled = np.random.default_rng(seed).permutation(guesses)
                 found.setdefault("shuffled", []).append(worth(data, shuffled, learnt, judged))
+                if len(data.models) == 2:
+                    error = sampling_error(data, guesses, learnt, judged)
+                    found.setdefault("of sampling", []).append(error)
     return found
 
 
@@ -256,9 +266,10 @@ def main() -> None:
     sets = [name for name in NAMES if name in names]
     loaded = {name: load(args.data, name, most) for name in sets}
 
-    columns = ["random", "best single", "hull", "shuffled", *ROUTERS, "oracle"]
+    columns = ["random", "best single", "hull", "shuffled", *ROUTERS, "oracle", "of sampling"]
     if sets:
         print("Unseen prompts of seen tasks. Two models: APGR; more: mean quality over budgets.")
+        print('"of sampling": what the choice of prompts judged on leaves uncertain in one split.')
         print(f"{'':14}" + "".join(f"{column:>17}" for column in columns))
     for name, data in loaded.items():
         for limit in (1500, None) if name == "mmlu" else (None,):
