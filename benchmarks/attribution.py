@@ -17,7 +17,8 @@ that is off by 30 %), and by
 - time: in proportion to the time each request was in flight in the window.
 
 Errors are relative to the truth, per request; bias is (sum given / sum true - 1) of the worst
-quarter by length (prompt + output), the worst team, and the worst quarter by time of arrival.
+quarter by length (prompt + output), the worst team, and the worst quarter by time of arrival: of
+this one run, chance among it; ``benchmarks.attribution_pooled`` tells the two apart.
 Everything is simulated; nothing here was measured on a GPU.
 """
 

@@ -242,6 +242,7 @@ def regress(
         off = goal - rows @ relative
         if enough:
             deviations.fit(off)
+        if len(target) >= ENOUGH_WINDOWS:
             deviations.doubt(off, HUBER)
     errors = np.sqrt(np.diag(np.linalg.inv(normal)))
     return Regression(relative, errors, float(1.48 * np.median(np.abs(off))))

@@ -72,3 +72,13 @@ def test_windows_with_many_steps_are_looked_at_one_by_one():
     assert regress(seen, one_off, FULL, np.full(3, 0.4), when).relative == pytest.approx(
         whole.relative, rel=0.1
     )
+
+
+def test_an_outlier_counts_less_among_a_few_windows_too():
+    seen, joules, when = full_steps(2, 60)
+    seen, joules, when = seen[:30], joules[:30], Spans(*(each[:30] for each in when))
+    whole = regress(seen, joules, FULL, np.full(3, 0.4), when)
+    one_off = joules.copy()
+    one_off[20] *= 1.5
+    found = regress(seen, one_off, FULL, np.full(3, 0.4), when)
+    assert found.relative == pytest.approx(whole.relative, abs=0.3)
