@@ -17,8 +17,9 @@ from proxy.store import AdmitRequest, Settlement
 from proxy.store_redis import RedisStore
 from tests.servers import start_redis
 
-METRICS: tuple[Metric, ...] = ("requests", "tokens", "energy_j", "carbon_g", "money_usd")
+METRICS: tuple[Metric, ...] = ("tokens", "energy_j", "carbon_g", "money_usd", "requests")
 AMOUNTS = Amounts(requests=1, tokens=500, energy_j=20.0, carbon_g=0.01, money_usd=0.001)
+MOST = Amounts(requests=1, tokens=4_000, energy_j=200.0, carbon_g=0.1, money_usd=0.01)
 
 
 async def measure(url: str, budgets: int, count: int) -> tuple[float, float, float]:
@@ -26,14 +27,20 @@ async def measure(url: str, budgets: int, count: int) -> tuple[float, float, flo
     store = RedisStore(url, timeout_s=10.0)
     names = [(metric, per) for per in ("month", "day") for metric in METRICS][:budgets]
     rules = [
-        Rule(scope=f"team:b{budgets}", metric=metric, per=per, limit=1e12)  # type: ignore[arg-type]
+        Rule(
+            scope=f"team:b{budgets}",
+            metric=metric,
+            per=per,  # type: ignore[arg-type]
+            limit=1e12,
+            reserve_most=True,
+        )
         for metric, per in names
     ]
     asked = [
         AdmitRequest(
             request_id=f"b{budgets}-{number}",
             holder=f"b{budgets}",
-            charges=charges(rules, AMOUNTS, time.time()),
+            charges=charges(rules, AMOUNTS, time.time(), MOST),
             cache_key=f"key-{number}",
             claim_s=60.0,
         )

@@ -246,7 +246,8 @@ def facts_from_config(
         experts=int(experts) if experts else None,
         experts_per_token=int(per_token) if experts and per_token else None,
         vocabulary=int(text["vocab_size"]) if text.get("vocab_size") else None,
-        tied_embeddings=bool(text.get("tie_word_embeddings")) if text.get("vocab_size") else None,
+        # Left out, it is the model's class that decides: Gemma's ties them, Llama's does not.
+        tied_embeddings=text.get("tie_word_embeddings", config.get("tie_word_embeddings")),
     )
 
 

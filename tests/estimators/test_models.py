@@ -129,6 +129,10 @@ def test_vocabulary_and_tied_embeddings_are_read_from_a_config() -> None:
     assert facts.vocabulary == 50_000
     assert facts.tied_embeddings is True
     assert shape_of(facts).head == 50_000 * 4096
+    silent = {k: v for k, v in LLAMA_8B.items() if k != "tie_word_embeddings"}
+    assert facts_from_config(silent).tied_embeddings is None, "the model's class decides"
+    around = {"text_config": silent, "tie_word_embeddings": True}
+    assert facts_from_config(around).tied_embeddings is True
 
 
 def test_two_models_of_one_size_and_depth_are_told_apart_by_their_cache_heads() -> None:
