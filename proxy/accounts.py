@@ -465,10 +465,12 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
     if prompt is None and told is not None:
         prompt = told.prompt_tokens
     energy = estimate.energy_j if estimate else None
-    other = _counterfactual(flight)
     hit = flight.cache in CACHE_HITS
+    # What runs nowhere avoids nothing.
+    other = _counterfactual(flight) if ran or hit else (None, None, None)
     served = flight.sent_s is not None or hit
-    spared = 0.0 if hit else None  # nothing was used, and that is known
+    # Nothing ran: it was refused there, or never arrived. That is known, and no unknown.
+    spared = 0.0 if hit or (engine is not None and not ran) else None
     return UsageRecord(
         request_id=flight.request_id,
         start_s=flight.start_wall_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -49,11 +50,25 @@ def warnings(settings: Settings) -> Iterator[str]:
         yield "no backends: `joulegate serve` would refuse to start"
     if not settings.keys_configured:
         yield "no keys: anyone on this machine may call, and nobody else"
+    yield from addresses(settings)
     for backend in settings.backends:
         if backend.provider == "openai" and backend.engine != "api" and backend.gpu is None:
             yield f"{backend.full_name}: no gpu, so its energy is unknown"
         if backend.quality is None and not backend.quality_by_task:
             yield f"{backend.full_name}: no quality, so limits on quality rule it out"
+
+
+def addresses(settings: Settings) -> Iterator[str]:
+    """Addresses under which nothing will be found."""
+    for backend in settings.backends:
+        if backend.provider != "openai" or backend.url is None:
+            continue
+        if urlsplit(backend.url).path in ("", "/"):
+            url = _PASSWORD.sub(r"\1***@", backend.url).rstrip("/")
+            yield (
+                f"{backend.full_name}: its url has no path, and engines speak OpenAI's API under "
+                f"/v1: {url}/v1"
+            )
 
 
 def values(settings: Settings, document: Document) -> Iterator[dict[str, str]]:
@@ -83,7 +98,8 @@ def _values(value: Any, path: config_file.KeyPath, document: Document) -> Iterat
             yield from _values(item, (*path, index), document)
         return
     line = document.lines.get(path)
-    secret = any(step in _SECRETS for step in path) and value
+    # A budget's tokens are a number, and no secret.
+    secret = any(step in _SECRETS for step in path) and value and not isinstance(value, int)
     yield {
         "name": key_text(path),
         "value": SECRET if secret else _PASSWORD.sub(r"\1***@", str(value)),
@@ -91,4 +107,4 @@ def _values(value: Any, path: config_file.KeyPath, document: Document) -> Iterat
     }
 
 
-__all__ = ["ConfigError", "check", "values", "warnings"]
+__all__ = ["ConfigError", "addresses", "check", "values", "warnings"]

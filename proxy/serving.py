@@ -28,7 +28,16 @@ from threadpoolctl import threadpool_limits
 
 from estimators.types import Backend
 from meters import simulated_engine
-from proxy import app, config_file, discovery, facts, policy_book, predicting, sample_traffic
+from proxy import (
+    app,
+    checking,
+    config_file,
+    discovery,
+    facts,
+    policy_book,
+    predicting,
+    sample_traffic,
+)
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document
@@ -110,7 +119,7 @@ def prepare(
     known = facts.all_facts(settings, document)
     predicting.check_model(settings, document)
     found = policy_book.findings(settings, policy_book.book_of(settings, document), known)
-    for warning in policy_book.refuse_errors(found, document):
+    for warning in [*policy_book.refuse_errors(found, document), *checking.addresses(settings)]:
         log.warning("%s", warning)
     return Prepared(settings, known, started)
 

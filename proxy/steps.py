@@ -587,6 +587,8 @@ class Steps:
                 )
         else:
             flight.outcome = "failed"
+            if response.status < 500:
+                flight.sent_s = None  # refused there, and nothing ran
         headers.append(_length(str(len(body))))
         headers.append(overhead(flight, now_s))
         await self._send(flight, send, response.status, headers, body)

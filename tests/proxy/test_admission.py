@@ -120,6 +120,29 @@ def test_a_stream_without_usage_is_settled_with_its_events(
     )
 
 
+@pytest.mark.parametrize("status", [400, 404, 429, 500])
+def test_what_a_backend_refuses_takes_nothing(
+    joulegate: Start, upstream: Upstream, status: int
+) -> None:
+    upstream.play(answers.answer({"error": {"message": "No."}}, status))
+    asked_of = {"per": "day", "requests": 100}
+    running = joulegate(
+        config_of({"url": upstream.base_url, **PRICED}, teams=with_budgets(PLENTY, asked_of))
+    )
+    reply = running.post(ASK, headers=AUTH)
+    assert reply.status == status
+    record = running.record(reply.header("x-request-id"))
+    until(lambda: used(running, "requests") == 1)
+    if status == 500:  # it may have failed half-way, and nobody says
+        assert used(running, "tokens") > 100
+        assert record.energy_j
+        return
+    assert (used(running, "tokens"), used(running, "energy_j")) == (0, 0)
+    assert (record.energy_j, record.money_usd, record.sent_s) == (0.0, 0.0, None)
+    assert record.counterfactual_energy_j is None, "what fails avoids nothing"
+    assert record.backend == "tiny-0"
+
+
 def test_an_attempt_that_was_given_up_is_charged_too(joulegate: Start, upstream: Upstream) -> None:
     with Upstream([HANG]) as slow:
         running = joulegate(

@@ -45,6 +45,27 @@ def test_check_says_where_each_value_came_from_and_hides_secrets(
         assert secret not in shown
 
 
+def test_check_knows_that_an_engine_s_address_ends_with_v1(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(config), "--json"]) == 0
+    assert "no path" not in capsys.readouterr().out
+    config.write_text(CONFIG.replace("//127.0.0.1:9/v1", "//u:hidden@127.0.0.1:9", 1))
+    assert main(["check", str(config), "--json"]) == 0
+    (warned,) = [w for w in json.loads(capsys.readouterr().out)["warnings"] if "path" in w]
+    assert warned.startswith("llama@bf16: its url has no path")
+    assert warned.endswith("http://u:***@127.0.0.1:9/v1")
+
+
+def test_check_shows_the_tokens_of_a_budget(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    budget = "teams: {search: {budgets: [{per: day, tokens: 12345}], keys"
+    config.write_text(CONFIG.replace("teams: {search: {keys", budget))
+    assert main(["check", str(config)]) == 0
+    assert "12345" in capsys.readouterr().out
+
+
 def test_check_reports_every_mistake_and_ends_with_1(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
