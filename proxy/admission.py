@@ -6,6 +6,7 @@ there is none at all.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 
@@ -29,6 +30,8 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 # What a flight's engine takes for these features, and so many output tokens.
 Recount = Callable[[Flight, Features, int], Estimate | None]
+PATIENCE_S = 3.0  # how long a request waits for others to end, before it is refused
+PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25  # between two looks, at first and later
 # How many times further from the median, in logarithms, one in a thousand lies than one in ten.
 _TAIL = 3.0902 / 1.2816
 UNUSED = Amounts(tokens=0, energy_j=0.0, carbon_g=0.0, money_usd=0.0)
@@ -75,15 +78,16 @@ class Gate:
         lookup = cache_key if read else None
         if not charges and lookup is None:
             return Admitted(holder, (), Admission(allowed=True), cache_key)
-        admission = await self.store.admit(
-            AdmitRequest(
-                request_id=flight.request_id,
-                holder=holder,
-                charges=charges,
-                cache_key=lookup,
-                claim_s=self.claim_s if lookup is not None else 0.0,
-            )
+        wanted = AdmitRequest(
+            request_id=flight.request_id,
+            holder=holder,
+            charges=charges,
+            cache_key=lookup,
+            claim_s=self.claim_s if lookup is not None else 0.0,
         )
+        admission = await self.store.admit(wanted)
+        if admission.denied is not None and admission.denied.passing:
+            admission = await self._room(wanted, admission)
         if self.alerts is not None and admission.spent:
             full = admission.denied
             self.alerts.look(holder, admission.spent, None if full and full.passing else full)
@@ -91,6 +95,18 @@ class Gate:
             raise budgets.refusal(admission.denied, time.time())
         claims = lookup is not None and admission.leads and admission.cached is None
         return Admitted(holder, charges, admission, cache_key, claims)
+
+    async def _room(self, wanted: AdmitRequest, admission: Admission) -> Admission:
+        """Ask again for a while: there is room once others that are in flight have ended."""
+        end_s = time.monotonic() + PATIENCE_S
+        pause_s = PAUSE_S
+        while (full := admission.denied) is not None and full.passing:
+            if time.monotonic() + pause_s > end_s:
+                break
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+            admission = await self.store.admit(wanted)
+        return admission
 
     async def settle(self, admitted: Admitted, flight: Flight) -> None:
         """Replace what was reserved by what was used, as far as it is known by now."""

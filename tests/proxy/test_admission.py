@@ -413,6 +413,18 @@ def test_answers_longer_than_expected_overspend_only_where_that_is_asked_for(
         assert used(running, "tokens") > 2 * limit
 
 
+def test_what_only_waits_for_others_to_end_is_served_when_they_have(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    budget = {"per": "day", "tokens": 5_000}
+    running = joulegate(config_of({"url": upstream.base_url, **PRICED}, teams=with_budgets(budget)))
+    body = {**ASK, "max_tokens": 4_900}  # one at a time, as far as anybody can promise
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(lambda: running.post(body, headers=AUTH).status) for _ in range(8)]
+        assert [one.result() for one in asked] == [200] * 8
+    until(lambda: used(running, "tokens") == 8 * 15)
+
+
 async def test_nobody_is_admitted_before_the_ledger_has_said_what_was_used() -> None:
     asked = 0
 
