@@ -428,6 +428,8 @@ class Steps:
         assert engine is not None  # _open set it or raised
         try:
             flight.status = response.status
+            if 400 <= response.status < 500:
+                flight.sent_s = None  # refused there, and nothing ran
             ours = self._headers(flight, engine, warnings)
             theirs = upstream.response_headers(response)
             content_type = response.headers.get("content-type", "")
@@ -587,8 +589,6 @@ class Steps:
                 )
         else:
             flight.outcome = "failed"
-            if response.status < 500:
-                flight.sent_s = None  # refused there, and nothing ran
         headers.append(_length(str(len(body))))
         headers.append(overhead(flight, now_s))
         await self._send(flight, send, response.status, headers, body)

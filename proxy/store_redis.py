@@ -50,6 +50,7 @@ _AT_ONCE = 64
 # A reservation is kept as JSON: for each counter its key, the amount, and the margin beside it.
 _GIVE_BACK = """
 local function give_back(order, held, margins, id)
+  redis.call('ZREM', order, id)
   local kept = redis.call('HGET', held, id)
   if not kept then return end
   for _, part in ipairs(cjson.decode(kept)) do
@@ -60,7 +61,6 @@ local function give_back(order, held, margins, id)
     end
   end
   redis.call('HDEL', held, id)
-  redis.call('ZREM', order, id)
 end
 """
 
@@ -76,7 +76,6 @@ _ADMIT = (
 local order, held, margins, now = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 10)) do
   give_back(order, held, margins, id)
-  redis.call('ZREM', order, id)
 end
 local answer = false
 if ARGV[4] == '1' then answer = redis.call('GET', KEYS[4]) end
@@ -436,7 +435,7 @@ class RedisStore:
             for k, c in zip(counters, request.charges, strict=True)
         ]
         held_after_hit = [
-            part[:2]
+            part
             for part, c in zip(held, request.charges, strict=True)
             if c.rule.metric == "requests"
         ]
