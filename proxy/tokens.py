@@ -1,8 +1,9 @@
-"""Counting prompt tokens before sending: off the event loop, without network.
+"""Counting prompt tokens before sending, without network; long prompts off the event loop.
 
 tiktoken ships no encodings and would fetch them; litellm's package carries them, so its folder is
-named as tiktoken's cache. Threads count; a long prompt's count that is not back within `PATIENCE_S`
-is replaced by a guess from bytes, and says so. The books use the upstream's own count in any case.
+named as tiktoken's cache. A thread counts long prompts; a count that is not back within
+`PATIENCE_S` is replaced by a guess from bytes, and says so. The books use the upstream's own count
+in any case.
 """
 
 from __future__ import annotations
