@@ -31,6 +31,7 @@ UPPER = (
     ("max_latency_s", "latency_s", "latency", "s"),
 )
 MOVED = {"energy": 0, "ttft": 1, "latency": 1}  # which part of Moving adds to a figure
+TOO_LONG = "context_too_long"
 LOCAL = "local"  # what the provider allow-list calls our own engines
 
 
@@ -171,7 +172,7 @@ def _unable(features: Features, backend: Backend) -> Rejection | None:
         if needed > context:
             return Rejection(
                 name,
-                "context_too_long",
+                TOO_LONG,
                 f"prompt and answer need {needed} tokens of context; it accepts {context}",
             )
     return None

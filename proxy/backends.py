@@ -58,7 +58,7 @@ class Engine:
         self.url = (settings.url or "").rstrip("/")
         self.wildcard = "*" in settings.model
         self.headers = _headers(settings)
-        self.bridged = frozenset(f"/{name}" for name in settings.bridge)  # paths it has not
+        self.bridged = frozenset(f"/{name}" for name in settings.bridge or ())  # paths it has not
         self.in_flight = 0
         self.context_in_flight = 0
         self.calls = 0

@@ -13,7 +13,7 @@ from estimators.types import Band, Estimate, Estimator, Features, unknown
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.budget_effects import BudgetEffects
 from policies.language import Book, Needs, RollOut
-from policies.limits import is_open, serves, tighten
+from policies.limits import TOO_LONG, is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
 from proxy.backends import Engine, Pool
@@ -209,7 +209,13 @@ class Router:
                 else self.passing.rate(policy.name, need.cascade.pass_rate)
             ),
         )
-        decision = policy.choose(request, candidates, limits)
+        try:
+            decision = policy.choose(request, candidates, limits)
+        except NoBackendWithinLimits as nothing:
+            candidates = with_most_room(request, candidates, nothing)
+            decision = policy.choose(request, candidates, limits)
+            reason = "as we count the tokens no backend has room, and this one has most: "
+            decision = msgspec.structs.replace(decision, reason=reason + decision.reason)
         if self.default_counterfactual is not None and is_open(asked):
             declared = self._declared(candidates)
             decision = msgspec.structs.replace(decision, counterfactual=declared)
@@ -297,6 +303,33 @@ def stated(
                 estimate = msgspec.structs.replace(estimate, quality=band)
         found.append(msgspec.structs.replace(candidate, estimate=estimate))
     return tuple(found)
+
+
+def with_most_room(
+    request: Request, candidates: Sequence[Candidate], nothing: NoBackendWithinLimits
+) -> tuple[Candidate, ...]:
+    """The candidates, the length of their context forgotten where it is the longest that was asked
+    for and is too short for the request. Raises ``nothing`` where that was not what was wrong.
+
+    Tokens are counted with one encoding for all models, or guessed, and some engines shorten what
+    is too long. The engine itself knows, and says what is wrong as its clients know it.
+    """
+    cramped = {r.backend for r in nothing.rejections if r.code == TOO_LONG}
+    rooms = {
+        c.backend.name: c.backend.context_tokens or 0
+        for c in candidates
+        if c.backend.name in cramped
+        and (is_open(request.asked) or serves(c.backend, request.asked))
+    }
+    if not rooms:
+        raise nothing
+    most = max(rooms.values())
+    return tuple(
+        msgspec.structs.replace(c, backend=msgspec.structs.replace(c.backend, context_tokens=None))
+        if rooms.get(c.backend.name) == most
+        else c
+        for c in candidates
+    )
 
 
 def refusal(error: NoBackendWithinLimits) -> ApiError:

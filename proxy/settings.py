@@ -263,9 +263,12 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     supports_images: Annotated[bool, help_("Whether it takes images.")] = False
     simulated: Annotated[bool, help_("Whether its energy is made up; shown everywhere.")] = False
     bridge: Annotated[
-        list[typing.Literal["responses", "messages"]],
-        help_("What it does not speak: answered over its chat completions by the litellm SDK."),
-    ] = []
+        list[typing.Literal["responses", "messages"]] | None,
+        help_(
+            "What it does not speak: answered over its chat completions by the litellm SDK. "
+            "None: found out, where it answers that it has no such route."
+        ),
+    ] = None
     extra_headers: Annotated[dict[str, str], help_("Headers to send upstream.")] = {}
     litellm_params: Annotated[dict[str, Any], help_("Passed to the litellm SDK.")] = {}
 

@@ -7,16 +7,20 @@ taken from the environment, redirects are not followed: an upstream cannot send 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from typing import cast
 
 import aiohttp
+import orjson
 from yarl import URL
 
 from proxy.backends import Engine
 from proxy.errors import ApiError, upstream_failed, upstream_timeout, upstream_unreachable
 from proxy.providers import litellm_sdk
 from proxy.settings import Time
+
+log = logging.getLogger("joulegate.upstream")
 
 # Request headers that reach the upstream; all others stay here. None of them can choose an address.
 PASSED_ON = frozenset(
@@ -55,6 +59,13 @@ HOP_BY_HOP = frozenset(
         b"access-control-allow-origin",
         b"access-control-expose-headers",
     }
+)
+# What is answered over chat completions where an engine has no such route.
+BRIDGEABLE = frozenset({"/responses", "/messages"})
+NO_ROUTE = frozenset({404, 405})
+# What engines and the servers before them say to a path that they do not know, and to no other.
+_NOTHING_THERE = frozenset(
+    {"", "not found", "file not found", "page not found", "method not allowed"}
 )
 # Statuses that another backend may do better at.
 WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529})
@@ -104,9 +115,43 @@ class Upstream:
         if path in engine.bridged or engine.settings.provider != "openai":
             # Looks like a response to everything that uses one.
             return cast(aiohttp.ClientResponse, await litellm_sdk.post(engine, path, body))
-        return await self.session.post(
+        response = await self.session.post(
             self.url(engine, path), data=body, headers=headers, allow_redirects=False
         )
+        if (
+            path in BRIDGEABLE
+            and response.status in NO_ROUTE
+            and engine.settings.bridge is None
+            and response.content_type != "text/event-stream"
+            and is_no_route(await response.read(), path)
+        ):
+            log.warning(
+                "backend %s has no %s: from now on it is asked over its chat completions",
+                engine.name,
+                path,
+            )
+            engine.bridged |= {path}
+            await asyncio.to_thread(litellm_sdk.sdk)  # seconds, the first time
+            return cast(aiohttp.ClientResponse, await litellm_sdk.post(engine, path, body))
+        return response
+
+
+def is_no_route(body: bytes, path: str) -> bool:
+    """Whether an error says that a server has no such path, rather than no such model or answer."""
+    text = body.decode("utf-8", "replace").strip()
+    try:
+        told = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        told = None
+        if "<html" in text[:200].lower():
+            return True
+    if isinstance(told, dict):
+        error = told.get("error", told)
+        if isinstance(error, dict):
+            error = error.get("message", error.get("detail", ""))
+        text = str(error)
+    said = text.lower().removeprefix("404").strip(" .:!")
+    return said in _NOTHING_THERE or f"/v1{path}" in said
 
 
 def request_headers(

@@ -8,6 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from meters import simulated_engine
+from meters.simulated_physics import EngineConfig
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, RESET, Upstream, refusing_address
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
@@ -120,6 +122,35 @@ def test_a_limit_that_nothing_meets_is_a_422_with_each_reason(
     assert {one["backend"] for one in rejected} == {"tiny-0", "tiny-1"}
     assert refused.header("x-should-retry") == "false"
     assert upstream.received == []
+
+
+def test_whether_a_prompt_is_too_long_for_all_is_for_the_engine_with_most_room_to_say(
+    joulegate: Start,
+) -> None:
+    engines = [EngineConfig(model="tiny", max_model_len=room) for room in (256, 1024)]
+    with simulated_engine.start(engines[0]) as small, simulated_engine.start(engines[1]) as large:
+        settings = {"gpu": "H100-SXM", "params_b": 8.0, "upstream_model": "tiny"}
+        running = joulegate(
+            config_of(
+                {**settings, "url": f"{small.url}/v1", "context_tokens": 256, "quality": 0.5},
+                {**settings, "url": f"{large.url}/v1", "context_tokens": 1024, "quality": 0.5},
+            )
+        )
+        client = openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
+        long = [{"role": "user", "content": "word " * 2_000}]
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 1024") as said:
+            client.chat.completions.create(model="tiny", messages=long)  # type: ignore[arg-type]
+        assert said.value.response.headers["x-joulegate-backend"] == "tiny-1"
+        with pytest.raises(openai.BadRequestError, match="maximum context length is 256"):
+            client.chat.completions.create(model="tiny-0", messages=long)  # type: ignore[arg-type]
+        record = running.record(said.value.response.headers["x-request-id"])
+        assert record.energy_j == 0.0
+
+        # and no limit is given up for it
+        asked = {"model": "tiny", "messages": long}
+        for header in ({"x-joulegate-min-quality": "0.9"}, {"x-joulegate-max-energy-j": "1e-6"}):
+            refused = running.post(asked, headers=header)
+            assert (refused.status, refused.code) == (422, "no_backend_within_limits")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from tests.fakes import answers
-from tests.fakes.upstream import Upstream
+from tests.fakes.upstream import Script, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 
 # litellm's own types warn while pydantic reads them.
@@ -125,3 +125,46 @@ def test_without_a_bridge_both_are_passed_through(joulegate: Start, upstream: Up
         assert running.post({**MESSAGE, "input": "x"}, path=path).status == 200
     assert [r.target for r in upstream.wait_for(2)] == ["/v1/responses", "/v1/messages"]
     assert {(r.prompt_tokens, r.output_tokens) for r in running.records()} == {(5, 2)}
+
+
+NO_ROUTES = [
+    answers.answer({"detail": "Not Found"}, status=404),  # FastAPI, vLLM
+    answers.answer({"error": {"message": "Not Found", "code": 404}}, status=404),  # vLLM
+    answers.answer({"error": {"message": "File Not Found", "code": 404}}, status=404),  # llama.cpp
+    answers.answer({"error": {"message": "Invalid URL (POST /v1/responses)"}}, status=404),
+    answers.answer({"detail": "Method Not Allowed"}, status=405),
+]
+
+
+@pytest.mark.parametrize("refusal", NO_ROUTES)
+def test_a_backend_without_the_route_is_asked_over_its_chat_completions(
+    joulegate: Start, upstream: Upstream, refusal: Script
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    upstream.play(refusal, answers.answer(answers.CHAT))
+    for _ in range(2):
+        response = client_of(running).responses.create(model="tiny", input="hello")
+        assert response.output_text == "Grüß Gott"
+    asked = [received.target for received in upstream.wait_for(3)]
+    assert asked == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
+    assert {(r.outcome, r.output_tokens) for r in running.records()} == {("ok", 3)}
+
+
+def test_a_404_that_is_not_about_the_route_is_passed_through(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    upstream.play(answers.failure(404, "not_found", "Response with id 'resp_1' not found."))
+    with pytest.raises(openai.NotFoundError, match="resp_1"):
+        client_of(running).responses.create(
+            model="tiny", input="hello", previous_response_id="resp_1"
+        )
+    assert [received.target for received in upstream.received] == ["/v1/responses"]
+
+
+def test_a_list_is_all_that_is_bridged(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of({"url": upstream.base_url, "bridge": ["messages"]}))
+    upstream.play(NO_ROUTES[0])
+    with pytest.raises(openai.NotFoundError):
+        client_of(running).responses.create(model="tiny", input="hello")
+    assert [received.target for received in upstream.received] == ["/v1/responses"]
