@@ -35,6 +35,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "hop_factor": (np.log(2.0), 0.7),  # transfer time over the link's own
     "host_s": (np.log(1e-3), 0.5),  # the engine's own code, per step
     "sequence_s": (np.log(2e-5), 1.0),  # ... per sequence of a step
+    "worker_part": (np.log(0.05), 0.5),  # host code takes longer by, per doubling of the GPUs
     "head_s": (np.log(2e-7), 1.0),  # attention of one sequence in one layer, by one GPU
     "expert_s": (np.log(25e-6), 0.5),  # choosing and launching the experts of one layer
     "skew": (np.log(0.6), 0.2),  # of a batch's tokens, those that choose experts of their own
@@ -46,7 +47,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "first_own": (np.log(1.2), 0.2),  # time to the first token, in own prefills
     "first_crowd": (np.log(0.15), 0.7),  # ... in prefills of each that came with it
     "first_steps": (np.log(2.0), 0.4),  # ... in steps of those that are running
-    "busy_share": (np.log(0.31), 0.06),  # of the power limit, drawn by clocks and leakage at work
+    "busy_share": (np.log(0.31), 0.15),  # of the power limit, drawn by clocks and leakage at work
     "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
     "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
     "cache_share": (np.log(0.45), 0.3),  # ... when reading the cache
@@ -71,6 +72,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "begin_s": ("old",),
     "host_s": ("old", "plain"),
     "sequence_s": ("old", "hybrid"),
+    "worker_part": ("old",),
     "request_s": ("old", "plain"),
     "busy_share": ("old", "consumer", "plain"),
     "wait_share": ("old", "plain"),
@@ -100,6 +102,7 @@ _WIDE = {
     "sequence_s/old": 1.5,
     "layer_s/old": 1.5,
     "request_s/old": 1.5,
+    "worker_part/old": 1.5,
     "layer_s/plain": 2.0,
     "host_s/plain": 2.0,
     "expert_s/old": 1.0,
@@ -329,11 +332,14 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     hops_s = q["hop_s"] * np.log2(np.maximum(gpus, 2.0)) + q["hop_factor"] * batch * hop_bytes_s
     exchange_s = np.where(many, 2.0 * rows.layers * hops_s, 0.0)
     launch_s = rows.layers * q["layer_s"] + rows.expert_layers * q["expert_s"]
-    sequences_s = q["sequence_s"] * batch
+    # One process tells the workers of all GPUs what to do, and waits for each.
+    longer = 1.0 + q["worker_part"] * np.log2(gpus)
+    sequences_s = longer * q["sequence_s"] * batch
+    host_s = longer * q["host_s"]
     # Heads are dealt out to the GPUs, so that each has its share of every sequence's attention.
     heads_s = q["head_s"] * batch * rows.cache_layers / gpus
     step_s = np.hypot(memory_s, compute_s) + launch_s + exchange_s + tiles_s
-    step_s = step_s + sequences_s + heads_s + q["host_s"]
+    step_s = step_s + sequences_s + heads_s + host_s
     sent_s = np.where(many, 2.0 * rows.layers * q["hop_factor"] * prompt * hop_bytes_s, 0.0)
     worked_s = prompt_s / q["prefill_rate"] + attention_s
     prefill_s = worked_s + sent_s + rows.layers * q["begin_s"]
@@ -342,7 +348,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     # In the first engine the host's work per layer and sequence kept the GPU waiting. Now it
     # overlaps with the GPU's, and what a sequence costs beyond its bytes are kernels of its own.
     first = rows.old + rows.plain > 0.0
-    waited_s = q["host_s"] + np.where(first, sequences_s + launch_s + heads_s, 0.0)
+    waited_s = host_s + np.where(first, sequences_s + launch_s + heads_s, 0.0)
     kernels_s = np.where(first, 0.0, sequences_s + heads_s)
     steps = output / batch
     bytes_per_j = (rows.bandwidth / rows.limit_w / _REFERENCE_BYTES_PER_J) ** (1.0 - scaling)
@@ -365,7 +371,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
         memory_s=memory_s,
         compute_s=compute_s,
         exchange_s=exchange_s,
-        held_s=launch_s + sequences_s + heads_s + q["host_s"],
+        held_s=launch_s + sequences_s + heads_s + host_s,
         prefill_s=prefill_s,
         cache_share=cache_s / (cache_s + weights_s),
         first_s=prefill_s * (q["first_own"] + q["first_crowd"] * (batch - 1.0))

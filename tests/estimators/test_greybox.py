@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 import numpy as np
 import pytest
@@ -51,8 +53,10 @@ def busy_step(backend: Backend, constants: Array = MIDDLES) -> Physics:
 
 def test_attention_heads_are_dealt_out_to_the_gpus() -> None:
     one = Backend(name="b", group="b", gpu=GPUS["H100-SXM"], model=QWEN_8B)
+    constants = MIDDLES.copy()
+    constants[NAMES.index("worker_part")] = -50.0  # host code, which only grows
     held_s = [
-        float(busy_step(msgspec.structs.replace(one, num_gpus=gpus)).held_s[0])
+        float(busy_step(msgspec.structs.replace(one, num_gpus=gpus), constants).held_s[0])
         for gpus in (1, 2, 4)
     ]
     assert held_s[0] - held_s[1] == pytest.approx(2.0 * (held_s[1] - held_s[2]), rel=1e-6)
@@ -89,3 +93,27 @@ def test_while_the_first_engines_host_launches_layers_its_gpu_waits() -> None:
         drawn.append(float((joules / (np.exp(two.log_time) - np.exp(one.log_time)))[0]) / 700.0)
     assert drawn[0] == pytest.approx(np.exp(MIDDLES[NAMES.index("wait_share")]), rel=0.05)
     assert drawn[1] == pytest.approx(np.exp(MIDDLES[NAMES.index("busy_share")]), rel=0.05)
+
+
+def test_the_first_engines_host_takes_longer_with_every_doubling_of_the_gpus() -> None:
+    held_s = []
+    for gpus in (1, 2, 4, 8):
+        backend = Backend(
+            name="b",
+            group="b",
+            engine="vllm",
+            engine_version="0.5.4",
+            gpu=GPUS["H100-SXM"],
+            num_gpus=gpus,
+            model=QWEN_8B,
+        )
+        # Attention's heads are dealt out to the GPUs; without them only host code is left to grow.
+        constants = MIDDLES.copy()
+        constants[NAMES.index("head_s")] = -50.0
+        held_s.append(float(busy_step(backend, constants).held_s[0]))
+    more = [b - a for a, b in pairwise(held_s)]
+    assert more == pytest.approx([more[0]] * 3, rel=1e-6)
+    host_s = np.exp(MIDDLES[NAMES.index("host_s")]) + 64.0 * np.exp(
+        MIDDLES[NAMES.index("sequence_s")]
+    )
+    assert more[0] == pytest.approx(np.exp(MIDDLES[NAMES.index("worker_part")]) * host_s, rel=1e-6)
