@@ -11,6 +11,7 @@ import fnmatch
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -230,20 +231,48 @@ def declared_of(said: DeclaredEnergy | None) -> Declared | None:
     return None if said is None else Declared(**msgspec.structs.asdict(said))
 
 
+# Closed APIs that speak OpenAI's own, by their host: the provider as litellm and EcoLogits call it.
+PUBLIC_APIS = {
+    "api.openai.com": "openai",
+    "api.mistral.ai": "mistral",
+    "api.deepseek.com": "deepseek",
+    "api.groq.com": "groq",
+    "api.together.xyz": "together_ai",
+    "api.fireworks.ai": "fireworks_ai",
+    "api.perplexity.ai": "perplexity",
+    "api.x.ai": "xai",
+    "api.anthropic.com": "anthropic",
+    "generativelanguage.googleapis.com": "gemini",
+    "openrouter.ai": "openrouter",
+}
+
+
+def provider_of(settings: BackendSettings) -> str | None:
+    """Whose API a backend is; None for an engine of one's own."""
+    if settings.provider != "openai":
+        return settings.provider
+    host = urlsplit(settings.url or "").hostname or ""
+    if settings.gpu is None and host in PUBLIC_APIS:
+        return PUBLIC_APIS[host]
+    return settings.provider if settings.engine == "api" else None
+
+
 def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backend:
     """What a config says of a backend, before GPU and architecture tables are consulted."""
     s, carbon = settings, common.carbon
+    provider = provider_of(s)
+    named = s.upstream_model or (s.model if "*" not in s.model else None)
     return Backend(
         name=s.full_name,
         group=s.model,
         precision=s.precision,
-        engine="api" if s.provider != "openai" else s.engine,
+        engine="api" if provider is not None else s.engine,
         engine_version=s.engine_version,
         num_gpus=s.num_gpus,
         max_num_seqs=s.max_num_seqs,
         context_tokens=s.context_tokens,
-        provider=None if s.provider == "openai" and s.engine != "api" else s.provider,
-        provider_model=s.upstream_model,
+        provider=provider,
+        provider_model=s.upstream_model if provider is None else named,
         node=s.node or s.full_name,
         zone=s.zone or carbon.zone,
         region=s.region,

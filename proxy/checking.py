@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from estimators.types import Backend
+from meters.intensity.table import AnnualTable
+from meters.intensity.types import Tier
+from policies.language import Book
 from proxy import config_file, facts, policy_book, predicting
 from proxy import settings as settings_file
-from proxy.config_file import ConfigError, Document, key_text
+from proxy.backends import provider_of
+from proxy.config_file import ConfigError, Document, Problem, key_text
 from proxy.settings import Settings
 
 SECRET = "***"
@@ -25,13 +32,10 @@ _SECRETS = frozenset(
 def check(path: str) -> dict[str, Any]:
     """A report on a config file. Raises ConfigError with every mistake."""
     document = config_file.read(path)
-    loaded = settings_file.interpret(document)
+    problems: list[Problem] = []
+    loaded = settings_file.interpret(document, problems)
     settings = loaded.settings
-    known = facts.all_facts(settings, loaded.document)
-    predicting.check_model(settings, loaded.document)
-    book = policy_book.book_of(settings, loaded.document)
-    found = policy_book.findings(settings, book, known)
-    unwise = policy_book.refuse_errors(found, loaded.document)
+    known, book, unwise = understood(settings, loaded.document, problems)
     unwise += map(str, policy_book.unkept(settings, book, known))
     return {
         "ok": True,
@@ -44,6 +48,42 @@ def check(path: str) -> dict[str, Any]:
     }
 
 
+def understood(
+    settings: Settings, document: Document | None, problems: Iterable[Problem] = ()
+) -> tuple[dict[str, Backend], Book, list[str]]:
+    """The facts of every backend by name, the policies, and what is probably not meant in these.
+
+    Raises ConfigError with every mistake, those in ``problems`` included.
+    """
+    found = list(problems)
+
+    @contextmanager
+    def noting() -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            found.extend(error.problems)
+
+    known, book, unwise = None, None, []
+    with noting():
+        known = facts.all_facts(settings, document)
+    with noting():
+        predicting.check_model(settings, document)
+    with noting():
+        book = policy_book.book_of(settings, document)
+    if book is not None:
+        sure = known is not None
+        backends = known if known is not None else facts.without_hardware(settings)
+        named = policy_book.findings(settings, book, backends)
+        with noting():  # what hardware has to do with it nobody can say where that is not known
+            unwise = policy_book.refuse_errors(
+                [f for f in named if sure or f.kind == "unknown_name"], document
+            )
+    if found or known is None or book is None:
+        raise ConfigError(document.path if document else "config", found)
+    return known, book, unwise
+
+
 def warnings(settings: Settings) -> Iterator[str]:
     """What is allowed and probably not wanted."""
     if not settings.backends:
@@ -51,9 +91,13 @@ def warnings(settings: Settings) -> Iterator[str]:
     if not settings.keys_configured:
         yield "no keys: anyone on this machine may call, and nobody else"
     yield from addresses(settings)
+    yield from zones(settings)
     for backend in settings.backends:
-        if backend.provider == "openai" and backend.engine != "api" and backend.gpu is None:
-            yield f"{backend.full_name}: no gpu, so its energy is unknown"
+        if backend.gpu is None and provider_of(backend) is None:
+            yield (
+                f"{backend.full_name}: no gpu, so its energy is unknown; for a closed API say "
+                "engine: api"
+            )
         if backend.quality is None and not backend.quality_by_task:
             yield f"{backend.full_name}: no quality, so limits on quality rule it out"
 
@@ -69,6 +113,23 @@ def addresses(settings: Settings) -> Iterator[str]:
                 f"{backend.full_name}: its url has no path, and engines speak OpenAI's API under "
                 f"/v1: {url}/v1"
             )
+
+
+def zones(settings: Settings) -> Iterator[str]:
+    """Grid zones that nobody gives figures for, so that the world's mean is taken."""
+    carbon = settings.carbon
+    if carbon.intensity_file is not None or carbon.electricity_maps_token is not None:
+        return  # they may know more zones than we
+    table = AnnualTable(regions=carbon.regions)
+    named = {"carbon": carbon} | {backend.full_name: backend for backend in settings.backends}
+    for name, given in named.items():
+        zone = given.zone
+        if zone is None or given.intensity_g_per_kwh is not None:
+            continue
+        if table.annual(zone).tier is Tier.WORLD:
+            close = difflib.get_close_matches(zone, table.names, n=1, cutoff=0.6)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            yield f"{name}: the zone {zone!r} is not known, so the world's mean is taken{hint}"
 
 
 def values(settings: Settings, document: Document) -> Iterator[dict[str, str]]:

@@ -9,8 +9,9 @@ import difflib
 import os
 import types
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -147,14 +148,15 @@ def _build(
 
 
 def convert(document: Document, kind: type[T], at: KeyPath = ()) -> T:
-    """The document as ``kind``, a msgspec Struct. Raises ConfigError with every mistake."""
+    """The document as ``kind``, a msgspec Struct. Raises ConfigError with every mistake where it
+    cannot be that; what else is in ``document.problems`` is the caller's to raise."""
     value = document.value
     for step in at:
         value = value[step]
-    problems = list(document.problems)
+    problems: list[Problem] = []
     _check(value, kind, at, document, problems)
     if problems:
-        raise ConfigError(document.path, problems)
+        raise ConfigError(document.path, [*document.problems, *problems])
     try:
         return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:  # pragma: no cover - _check finds these first
@@ -193,6 +195,11 @@ def _check(
     except msgspec.ValidationError as error:
         text = str(error).split(" - at ")[0]
         message = f"{text[0].lower()}{text[1:]}; it is {value!r}."
+        words = _words(whole)
+        if words and (not isinstance(value, str) or value not in words):
+            close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            message = f"should be one of {', '.join(words)}, not {value!r}.{hint}"
         problems.append(Problem(document.line(path), key_text(path), message))
 
 
@@ -230,6 +237,21 @@ def key_text(path: KeyPath) -> str:
     for step in path:
         text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
     return text
+
+
+def _words(kind: Any) -> list[str]:
+    """The words that a setting may be; empty where it may be something else, too."""
+    kind = _bare(kind)
+    options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    words: list[str] = []
+    for option in map(_bare, options):
+        if get_origin(option) is Literal:
+            words += map(str, get_args(option))
+        elif isinstance(option, type) and issubclass(option, Enum):
+            words += [str(member.value) for member in option]
+        elif option is not type(None):
+            return []
+    return words
 
 
 def _bare(kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 
-from estimators.hardware import gpu_named
+from estimators.hardware import GPUS, gpu_named
 from estimators.models import facts_from_config
 from estimators.types import Backend, GpuFacts, ModelFacts
 from proxy.backends import facts_without_hardware
@@ -28,6 +29,11 @@ def facts_of(backend: BackendSettings, settings: Settings) -> Backend:
         gpu=_gpu(backend),
         model=_model(backend),
     )
+
+
+def without_hardware(settings: Settings) -> dict[str, Backend]:
+    """What is known of every backend where nobody looks up GPUs and architectures."""
+    return {b.full_name: facts_without_hardware(b, settings) for b in settings.backends}
 
 
 def all_facts(settings: Settings, document: Document | None = None) -> dict[str, Backend]:
@@ -91,8 +97,10 @@ def _gpu(backend: BackendSettings) -> GpuFacts | None:
             raise UnknownHardware(f"gpu_facts: {error}. It needs {needed}.") from None
     known = gpu_named(backend.gpu)
     if known is None:
+        close = difflib.get_close_matches(backend.gpu, GPUS, n=1, cutoff=0.5)
+        hint = f"Did you mean {close[0]!r}? Else give" if close else "Give"
         raise UnknownHardware(
-            f"the GPU {backend.gpu!r} is not known by name. Give its data sheet as gpu_facts "
+            f"the GPU {backend.gpu!r} is not known by name. {hint} its data sheet as gpu_facts "
             f"({', '.join(n for n in _required(GpuFacts) if n != 'name')})."
         )
     return known

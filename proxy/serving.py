@@ -33,14 +33,11 @@ from proxy import (
     checking,
     config_file,
     discovery,
-    facts,
-    policy_book,
-    predicting,
     sample_traffic,
 )
 from proxy import settings as settings_file
 from proxy.commands import CommandError
-from proxy.config_file import ConfigError, Document
+from proxy.config_file import ConfigError, Document, Problem
 from proxy.connection import Connection
 from proxy.settings import BackendSettings, MeterSource, Settings
 
@@ -91,8 +88,11 @@ def prepare(
     started: list[Any] = []
     if path is not None:
         document = config_file.read(path, environment)
-        loaded = settings_file.interpret(document)
+        problems: list[Problem] = []
+        loaded = settings_file.interpret(document, problems)
         settings, document = loaded.settings, loaded.document
+        if problems:
+            checking.understood(settings, document, problems)  # raises, with those it finds itself
     elif simulated:
         settings = Settings(teams=sample_traffic.teams(), state_dir=sample_traffic.STATE_DIR)
     else:
@@ -107,8 +107,8 @@ def prepare(
     settings = msgspec.structs.replace(settings, server=server)
     refuse_open_network(settings)
     if workers is not None:
-        problems = settings_file.contradictions(settings, document or Document("", None, {}, []))
-        if told := list(problems):
+        nowhere = Document("", None, {}, [])
+        if told := list(settings_file.contradictions(settings, document or nowhere)):
             raise ConfigError(path or "--workers", told)
     if not settings.backends:
         if path is not None:
@@ -116,10 +116,8 @@ def prepare(
         print(SIMULATED_DEMO if simulated else SIMULATED_WARNING, file=sys.stderr, flush=True)
         backends, started = simulated_pair()
         settings = msgspec.structs.replace(settings, backends=backends)
-    known = facts.all_facts(settings, document)
-    predicting.check_model(settings, document)
-    found = policy_book.findings(settings, policy_book.book_of(settings, document), known)
-    for warning in [*policy_book.refuse_errors(found, document), *checking.addresses(settings)]:
+    known, _, unwise = checking.understood(settings, document)
+    for warning in [*unwise, *checking.addresses(settings), *checking.zones(settings)]:
         log.warning("%s", warning)
     return Prepared(settings, known, started)
 

@@ -525,12 +525,13 @@ class Loaded(msgspec.Struct, frozen=True):
     not_honoured: list[str]
 
 
-def interpret(document: Document) -> Loaded:
-    """The settings in a document, ours or LiteLLM's. Raises ConfigError with every mistake."""
+def interpret(document: Document, problems: list[Problem] | None = None) -> Loaded:
+    """The settings in a document, ours or LiteLLM's. Raises ConfigError with every mistake; with
+    ``problems`` those that leave settings that can be read are put there instead."""
     if not litellm_config.is_litellm(document.value):
-        return Loaded(from_document(document), document, "Joulegate", [], [])
+        return Loaded(from_document(document, problems), document, "Joulegate", [], [])
     theirs = litellm_config.translate(document)
-    settings = from_document(theirs.document)
+    settings = from_document(theirs.document, problems)
     return Loaded(settings, theirs.document, "LiteLLM", theirs.honoured, theirs.not_honoured)
 
 
@@ -539,14 +540,18 @@ def load(path: str, environment: Mapping[str, str] | None = None) -> Settings:
     return interpret(config_file.read(path, environment)).settings
 
 
-def from_document(document: Document) -> Settings:
-    """Likewise, from a document that was read already."""
+def from_document(document: Document, problems: list[Problem] | None = None) -> Settings:
+    """Likewise, of ours."""
     if not isinstance(document.value, dict):
         raise ConfigError(document.path, [Problem(1, "", "should be a mapping of settings.")])
     settings = config_file.convert(document, Settings)
-    problems = list(contradictions(settings, document))
-    if problems:
-        raise ConfigError(document.path, problems)
+    known = {problem.line for problem in document.problems}
+    found = [p for p in contradictions(settings, document) if p.line not in known]
+    found += document.problems
+    if problems is not None:
+        problems += found
+    elif found:
+        raise ConfigError(document.path, found)
     return settings
 
 

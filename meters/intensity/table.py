@@ -102,6 +102,11 @@ class AnnualTable:
                 return Annual(g_per_kwh=country.g_per_kwh, tier=tier, source=self.source)
         return Annual(g_per_kwh=WORLD_G_PER_KWH, tier=Tier.WORLD, source=WORLD_SOURCE)
 
+    @property
+    def names(self) -> list[str]:
+        """Everything that may be named as a zone: zones, countries and cloud regions."""
+        return [*self._zones, *self.countries, *self.regions]
+
     def water_l_per_kwh(self, zone: str | None) -> float | None:
         """Water used at power stations, litres per kWh of the zone's country; None: not known."""
         country = self.countries.get(country_of(zone)) if zone else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from proxy import backends, facts
@@ -106,3 +107,23 @@ def test_engines_that_did_not_change_go_on_over_a_reload(pool: Pool) -> None:
     engines = backends.engines_of(settings, facts.all_facts(settings), pool.by_name)
     assert engines[0] is old
     assert engines[1].in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "provider", "engine"),
+    [
+        ({"url": "https://api.mistral.ai/v1"}, "mistral", "api"),
+        ({"url": "https://api.openai.com/v1", "upstream_model": "gpt-4o"}, "openai", "api"),
+        ({"url": "https://llm.example.com/v1", "engine": "api"}, "openai", "api"),
+        ({"provider": "anthropic"}, "anthropic", "api"),
+        ({"url": "http://127.0.0.1:8000/v1"}, None, "vllm"),
+    ],
+)
+def test_a_closed_api_is_known_by_its_host(
+    config: dict[str, str], provider: str | None, engine: str
+) -> None:
+    settings = Settings(backends=[msgspec.convert({"model": "m", **config}, BackendSettings)])
+    (found,) = facts.all_facts(settings).values()
+    assert (found.provider, found.engine) == (provider, engine)
+    expected = config.get("upstream_model", "m")
+    assert found.provider_model == (None if provider is None else expected)

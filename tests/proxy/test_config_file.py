@@ -34,6 +34,14 @@ def test_reports_every_mistake_at_once_with_line_and_nearest_key() -> None:
     ]
 
 
+def test_a_word_that_is_none_of_those_allowed_is_told_them() -> None:
+    backends = "backends: [{model: m, url: 'http://x/v1', engine: vlm}]\n"
+    assert problems(backends) == [
+        "line 1: backends[0].engine: should be one of vllm, sglang, tensorrt-llm, tgi, llama.cpp, "
+        "transformers, api, not 'vlm'. Did you mean 'vllm'?"
+    ]
+
+
 def test_a_missing_key_names_the_line_of_its_backend() -> None:
     assert problems("backends:\n  - name: a\n    url: http://x\n") == [
         "line 2: backends[0]: 'model' is missing. Add it."

@@ -77,6 +77,65 @@ def test_check_reports_every_mistake_and_ends_with_1(
     assert json.loads(output.out)["ok"] is False
 
 
+def test_mistakes_that_leave_a_config_readable_are_all_told_at_once(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = CONFIG.replace("sk-secret-upstream", "os.environ/NOT_SET_ANYWHERE")
+    wrong = wrong.replace("gpu: H100-SXM", "gpu: H10-SXM", 1).replace(
+        "policy: careful", "policy: carful"
+    )
+    config.write_text(wrong + "fallbacks: {llama: [gpt-none]}\nestimator: magic\n")
+    told = []
+    for command in (["check", str(config)], ["serve", "--config", str(config)]):
+        assert main(command) == 1
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+    assert "5 mistakes" in told[0]
+    for mistake in (
+        "line 3: backends[0].api_key: the environment variable NOT_SET_ANYWHERE is not set",
+        "the GPU 'H10-SXM' is not known by name. Did you mean 'H100-SXM'?",
+        "line 6: teams.search.policy: there is no policy 'carful'. Did you mean 'careful'?",
+        "there is no backend of model 'gpt-none'",
+        "estimator",
+    ):
+        assert mistake in told[0]
+
+
+def test_check_warns_of_a_grid_zone_that_nobody_knows(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned(carbon: str) -> list[str]:
+        config.write_text(CONFIG + f"carbon: {carbon}\n")
+        assert main(["check", str(config), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["warnings"]
+        return [warning for warning in found if "zone" in warning]
+
+    assert warned("{zone: US-CALIFORNIA-CISO}") == []  # of a known country
+    (unknown,) = warned("{zone: gcp:europe-west33}")
+    assert unknown.startswith("carbon: the zone 'gcp:europe-west33' is not known")
+    assert unknown.endswith("did you mean 'gcp:europe-west3'?")
+    assert warned("{zone: DE}") == warned("{zone: gcp:europe-west3}") == []
+    assert warned("{zone: nowhere, intensity_g_per_kwh: 30}") == []
+
+
+def test_the_energy_and_price_of_a_closed_api_need_no_more_than_its_address(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(
+        'backends: [{model: gpt-4o-mini, url: "https://api.openai.com/v1", api_key: x}]\n'
+        f"state_dir: {config.parent / 'state'}\n"
+    )
+    assert main(["check", str(config), "--json"]) == 0
+    assert "no gpu" not in capsys.readouterr().out
+    chat = config.parent / "chat.json"
+    chat.write_text(json.dumps({**CHAT, "model": "gpt-4o-mini"}))
+    assert main(["explain", str(chat), "--config", str(config), "--json"]) == 0
+    (api,) = json.loads(capsys.readouterr().out)["candidates"]
+    assert api["evidence"] == "modelled"
+    assert api["energy_j"]["mid"] > 0
+    assert api["money_usd"]["mid"] > 0
+
+
 def test_check_finds_a_policy_that_cannot_be_meant(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
