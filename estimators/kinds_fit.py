@@ -9,6 +9,7 @@ used where a prompt looks unfamiliar is decided on whole kinds left out.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -25,21 +26,23 @@ from estimators.prompts_fit import (
     Solver,
     Solvers,
     Sorting,
+    balanced,
     f32,
     families_of,
+    folds_of,
     group_folds,
     likelihoods,
     onehot_of,
     prompts_of,
-    random_folds,
     sortings_of,
 )
 from estimators.text import DENSE, TextFeatures
 
 _RIDGES = (3.0, 10.0, 40.0)
 _MASSES = (5.0, 30.0)  # prompts' worth of the backend's mean in a kind's table
-_SHARPNESS = (4.0, 8.0, 16.0, 32.0)
-_SHARPNESS_OF_WORDS = (0.5, 1.0, 2.0, 4.0)
+# How sharply a kind's scores decide: of a regression alone, and of words and a regression together.
+_SHARPNESS = ((4.0,), (8.0,), (16.0,), (32.0,))
+_SHARPNESS_OF_WORDS = tuple(product((0.25, 0.5, 0.75, 1.0, 1.5), (0.0, 1.0, 1.5, 2.0, 3.0, 4.0)))
 _NEVER = -1000.0  # a score that no prompt of a kind has
 _FEWEST = 20  # prompts below which only means are used
 _MANY_KINDS = 15  # labelled tasks; fewer left out say little about the next one
@@ -49,6 +52,9 @@ _DOUBTFUL, _SURE = 0.25, 0.8  # slopes of what came on what was guessed
 # of prompts as much as all of it does, so below the first there must be none.
 _TESTED, _UNTESTED = (0.3, 0.7), (0.6, 0.8)
 _KEPT_AXES = 12
+
+
+Sharpness = tuple[float, ...]  # one factor for each way in which a kind's scores are told
 
 
 class Member(NamedTuple):
@@ -82,7 +88,7 @@ def _members(
     prompts: Prompts,
     solvers: Solvers,
     sortings: Sequence[Sorting],
-    sharpness: Sequence[float],
+    sharpness: Sequence[Sharpness],
     outcomes: Matrix,
     train: Index,
     test: Index,
@@ -94,12 +100,11 @@ def _members(
     kinds: list[Matrix] = []
     for sorting, sharp in zip(sortings, sharpness, strict=True):
         onehot = onehot_of(sorting, train)
-        scores = _scores(prompts, solver, sorting, onehot, train, test)
-        scores[:, onehot.sum(0) < 1] = _NEVER  # a kind that was left out cannot be named
-        odds = np.exp((scores - scores.max(1, keepdims=True)) * sharp)
-        odds /= odds.sum(1, keepdims=True)
+        scores = np.tensordot(sharp, _scores(prompts, solver, sorting, onehot, train, test), axes=1)
+        odds = _odds(scores, onehot)
         kinds.append(odds)
-        guesses.extend(odds @ _table(onehot, deviations, mass) for mass in _MASSES)
+        if sorting.tabled:
+            guesses.extend(odds @ _table(onehot, deviations, mass) for mass in _MASSES)
     every = np.concatenate(kinds, axis=1) if kinds else np.zeros((len(test), 0))
     return Member(test, np.array(guesses), every), mean
 
@@ -112,16 +117,37 @@ def _scores(
     train: Index,
     test: Index,
 ) -> Matrix:
-    """How far each prompt of ``test`` is of each kind, (n, K), from those of ``train``."""
+    """How far each prompt of ``test`` is of each kind, from those of ``train``: (1, n, K) by
+    regression, (2, n, K) by words and by a regression that gives rare kinds their due."""
     if sorting.by_words:
-        coefficients, bias = likelihoods(prompts, onehot, train)
-        return np.asarray(prompts.design[test] @ coefficients + bias)
+        words, bias = likelihoods(prompts, onehot, train)
+        by_words = np.asarray(prompts.design[test] @ words + bias)
+        return np.array([by_words, prompts.directions[test] @ balanced(solver, onehot)])
     (solved,) = solver.solve(onehot - onehot.mean(0), KIND_RIDGE)
-    return np.asarray(prompts.directions[test] @ solved + onehot.mean(0))
+    return np.asarray(prompts.directions[test] @ solved + onehot.mean(0))[None]
+
+
+def _odds(scores: Matrix, onehot: Matrix) -> Matrix:
+    scores[:, onehot.sum(0) < 1] = _NEVER  # a kind that was left out cannot be named
+    odds = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(odds / odds.sum(1, keepdims=True))
 
 
 def _table(onehot: Matrix, deviations: Matrix, mass: float) -> Matrix:
     return np.asarray((onehot.T @ deviations) / (onehot.sum(0)[:, None] + mass))
+
+
+def _mixed(
+    sortings: Sequence[Sorting], tables: Sequence[Sequence[Matrix]], weights: Matrix
+) -> list[Matrix]:
+    """Each system's tables by their weights in the mix; nothing for one that is not in it."""
+    left = iter(weights)
+    return [
+        np.tensordot([next(left) for _ in mine], np.array(mine), axes=1)
+        if sorting.tabled
+        else np.zeros_like(mine[0])
+        for sorting, mine in zip(sortings, tables, strict=True)
+    ]
 
 
 def _deviations(
@@ -143,20 +169,19 @@ def _deviations(
 
 def _sharpness(
     prompts: Prompts, solvers: Solvers, sorting: Sorting, folds: Sequence[Index], n: int
-) -> float:
-    """How sharply scores decide: the value with the best likelihood on prompts left out."""
+) -> Sharpness:
+    """How sharply scores decide: what has the best likelihood on prompts left out."""
     choices = _SHARPNESS_OF_WORDS if sorting.by_words else _SHARPNESS
     losses = np.zeros(len(choices))
     for test in folds[:3]:
         train = np.setdiff1d(np.arange(n), test)
         onehot = onehot_of(sorting, train)
-        scores = _scores(prompts, solvers(train), sorting, onehot, train, test)
-        kind = sorting.kind[test]
-        known = kind >= 0
+        known = sorting.kind[test] >= 0
+        scores = _scores(prompts, solvers(train), sorting, onehot, train, test[known])
+        kind = sorting.kind[test[known]]
         for i, sharp in enumerate(choices):
-            odds = np.exp((scores - scores.max(1, keepdims=True)) * sharp)
-            odds /= odds.sum(1, keepdims=True)
-            losses[i] -= np.log(odds[known, kind[known]] + 1e-6).sum()
+            odds = _odds(np.tensordot(sharp, scores, axes=1), onehot)
+            losses[i] -= np.log(odds[np.arange(len(kind)), kind] + 1e-6).sum()
     return choices[int(losses.argmin())]
 
 
@@ -181,22 +206,24 @@ def fit_head(
     prompts: Prompts,
     solvers: Solvers,
     sortings: Sequence[Sorting],
-    sharpness: Sequence[float],
+    sharpness: Sequence[Sharpness],
     outcomes: Matrix,
+    alike: Index,
     seed: int = 0,
 ) -> HeadFit:
-    """One target's mix and gates, from outcomes (N, M) with nan where nothing was seen."""
+    """One target's mix and gates, from outcomes (N, M) with nan where nothing was seen. Prompts
+    of the same number in ``alike`` are left out together."""
     rng = np.random.default_rng(seed)
     n, _ = outcomes.shape
     some = np.flatnonzero((~np.isnan(outcomes)).any(1))
     if len(some) < _FEWEST:
-        members = len(_RIDGES) + len(sortings) * len(_MASSES)
+        members = len(_RIDGES) + sum(sorting.tabled for sorting in sortings) * len(_MASSES)
         closed = Gate(f32(np.array([0.0, 1.0])), f32(np.zeros(2)))
         return HeadFit(np.zeros(members), np.zeros(members), closed, closed, None, None)
     mine = [
         _members(prompts, solvers, sortings, sharpness, outcomes, np.setdiff1d(some, rows), rows)
         for _ in range(2 if len(some) < 1500 else 1)
-        for rows in (some[fold] for fold in random_folds(len(some), 5, rng))
+        for rows in (some[fold] for fold in folds_of(alike[some], 5, rng))
     ]
     theirs = []
     families = families_of(prompts, sortings, seed)
@@ -323,13 +350,18 @@ def fit(
     texts: Sequence[TextFeatures],
     tasks: Sequence[str | None],
     targets: Sequence[Matrix],
+    alike: Index,
     seed: int = 0,
 ) -> tuple[Kinds, list[Head], list[HeadFit]]:
-    """The map and one head per target; targets are (N, M) with nan where nothing was seen."""
+    """The map and one head per target; targets are (N, M) with nan where nothing was seen.
+
+    Prompts of the same number in ``alike`` share a passage: what is chosen on prompts left out is
+    not chosen on any whose twin was learnt from.
+    """
     prompts = prompts_of(texts, seed)
     sortings = sortings_of(prompts, tasks, seed)
     rng = np.random.default_rng(seed)
-    folds = random_folds(len(texts), 5, rng)
+    folds = folds_of(alike, 5, rng)
     solvers = Solvers(prompts.directions)
     sharpness = [_sharpness(prompts, solvers, sorting, folds, len(texts)) for sorting in sortings]
     everything = np.arange(len(texts))
@@ -343,13 +375,15 @@ def fit(
     for sorting, sharp, onehot in zip(sortings, sharpness, onehots, strict=True):
         if sorting.by_words:
             words, bias = likelihoods(prompts, onehot, everything)
+            words = sharp[0] * words + sharp[1] * (prompts.loadings @ balanced(solver, onehot))
+            bias, decides = sharp[0] * bias, 1.0
         else:
             (found_here,) = solver.solve(onehot - onehot.mean(0), KIND_RIDGE)
-            words, bias = prompts.loadings @ found_here, onehot.mean(0)
+            words, bias, decides = prompts.loadings @ found_here, onehot.mean(0), sharp[0]
         blocks.append(words)
         biases.append(bias)
         systems.append(
-            System(place, place + sorting.size, sharp, sorting.names, not sorting.by_words)
+            System(place, place + sorting.size, decides, sorting.names, not sorting.by_words)
         )
         place += sorting.size
 
@@ -357,32 +391,21 @@ def fit(
     fits: list[HeadFit] = []
     for target in targets:
         some = np.flatnonzero((~np.isnan(target)).any(1))
-        found = fit_head(prompts, solvers, sortings, sharpness, target, seed)
+        found = fit_head(prompts, solvers, sortings, sharpness, target, alike, seed)
         own = solvers(some)
         mean, deviations = _deviations(prompts, own, target, some)
         seen = ~np.isnan(target[some])
         solved = own.solve(deviations, *_RIDGES)
         onehots_here = [onehot[some] for onehot in onehots]
         tables = [[_table(onehot, deviations, mass) for mass in _MASSES] for onehot in onehots_here]
+        both = found.weights, found.common_weights
         coefficients = [
-            np.tensordot(weights[: len(_RIDGES)], np.array(solved), axes=1)
-            for weights in (found.weights, found.common_weights)
+            np.tensordot(weights[: len(_RIDGES)], np.array(solved), axes=1) for weights in both
         ]
+        nothing = np.zeros((0, target.shape[1]))
         kinds = [
-            np.concatenate(
-                [
-                    np.tensordot(
-                        weights[
-                            len(_RIDGES) + i * len(_MASSES) : len(_RIDGES) + (i + 1) * len(_MASSES)
-                        ],
-                        np.array(table),
-                        axes=1,
-                    )
-                    for i, table in enumerate(tables)
-                ]
-                or [np.zeros((0, target.shape[1]))]
-            )
-            for weights in (found.weights, found.common_weights)
+            np.concatenate([nothing, *_mixed(sortings, tables, weights[len(_RIDGES) :])])
+            for weights in both
         ]
         particular = coefficients[0] - coefficients[0].mean(1, keepdims=True)
         common = coefficients[1].mean(1)
@@ -398,16 +421,8 @@ def fit(
             ]
         )
         number = seen.sum(0)
-        masses = (
-            np.concatenate([onehot.T @ seen for onehot in onehots_here])
-            if onehots_here
-            else np.zeros((0, target.shape[1]))
-        )
-        strongest = [
-            np.concatenate([table[-1] for table in tables])
-            if tables
-            else np.zeros((0, target.shape[1]))
-        ][0]
+        masses = np.concatenate([nothing, *(onehot.T @ seen for onehot in onehots_here)])
+        strongest = np.concatenate([nothing, *(table[-1] for table in tables)])
         sizes = masses.sum(0) + 1e-9
         heads.append(
             Head(

@@ -19,6 +19,7 @@ Index = NDArray[np.int64]
 
 DENSE_WEIGHT = 0.25  # what all counts together weigh against all words together
 KIND_RIDGE = 1.0
+_BALANCED_RIDGE = 0.1
 _AXES = 400  # directions kept of the words when there are many prompts
 _EXACT = 600  # prompts up to which all directions are kept
 _DENSE = 4000  # prompts up to which all pairs of them are held at once
@@ -45,7 +46,8 @@ class Sorting(NamedTuple):
     kind: Index
     names: tuple[str, ...]
     size: int  # how many kinds
-    by_words: bool = False  # told by how likely its words are, instead of by regression
+    by_words: bool = False  # told by how likely its words are too, instead of by regression alone
+    tabled: bool = True  # whether the means of its kinds join the mix
 
 
 def prompts_of(texts: Sequence[TextFeatures], seed: int = 0) -> Prompts:
@@ -122,8 +124,9 @@ def sortings_of(prompts: Prompts, tasks: Sequence[str | None], seed: int = 0) ->
     clusters = int(np.clip(n // 40, 0, 32))
     if clusters >= 2:
         found.append(_clusters(prompts, clusters, seed))
-    if found and found[0].names:
+    if found and found[0].names:  # better told so, but the plain scores tell a strange prompt
         found.append(found[0]._replace(by_words=True))
+        found[0] = found[0]._replace(tabled=False)
     return found
 
 
@@ -182,6 +185,14 @@ def likelihoods(prompts: Prompts, onehot: Matrix, rows: Index) -> tuple[Matrix, 
     return coefficients, np.log((onehot.sum(0) + 0.5) / (len(rows) + 0.5 * onehot.shape[1]))
 
 
+def balanced(solver: Solver, onehot: Matrix) -> Matrix:
+    """Coefficients on the directions, (d, K), of a regression of kinds in which a rare kind's
+    scores reach as far as a common one's."""
+    share = onehot.mean(0)
+    scale = np.where(share > 0, 1.0 / np.sqrt(np.maximum(share, 1e-12)), 0.0)
+    return solver.solve((onehot - share) * scale, _BALANCED_RIDGE)[0]
+
+
 def families_of(
     prompts: Prompts, sortings: Sequence[Sorting], seed: int, fewest: int = 2
 ) -> Sorting:
@@ -207,6 +218,19 @@ def _clusters(prompts: Prompts, number: int, seed: int) -> Sorting:
 
 def random_folds(n: int, folds: int, rng: np.random.Generator) -> list[Index]:
     return [np.sort(part) for part in np.array_split(rng.permutation(n), folds)]
+
+
+def folds_of(alike: Index, folds: int, rng: np.random.Generator) -> list[Index]:
+    """Folds of about equal size in which prompts of the same number stay together, unless they
+    are more than fit into a fold."""
+    names, number, counts = np.unique(alike, return_inverse=True, return_counts=True)
+    if len(names) == len(alike):
+        return random_folds(len(alike), folds, rng)
+    number = np.where(
+        counts[number] > len(alike) / folds, len(names) + np.arange(len(alike)), number
+    )
+    names, number = np.unique(number, return_inverse=True)
+    return group_folds(Sorting(number, (), len(names)), folds, rng)
 
 
 def group_folds(sorting: Sorting, folds: int, rng: np.random.Generator) -> list[Index]:

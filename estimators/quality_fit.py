@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from estimators.kinds import Gate, Head
 from estimators.kinds_fit import Evidence, HeadFit, fit
+from estimators.passages import sharing
 from estimators.quality_model import LengthBands, QualityModel
 from estimators.text import read
 
@@ -62,7 +63,7 @@ def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
     scores, lengths = _mean_of(at, table[:, 2], shape), _mean_of(at, table[:, 3], shape)
     targets = [target for target in (scores, lengths) if not np.isnan(target).all()]
     texts = [read(text) for text in prompt_of]
-    kinds, heads, fits = fit(texts, tasks, targets, seed)
+    kinds, heads, fits = fit(texts, tasks, targets, sharing(list(prompt_of)), seed)
     by_target = dict(
         zip(
             [

@@ -20,8 +20,10 @@ from estimators.text import BUCKETS, DENSE, TextFeatures
 from estimators.traffic import Traffic
 
 Array = NDArray[np.float32]
-FORMAT = 4
-_READ = (3, 4)  # 3 knew no system that does not tell a strange prompt
+FORMAT = 5
+# 3 knew no system that does not tell a strange prompt; 4's was told by words alone, which names
+# a prompt's task no better than the first system does.
+_READ = (3, 4, 5)
 _Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _STRANGE = 0.02  # stranger than 49 in 50 of its kind: the kind is not named
 _LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
@@ -96,14 +98,21 @@ class QualityModel(NamedTuple):
         )
 
     def _task(self, sight: Sight, text: TextFeatures) -> str:
-        """The labelled task it most likely is, else the coarse class."""
-        if not self.kinds.systems or not self.kinds.systems[0].names:
+        """The labelled task it most likely is, else the coarse class; by the last system that
+        knows names, which tells them best."""
+        start = 0
+        odds: Array = sight.kinds
+        names: tuple[str, ...] = ()
+        for system in self.kinds.systems:
+            stop = start + system.stop - system.start
+            if system.names:
+                odds, names = sight.kinds[start:stop], system.names
+            start = stop
+        if not names:
             return text.task
-        system = self.kinds.systems[0]
-        odds = sight.kinds[: system.stop - system.start]
         best = int(odds.argmax())
         sure = odds[best] > 0.5 and sight.rank > _STRANGE
-        return system.names[best] if sure else text.task
+        return names[best] if sure else text.task
 
     def save(self, path: str | Path) -> None:
         """Write one compressed npz file without any pickled object."""
@@ -166,10 +175,7 @@ class QualityModel(NamedTuple):
             dense_scale=arrays["dense_scale"],
             dense=arrays["dense"],
             bias=arrays["bias"],
-            systems=tuple(
-                System(start, stop, sharpness, tuple(names), *tells)
-                for start, stop, sharpness, names, *tells in meta["systems"]
-            ),
+            systems=tuple(_system(meta["format"], *system) for system in meta["systems"]),
             judge=Judge(
                 arrays["judge"][0], arrays["judge"][1], arrays["judge_levels"], *meta["judge"]
             ),
@@ -214,6 +220,13 @@ def length_quantiles(head: Head, bands: LengthBands, kinds: Kinds, sight: Sight)
     found[:, 3] *= bands.mean
     found -= 1.0
     return np.asarray(np.maximum(found, 0.0), dtype=np.float32)
+
+
+def _system(
+    made: int, start: int, stop: int, sharpness: float, names: list[str], tells: bool = True
+) -> System:
+    """A system of kinds as the file of that format has it."""
+    return System(start, stop, sharpness, tuple(names) if tells or made >= 5 else (), tells)
 
 
 def _put(arrays: dict[str, NDArray[Any]], title: str, value: NamedTuple) -> dict[str, Any]:

@@ -61,6 +61,27 @@ def test_names_the_task_it_was_taught(model: QualityModel) -> None:
         assert named.count(task) >= 18
 
 
+def test_rare_labels_are_named_beside_common_ones() -> None:
+    """By a regression that gives rare labels no more than their share, one in four is."""
+    rng = random.Random(3)
+    usual = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}word" for i in range(400)]
+
+    def subject(kind: int) -> str:
+        own = [usual[(37 * kind + 11 * i) % 400] for i in range(40)]
+        return " ".join(rng.choices(usual, k=10) + rng.choices(own, k=10))
+
+    kinds = [kind for kind in range(20) for _ in range(60 if kind < 3 else 14)]
+    rng.shuffle(kinds)
+    model = learn(
+        Scored(subject(kind), "a", float(rng.random() < 0.5), None, f"subject {kind}")
+        for kind in kinds
+    )
+    rare = [3 + number % 17 for number in range(170)]
+    said = model.predict_all([read(subject(kind)) for kind in rare])
+    right = [each.task == f"subject {kind}" for each, kind in zip(said, rare, strict=True)]
+    assert np.mean(right) > 0.4
+
+
 def test_a_strange_prompt_gets_every_backends_overall_mean(model: QualityModel) -> None:
     said = mids(model, STRANGE)
     overall = {name: np.mean(list(tasks.values())) for name, tasks in RIGHT.items()}
@@ -198,6 +219,23 @@ def test_reads_what_the_version_before_wrote(tmp_path) -> None:  # type: ignore[
     assert np.allclose(
         QualityModel.load(path).predict(text).quality, model.predict(text).quality, atol=2e-3
     )
+
+
+def test_words_of_the_format_before_name_no_task(model: QualityModel, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """They told a kind by words alone, which names it no better than the first system does."""
+    path = tmp_path / "quality.npz"
+    model.save(path)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["format"] = 4
+    arrays["meta"] = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
+    np.savez_compressed(path, **arrays)
+    loaded = QualityModel.load(path)
+    assert [bool(system.names) for system in loaded.kinds.systems] == [True, False, False]
+    text = read(prompt("law", random.Random(8)))
+    assert loaded.predict(text).task == "law"
+    assert np.allclose(loaded.predict(text).quality, model.predict(text).quality, atol=2e-3)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04 damaged"])
