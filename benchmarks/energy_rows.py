@@ -60,6 +60,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     time_s: float  # engine time of one request: 1 / requests a second
     step_s: float = math.nan  # time between two tokens of one sequence
     ttft_s: float = math.nan
+    ttft_median_s: float = math.nan  # of the same requests
+    latency_s: float = math.nan  # to the last token, where nothing waited
     # The mean batch by Little's law, where the engine's gauge was read too seldom to be trusted:
     # what constants are fitted with. Judged is always on ``batch``, which is what a user has.
     steady_batch: float = math.nan
@@ -169,6 +171,7 @@ def _consumer(folder: Path, facts: dict[str, dict[str, str]]) -> Iterator[Row]:
         steady -= float(row["waiting_mean"])
         trusted = abs(math.log(max(steady, 0.1) / batch)) < 0.2 or float(row["waiting_mean"]) > 1.0
         backend = _backend(known, row["precision"], row["gpu_model"], row["num_gpus"])
+        at_once = 1e-3 if float(row["waiting_mean"]) < 0.5 else math.nan  # seconds a millisecond
         yield Row(
             source="consumer",
             architecture=known["arch_key"],
@@ -183,9 +186,9 @@ def _consumer(folder: Path, facts: dict[str, dict[str, str]]) -> Iterator[Row]:
             energy_j=float(row["energy_per_request_j"] or "nan"),
             time_s=1.0 / float(row["request_throughput"]),
             step_s=float(row["itl_ms_mean"]) / 1e3,
-            ttft_s=float(row["ttft_ms_mean"]) / 1e3
-            if float(row["waiting_mean"]) < 0.5
-            else math.nan,
+            ttft_s=float(row["ttft_ms_mean"]) * at_once,
+            ttft_median_s=float(row["ttft_ms_p50"]) * at_once,
+            latency_s=float(row["request_latency_ms_mean"]) * at_once,
         )
 
 

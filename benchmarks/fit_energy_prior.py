@@ -97,6 +97,7 @@ def figures(held: Sequence[Held]) -> dict[str, float]:
     energy = relative(np.array([one.energy_error for one in judged]))
     step = relative(np.array([one.step_error for one in judged]))
     first = relative(np.array([one.first_error for one in judged]))
+    latency = relative(np.array([one.latency_error for one in judged]))
     physics_only = relative(np.array([one.physics_error for one in judged]))
     return {
         "rows": float(len(energy)),
@@ -106,6 +107,7 @@ def figures(held: Sequence[Held]) -> dict[str, float]:
         "step_mape": float(step.mean()) if len(step) else math.nan,
         "step_median": float(np.median(step)) if len(step) else math.nan,
         "first_token_mape": float(first.mean()) if len(first) else math.nan,
+        "latency_mape": float(latency.mean()) if len(latency) else math.nan,
         "pairs_right": pairwise(judged),
         "band_holds": coverage(held),
     }

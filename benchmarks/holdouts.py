@@ -30,6 +30,7 @@ class Held(NamedTuple):
     time_error: float
     physics_error: float  # energy, of the constants alone
     first_error: float  # time to the first token; nan where nothing was published
+    latency_error: float  # time to the last token; likewise
 
 
 class Fold(NamedTuple):
@@ -124,6 +125,8 @@ def errors(rows: Sequence[Row], fitted: Fitted) -> list[Held]:
             math.log(row.time_s) - said.time[i],
             math.log(row.energy_j) - said.physics_energy[i],
             math.log(row.ttft_s) - said.first[i],
+            math.log(row.latency_s)
+            - math.log(math.exp(said.first[i]) + row.output * math.exp(said.step[i])),
         )
         for i, row in enumerate(rows)
     ]

@@ -127,11 +127,9 @@ def _pareto(seeds: Path, prior: Prior) -> Iterator[Line]:
 
 
 def _front(cost: Sequence[float], score: Sequence[float]) -> list[bool]:
+    """Whom nobody beats with less energy. Theirs has two digits: runs printed alike beat nobody."""
     points = list(zip(cost, score, strict=True))
-    return [
-        not any((c <= cost_i and s >= score_i) and (c < cost_i or s > score_i) for c, s in points)
-        for cost_i, score_i in points
-    ]
+    return [not any(c < cost_i and s >= score_i for c, s in points) for cost_i, score_i in points]
 
 
 def _shapes_of_length(seeds: Path, prior: Prior) -> Iterator[Line]:

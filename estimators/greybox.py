@@ -50,6 +50,7 @@ CONSTANTS: dict[str, tuple[float, float]] = {
     "busy_share": (np.log(0.31), 0.15),  # of the power limit, drawn by clocks and leakage at work
     "wait_share": (np.log(0.24), 0.3),  # ... while the host holds the GPU up
     "memory_share": (np.log(0.45), 0.2),  # ... on top when memory is saturated
+    "operand_part": (np.log(0.2), 0.7),  # ... as a part of that, for working with what is read
     "cache_share": (np.log(0.45), 0.3),  # ... when reading the cache
     "tile_share": (np.log(0.5), 0.2),  # ... when experts wait for one another's rows
     "kernel_share": (np.log(0.3), 0.3),  # ... in a sequence's own kernels
@@ -76,7 +77,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "request_s": ("old", "plain"),
     "busy_share": ("old", "consumer", "plain"),
     "wait_share": ("old", "plain"),
-    "memory_share": ("old", "consumer", "moe_new", "fp8_moe", "low"),
+    "memory_share": ("old", "consumer", "moe_new", "fp8_moe"),
     "cache_share": ("old", "consumer"),
     "compute_share": ("old", "consumer", "low", "moe_new"),
     "prefill_share": ("old", "consumer"),
@@ -93,7 +94,6 @@ _WIDE = {
     "memory_share/moe_new": 0.1,
     # The same silicon draws the same for the same work, whatever engine asks for it.
     "memory_share/old": 0.08,
-    "memory_share/low": 0.08,
     "compute_share/moe_new": 0.08,
     "cache_share/old": 0.08,
     "compute_share/old": 0.08,
@@ -312,6 +312,8 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     always_s = (always_bytes + head * np.maximum(rows.always_bytes, 2.0)) / bandwidth
     experts_s = experts * covered * rows.weight_bytes / bandwidth
     weights_s = always_s + experts_s
+    # A weight is worked with whatever its bits: joules for each as for two bytes of it.
+    operands_s = (rows.always - unread + experts * covered) * 2.0 / bandwidth
     kept = context * rows.kv_bytes + np.minimum(context, rows.window) * rows.window_kv_bytes
     cache_s = batch * (kept + 2.0 * rows.state_bytes) / bandwidth
     inner = rows.active - unread - head
@@ -355,7 +357,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     drawn = (
         q["busy_share"] * (steps * (step_s - waited_s) + prefill_s)
         + q["wait_share"] * (steps * waited_s + q["request_s"])
-        + q["memory_share"] * bytes_per_j * weights_s * steps
+        + q["memory_share"] * bytes_per_j * (weights_s + q["operand_part"] * operands_s) * steps
         + q["cache_share"] * bytes_per_j * cache_s * steps
         + q["tile_share"] * tiles_s * steps
         + q["kernel_share"] * kernels_s * steps

@@ -117,3 +117,25 @@ def test_the_first_engines_host_takes_longer_with_every_doubling_of_the_gpus() -
         MIDDLES[NAMES.index("sequence_s")]
     )
     assert more[0] == pytest.approx(np.exp(MIDDLES[NAMES.index("worker_part")]) * host_s, rel=1e-6)
+
+
+def test_weights_of_fewer_bits_are_still_worked_with() -> None:
+    # Constants under which only reading, and working with what is read, draws power.
+    constants = MIDDLES.copy()
+    for name in NAMES:
+        if name.endswith("_share") and name != "memory_share":
+            constants[NAMES.index(name)] = -50.0
+    read = constants.copy()
+    read[NAMES.index("operand_part")] = -50.0
+    joules = {}
+    for precision in ("bf16", "int4-awq"):
+        one = Backend(
+            name="b", group="b", precision=precision, gpu=GPUS["A100-80GB-SXM"], model=QWEN_8B
+        )
+        for name, values in (("worked", constants), ("read", read)):
+            joules[precision, name] = float(np.exp(busy_step(one, values).log_energy[0]))
+    more = [joules[p, "worked"] - joules[p, "read"] for p in ("bf16", "int4-awq")]
+    assert more[0] == pytest.approx(more[1], rel=1e-3)
+    assert joules["int4-awq", "read"] < 0.5 * joules["bf16", "read"]
+    part = np.exp(MIDDLES[NAMES.index("operand_part")])
+    assert more[0] == pytest.approx(part * joules["bf16", "read"], rel=0.1)
