@@ -183,14 +183,14 @@ class EnergyEstimator:
         """How every backend's estimates stand."""
         return [
             Standing(
-                name,
+                known.facts.name,
                 known.source,
                 known.correction.outcomes,
                 known.correction.recent_error,
                 known.correction.offset,
                 known.correction.slope,
             )
-            for name, known in sorted(self._known.items())
+            for _, known in sorted(self._known.items())
         ]
 
     def _work_out_physics(self, backend: Backend) -> StepPhysics | None:
@@ -226,7 +226,7 @@ class EnergyEstimator:
             return None
 
     def _of(self, backend: Backend) -> _Known:
-        known = self._known.get(backend.name)
+        known = self._known.get(_key(backend))
         if known is None or (known.facts is not backend and not _alike(known.facts, backend)):
             known = self._work_out(backend)
         known.facts = backend
@@ -245,7 +245,7 @@ class EnergyEstimator:
             known.source = known.api.source if known.api is not None else known.source
         if known.table is None and known.api is None and backend.provider is not None:
             threading.Thread(target=_add_api, args=(known,), daemon=True).start()
-        self._known[backend.name] = known
+        self._known[_key(backend)] = known
         return known
 
     def _take_prior(self, backend: Backend, known: _Known) -> None:
@@ -403,6 +403,13 @@ def capped(lengths: Lengths, max_tokens: int | None) -> Lengths:
         return lengths
     limit = float(max(1, max_tokens))
     return Lengths(*(min(value, limit) for value in lengths))
+
+
+def _key(backend: Backend) -> str:
+    """What it is known under: a provider that serves any model is another one with each."""
+    if "*" not in backend.group:
+        return backend.name
+    return f"{backend.name} {backend.provider_model}"
 
 
 def _add_api(known: _Known) -> None:

@@ -30,6 +30,7 @@ from meters.types import (
 )
 from policies.records import decision_to_json, record
 from proxy.attempts import whole
+from proxy.backends import Engine
 from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
@@ -541,7 +542,7 @@ def _money_usd(flight: Flight, estimate: Estimate | None) -> float | None:
     all as expected where nobody counted."""
     expected = estimate.money_usd.mid if estimate and estimate.money_usd else None
     usage, engine = flight.usage, flight.engine
-    price = price_of(engine.facts) if engine else None
+    price = price_of(_facts(flight, engine)) if engine else None
     if price is None or usage is None or flight.sent_s is None:
         return expected
     prompt, output = usage.prompt_tokens, usage.completion_tokens
@@ -552,6 +553,15 @@ def _money_usd(flight: Flight, estimate: Estimate | None) -> float | None:
         return counted
     last = flight.estimate.money_usd if flight.estimate else None
     return None if expected is None or last is None else expected - last.mid + counted
+
+
+def _facts(flight: Flight, engine: Engine) -> Backend:
+    """What is known of what served; of the model where the engine serves many."""
+    if engine.wildcard:
+        for candidate in flight.candidates:
+            if candidate.backend.name == engine.name:
+                return candidate.backend
+    return engine.facts
 
 
 def earlier_in(flight: Flight) -> str:

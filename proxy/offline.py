@@ -81,7 +81,7 @@ class Explainer:
         except NoBackendWithinLimits as error:
             now_s = time.monotonic()
             engines = self.router.candidates_for(request.model, now_s)
-            candidates = self.router.candidates(told, engines, now_s)
+            candidates = self.router.candidates(told, engines, now_s, asked=request.model)
             return explanation.refused(told, candidates, error)
         return explanation.routed(routed)
 

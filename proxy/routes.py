@@ -169,7 +169,7 @@ class Routes:
             )
         except NoBackendWithinLimits as error:
             engines = self.routing.candidates_for(peeked.model, now_s)
-            candidates = self.routing.candidates(told, engines, now_s)
+            candidates = self.routing.candidates(told, engines, now_s, asked=peeked.model)
             return answer(explanation.refused(told, candidates, error), 422)
         return answer(explanation.routed(routed))
 

@@ -9,14 +9,14 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from estimators.types import Band, Estimate, Estimator, Features, unknown
+from estimators.types import Backend, Band, Estimate, Estimator, Features, unknown
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.budget_effects import BudgetEffects
 from policies.language import Book, Needs, RollOut
 from policies.limits import TOO_LONG, is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
-from proxy.backends import Engine, Pool
+from proxy.backends import Engine, Pool, upstream_model
 from proxy.canaries import Canaries
 from proxy.conversations import Conversations, Turn
 from proxy.errors import (
@@ -31,6 +31,7 @@ from proxy.promises import Promises
 from proxy.wishes import Wishes
 
 NO_NEEDS = Needs()
+MOST_MODELS = 256  # of providers that serve any: clients name them
 
 
 class Routed(msgspec.Struct, frozen=True):
@@ -80,6 +81,7 @@ class Router:
         self.previous: dict[tuple[str, str | None, str], str] = {}
         self.intensity_g_per_kwh: float | None = None  # of the common zone, now
         self._random = random.Random()
+        self._models: dict[tuple[str, str], tuple[Backend, Backend]] = {}
         self._hours: dict[str, tuple[int, int]] = {}  # zone -> (hour since 1970, hour of its day)
 
     def take(self, book: Book, default_policy: str, default_counterfactual: str | None) -> None:
@@ -172,7 +174,7 @@ class Router:
         if wishes.task is not None:
             features = msgspec.structs.replace(features, task=wishes.task)
         flow = (caller.team, features.task, policy.name)
-        candidates = self.candidates(features, engines, now_s, estimated)
+        candidates = self.candidates(features, engines, now_s, estimated, asked=asked)
         if wishes.qualities:
             candidates = stated(candidates, wishes.qualities, caller.limits)
         shorter: dict[str, AnswerBudget] = {}
@@ -266,14 +268,32 @@ class Router:
         engines: Sequence[Engine],
         now_s: float,
         estimated: bool = True,
+        *,
+        asked: str = "",
     ) -> tuple[Candidate, ...]:
-        """Every engine with its estimate and load, in one call to the estimator."""
-        facts = [engine.facts for engine in engines]
+        """Every engine with its estimate and load, in one call to the estimator. ``asked`` says
+        which of its models one is meant that serves many."""
+        facts = [e.facts if not e.wildcard else self._of_model(e, asked) for e in engines]
         loads = [engine.load(now_s) for engine in engines]
         if not estimated:
             return tuple(map(Candidate, facts, [unknown(each.name) for each in facts], loads))
         estimates = self.estimator.estimate(features, facts, loads)
         return tuple(map(Candidate, facts, estimates, loads))
+
+    def _of_model(self, engine: Engine, asked: str) -> Backend:
+        """What is known of one model of a provider that serves any."""
+        facts = engine.facts
+        if facts.provider is None or not asked:
+            return facts
+        model = upstream_model(engine, asked)
+        known = self._models.get((engine.name, model))
+        if known is not None and known[0] is facts:
+            return known[1]
+        if known is None and len(self._models) >= MOST_MODELS:
+            return facts
+        found = msgspec.structs.replace(facts, provider_model=model)
+        self._models[engine.name, model] = (facts, found)
+        return found
 
     def _hour(self, zone: str, unix_s: float) -> int:
         since_1970 = int(unix_s // 900)  # zones differ by quarters of an hour

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,11 @@ from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from proxy import discovery, serving
 from proxy.commands import CommandError
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import Config, Joulegate, config_of
+
+ENERGY = "x-joulegate-energy-j"
 
 
 @pytest.fixture(scope="module")
@@ -75,3 +81,30 @@ def test_a_config_without_backends_does_not_start(tmp_path: Path) -> None:
     config.write_text("carbon: {zone: DE}\n")
     with pytest.raises(CommandError, match="has no backends"):
         serving.prepare(str(config), environment={})
+
+
+def test_each_model_of_a_provider_that_serves_any_has_its_own_energy_and_price(
+    joulegate: Callable[[Config], Joulegate],
+) -> None:
+    with Upstream(answers.answer(answers.CHAT)) as upstream:
+        anything = {"url": upstream.base_url, "model": "*", "engine": "api", "name": "openai:*"}
+        running = joulegate(config_of(anything))
+
+        def asked(model: str) -> dict[str, str]:
+            body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+            reply = running.post({**body, "max_tokens": 9})
+            return {name: reply.header(name) or "" for name in ("x-joulegate-evidence", ENERGY)}
+
+        models = ("gpt-4o", "gpt-4o-mini", "no-such-model")
+        end_s = time.monotonic() + 20
+        for model in models[:2]:  # EcoLogits is asked in a thread
+            while asked(model)["x-joulegate-evidence"] != "modelled":
+                assert time.monotonic() < end_s
+                time.sleep(0.05)
+        found = {model: asked(model)[ENERGY] for model in models}
+        assert float(found["gpt-4o"]) > 2 * float(found["gpt-4o-mini"]) > 0
+        assert found["no-such-model"] == ""
+        last = {record.model_asked: record for record in running.records()}
+        assert last["no-such-model"].money_usd is None
+        # of the twelve and three tokens that were counted, not of the nine expected
+        assert last["gpt-4o"].money_usd == pytest.approx((12 * 2.5 + 3 * 10) / 1e6)
