@@ -70,17 +70,20 @@ def by_others(data: OutcomeSet, other: OutcomeSet, repeats: int) -> dict[str, li
 
 
 def by_task(data: OutcomeSet, labels: int, repeats: int) -> dict[str, list[float]]:
-    """APGR with so many labels, with all of them, and where the task is told."""
+    """APGR with so many labels, and where each prompt's task is told, with as many and all."""
     found: dict[str, list[float]] = {}
     for seed in range(repeats):
         every, judged = split(data.groups, 0.67, seed)
         some = np.random.default_rng(seed).permutation(every)[:labels]
-        for title, rows in ((f"{labels} labels", some), (f"{len(every)} labels", every)):
-            for how, router in (("from the text", ours), ("task told", task_known)):
-                guesses = router(data, rows, judged)
-                found.setdefault(f"{title}, {how}", []).append(
-                    recovered(guesses[:, 1] - guesses[:, 0], data.scores[judged])
-                )
+        for title, router, rows in (
+            (f"{labels} labels, from the text", ours, some),
+            (f"{labels} labels, task told", task_known, some),
+            ("all labels, task told", task_known, every),
+        ):
+            guesses = router(data, rows, judged)
+            found.setdefault(title, []).append(
+                recovered(guesses[:, 1] - guesses[:, 0], data.scores[judged])
+            )
     return found
 
 
@@ -99,7 +102,7 @@ def named(data: OutcomeSet, labels: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("../shared/data/routing"))
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=8, help="splits to judge on")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     sets = {

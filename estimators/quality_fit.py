@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from estimators.kinds import Gate, Head
 from estimators.kinds_fit import Evidence, HeadFit, fit
@@ -63,7 +64,9 @@ def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
     scores, lengths = _mean_of(at, table[:, 2], shape), _mean_of(at, table[:, 3], shape)
     targets = [target for target in (scores, lengths) if not np.isnan(target).all()]
     texts = [read(text) for text in prompt_of]
-    kinds, heads, fits = fit(texts, tasks, targets, sharing(list(prompt_of)), seed)
+    # many small matrices: threads of linear algebra wait for each other more than they help
+    with threadpool_limits(1):
+        kinds, heads, fits = fit(texts, tasks, targets, sharing(list(prompt_of)), seed)
     by_target = dict(
         zip(
             [
