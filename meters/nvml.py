@@ -56,6 +56,21 @@ _STALE = {
 }
 
 
+def installed() -> list[str]:
+    """The names of this machine's GPUs, as the driver calls them; none where there is no driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return [_text(pynvml.nvmlDeviceGetName(handle)) for handle in handles]
+    except pynvml.NVMLError:
+        return []
+    finally:
+        pynvml.nvmlShutdown()
+
+
 class _Gpu:
     """One board and the way it is read."""
 

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import urllib.request
 from collections.abc import Mapping
 
-from proxy.settings import BackendSettings
+import msgspec
+
+from estimators.hardware import gpu_named
+from meters import nvml
+from proxy.settings import BackendSettings, MeterSource
 
 log = logging.getLogger("joulegate.discovery")
 
 # Where engines listen unless told otherwise: (port, engine).
 USUAL_PORTS = ((8000, "vllm"), (8080, "llama.cpp"), (30000, "sglang"), (11434, "llama.cpp"))
 PROBE_S = 0.3
+HERE = "here"  # the node of an engine on this machine
+
+_SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
+_ACTIVE = re.compile(r"-[aA](\d+(?:\.\d+)?)[bB](?![A-Za-z0-9])")
+_PRECISIONS = (
+    ("awq", "int4"),
+    ("gptq-int8", "int8"),
+    ("gptq", "int4"),
+    ("w4a16", "int4"),
+    ("int4", "int4"),
+    ("q4_", "int4"),
+    ("w8a8", "int8"),
+    ("int8", "int8"),
+    ("q8_", "int8"),
+    ("fp8", "fp8"),
+)
 
 # Environment variable -> (models it serves, provider, address); litellm has no need of addresses.
 PROVIDER_KEYS = {
@@ -32,6 +53,7 @@ def discovered(environment: Mapping[str, str], host: str = "127.0.0.1") -> list[
         for port, engine in USUAL_PORTS
         for backend in engines_at(f"http://{host}:{port}/v1", engine)
     ]
+    found = with_hardware(found, nvml.installed())
     for variable, (models, provider, url) in PROVIDER_KEYS.items():
         key = environment.get(variable)
         if key:
@@ -78,3 +100,65 @@ def engines_at(url: str, engine: str) -> list[BackendSettings]:
             )
         )
     return backends
+
+
+def with_hardware(engines: list[BackendSettings], gpus: list[str]) -> list[BackendSettings]:
+    """The engines with the one GPU of this machine as theirs: metered, and predicted where the card
+    and the model's size, read from its name, are known.
+
+    Nothing is assumed where there are several GPUs, or engines at several addresses: nobody but
+    their operator knows which card is whose.
+    """
+    real = [engine for engine in engines if not engine.simulated]
+    if not real or not gpus:
+        return engines
+    if len(gpus) > 1 or len({engine.url for engine in real}) > 1:
+        log.warning(
+            "%d GPUs and %d engines are here: say in a config which are whose, and what they draw "
+            "is metered. `joulegate init` writes one.",
+            len(gpus),
+            len({engine.url for engine in real}),
+        )
+        return engines
+    card = gpu_named(gpus[0])
+    found = []
+    for engine in engines:
+        if engine.simulated:
+            found.append(engine)
+            continue
+        params_b, active_b = size_in(engine.model)
+        known = card is not None and params_b is not None
+        log.info(
+            "%s runs on the %s here, which is metered; %s",
+            engine.model,
+            gpus[0],
+            f"its name says {params_b:g} B parameters" if known else "its energy is not predicted",
+        )
+        found.append(
+            msgspec.structs.replace(
+                engine,
+                node=HERE,
+                meter=MeterSource(kind="nvml") if engine is real[0] else None,
+                gpu=card.name if known and card is not None else None,
+                params_b=params_b if known else None,
+                active_params_b=active_b if known else None,
+                precision=precision_in(engine.model),
+            )
+        )
+    return found
+
+
+def size_in(model: str) -> tuple[float | None, float | None]:
+    """Parameters and active ones in billions as a model's name tells them (`8B`, `30B-A3B`); None
+    where it does not, or where it counts experts (`8x7B`)."""
+    sizes = _SIZE.findall(model)
+    if len(sizes) != 1:
+        return None, None
+    active = _ACTIVE.search(model)
+    return float(sizes[0]), float(active[1]) if active else None
+
+
+def precision_in(model: str) -> str:
+    """The precision that a model's name tells; bf16 where it tells none."""
+    name = model.lower()
+    return next((precision for word, precision in _PRECISIONS if word in name), "bf16")

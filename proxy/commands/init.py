@@ -34,7 +34,7 @@ EXAMPLE_BACKEND = """\
 """
 TAIL = """
 carbon:
-  zone: DE                           # grid zone; the intensity follows from it
+  # zone: DE                         # grid zone; without one the world's mean is taken
   pue: 1.2
 
 default_policy: least_energy
@@ -81,7 +81,21 @@ def described(backend: BackendSettings) -> str:
     lines.append(f"    engine: {backend.engine}")
     if key and backend.api_key:
         lines.append(f"    api_key: os.environ/{key}")
-    if backend.engine != "api":
+    if backend.context_tokens is not None:
+        lines.append(f"    context_tokens: {backend.context_tokens}")
+    if backend.simulated:
+        lines.append("    simulated: true      # it says so itself: its joules are made up")
+    if backend.gpu is not None:
+        lines.append(f"    gpu: {backend.gpu}")
+        lines.append(f"    params_b: {backend.params_b:g}     # as its name says: better hf_config")
+        if backend.active_params_b is not None:
+            lines.append(f"    active_params_b: {backend.active_params_b:g}")
+        lines.append(f"    precision: {backend.precision}    # likewise")
+    elif backend.engine != "api":
         lines.append("    # gpu: H100-SXM     # with params_b: energy can be predicted")
         lines.append("    # params_b: 8.03")
+    if backend.node is not None:
+        lines.append(f"    node: {backend.node}")
+    if backend.meter is not None:
+        lines.append(f"    meter: {{kind: {backend.meter.kind}}}")
     return "\n".join(lines) + "\n"

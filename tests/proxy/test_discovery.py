@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
+from estimators.energy import EnergyEstimator
+from estimators.types import Features, Load
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
-from proxy import discovery, serving
+from proxy import discovery, facts, serving
+from proxy import settings as settings_file
+from proxy.__main__ import main
 from proxy.commands import CommandError
+from proxy.settings import MeterSource, Settings
 from tests.fakes import answers
+from tests.fakes.nvml import FakeGpu, FakeNvml, driver
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 
@@ -40,6 +47,71 @@ def test_usual_ports_are_looked_at(
 ) -> None:
     monkeypatch.setattr(discovery, "USUAL_PORTS", ((engine.port, "vllm"),))
     assert [b.model for b in discovery.discovered({})] == ["tiny"]
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+@contextmanager
+def this_machine(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[str], models: list[str], engines: int = 1
+) -> Iterator[None]:
+    """With GPUs of those names, and engines of vLLM's that list those models."""
+    listed = [{"id": model, "owned_by": "vllm", "max_model_len": 8192} for model in models]
+    pages = {"/v1/models": lambda _: answers.answer({"object": "list", "data": listed})}
+    boards = [FakeGpu(name=name, uuid=f"GPU-{n}") for n, name in enumerate(gpus)]
+    with ExitStack() as stack:
+        upstreams = [stack.enter_context(Upstream(pages=pages)) for _ in range(engines)]
+        monkeypatch.setattr(discovery, "USUAL_PORTS", [(u.port, "vllm") for u in upstreams])
+        stack.enter_context(driver(FakeNvml(boards, time.monotonic)))
+        yield
+
+
+def test_the_one_gpu_here_is_metered_for_the_one_engine_here(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ["meta-llama/Llama-3.1-8B-Instruct", "my-adapter"]
+    with this_machine(monkeypatch, [H100], names):
+        engine, adapter = discovery.discovered({})
+        path = tmp_path / "config.yaml"
+        assert main(["init", "--out", str(path)]) == 0
+    assert (engine.gpu, engine.params_b, engine.precision) == ("H100-SXM", 8.0, "bf16")
+    assert engine.meter == MeterSource(kind="nvml")
+    assert (adapter.gpu, adapter.meter) == (None, None)
+    assert engine.node == adapter.node  # whose joules it shares
+    assert settings_file.load(str(path), {}).backends == [engine, adapter]
+    (facts_, _) = facts.all_facts(Settings(backends=[engine, adapter])).values()
+    (found,) = EnergyEstimator().estimate(Features(prompt_tokens=100), [facts_], [Load()])
+    assert found.energy_j is not None
+
+
+@pytest.mark.parametrize(("gpus", "engines"), [([H100, H100], 1), ([H100], 2), ([], 1)])
+def test_whose_a_gpu_is_is_never_guessed(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[str], engines: int
+) -> None:
+    with this_machine(monkeypatch, gpus, ["llama-8b"], engines):
+        found = discovery.discovered({})
+    assert len(found) == engines
+    assert {(b.gpu, b.meter, b.node) for b in found} == {(None, None, None)}
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "precision"),
+    [
+        ("meta-llama/Llama-3.1-8B-Instruct", (8.0, None), "bf16"),
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507-FP8", (30.0, 3.0), "fp8"),
+        ("Qwen2.5-0.5B-Instruct-GPTQ-Int8", (0.5, None), "int8"),
+        ("TheBloke/Llama-2-13B-AWQ", (13.0, None), "int4"),
+        ("llama3.2:3b-instruct-q4_K_M", (3.0, None), "int4"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", (None, None), "bf16"),
+        ("microsoft/Phi-3-mini-4k-instruct", (None, None), "bf16"),
+    ],
+)
+def test_size_and_precision_are_read_from_a_model_s_name(
+    model: str, size: tuple[float | None, float | None], precision: str
+) -> None:
+    assert discovery.size_in(model) == size
+    assert discovery.precision_in(model) == precision
 
 
 def test_provider_keys_serve_their_models(monkeypatch: pytest.MonkeyPatch) -> None:
