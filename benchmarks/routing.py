@@ -33,6 +33,7 @@ from estimators.text import coarse_task, read
 
 Matrix = NDArray[np.float64]
 Index = NDArray[np.int64]
+_SPLITS_OF_FEW = 10
 Router = Callable[[OutcomeSet, Index, Index], Matrix]
 
 
@@ -324,10 +325,17 @@ def main() -> None:
             data = lengths_of(args.data, name)
             if args.quick and len(data.texts) > 1500:
                 continue
+            # A third of a few hundred prompts says little: more splits, and how they scatter.
+            few = len(data.texts) < 1000 and repeats > 1
             results = [
-                lengths(data, *split(data.groups, 0.67, seed)) for seed in range(min(repeats, 3))
+                lengths(data, *split(data.groups, 0.67, seed))
+                for seed in range(_SPLITS_OF_FEW if few else min(repeats, 3))
             ]
-            cells = [f"{key} {np.mean([r[key] for r in results]):.3g}" for key in results[0]]
+            cells = []
+            for key in results[0]:
+                came = [result[key] for result in results]
+                scatter = f" ± {np.std(came, ddof=1):.2g}" if few else ""
+                cells.append(f"{key} {np.mean(came):.3g}{scatter}")
             print(f"  {name:12} " + " · ".join(cells), flush=True)
 
 
