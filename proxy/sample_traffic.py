@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meters.ledger import Ledger
 from proxy.dashboard.sample import sample_hours
-from proxy.settings import KeySettings, Team
+from proxy.settings import KeySettings, Settings, SignInSettings, Team
 
 log = logging.getLogger("joulegate.demo")
 
@@ -29,6 +29,11 @@ def teams() -> dict[str, Team]:
     """The demonstration's teams, each with the key its traffic uses, and one to look at it all."""
     demo = {name: Team(keys=[f"demo-{name}"], policy="balanced") for name in TEAMS}
     return {**demo, "platform": Team(keys=[KeySettings(key="demo-admin", role="admin")])}
+
+
+def settings() -> Settings:
+    """What the demonstration is served with; its dashboard is open."""
+    return Settings(teams=teams(), state_dir=STATE_DIR, sign_in=SignInSettings(guests=True))
 
 
 STATE_DIR = "state/demo"

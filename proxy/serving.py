@@ -39,7 +39,7 @@ from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.connection import Connection
-from proxy.settings import BackendSettings, MeterSource, Settings
+from proxy.settings import BackendSettings, MeterSource, Settings, SignInSettings
 
 log = logging.getLogger("joulegate")
 
@@ -54,6 +54,7 @@ SIMULATED_WARNING = """
 SIMULATED_DEMO = """
   ==================================================================================
    Demonstration: two SIMULATED engines and sample traffic. Nothing here is measured.
+   Keys to call it with: demo-search, demo-support, demo-research, demo-admin.
   ==================================================================================
 """
 
@@ -94,7 +95,7 @@ def prepare(
         if problems:
             checking.understood(settings, document, problems)  # raises, with those it finds itself
     elif simulated:
-        settings = Settings(teams=sample_traffic.teams(), state_dir=sample_traffic.STATE_DIR)
+        settings = sample_traffic.settings()
     else:
         settings = Settings(backends=discovery.discovered(environment))
     server = settings.server
@@ -105,6 +106,8 @@ def prepare(
         workers=workers or server.workers,
     )
     settings = msgspec.structs.replace(settings, server=server)
+    if simulated and not is_loopback(server.host):
+        settings = msgspec.structs.replace(settings, sign_in=SignInSettings())
     refuse_open_network(settings)
     if workers is not None:
         nowhere = Document("", None, {}, [])
@@ -161,9 +164,16 @@ def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:
 
 
 def refuse_open_network(settings: Settings) -> None:
-    """Without keys only this machine may call. Raises CommandError."""
+    """Without keys only this machine may call, and see what guests see. Raises CommandError."""
     host = settings.server.host
-    if settings.keys_configured or is_loopback(host):
+    if is_loopback(host):
+        return
+    if settings.sign_in.guests:
+        raise CommandError(
+            "sign_in.guests shows the dashboard to anyone, so Joulegate does not listen on "
+            f"{host}. Take it out, or listen on 127.0.0.1."
+        )
+    if settings.keys_configured:
         return
     raise CommandError(
         f"No keys are configured, so Joulegate does not listen on {host}: anyone who reaches it "

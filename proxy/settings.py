@@ -444,6 +444,9 @@ class SignInSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         str | None, help_("Address browsers use, such as `https://energy.example.org`.")
     ] = None
     oidc: Annotated[Oidc | None, help_("OpenID Connect provider; none: keys and accounts.")] = None
+    guests: Annotated[
+        bool, help_("Whether whoever has not signed in sees everything; on loopback only.")
+    ] = False
 
 
 class MetersSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from fastapi.responses import RedirectResponse, Response
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy import passwords
-from proxy.auth import Caller, KeyRing, key_in
+from proxy.auth import ANYONE, Caller, KeyRing, key_in
 from proxy.dashboard.links import ROOT
 from proxy.dashboard.pages import Dashboard
 from proxy.dashboard.viewers import Viewer
@@ -84,6 +84,8 @@ class SignIn:
         if self.open or (key_in(headers) is not None and not self.keys.open):
             return viewer_of(self.keys.caller(headers, now_s, address_of(request.scope)))
         found = self._of_cookie(request.cookies.get(COOKIE, ""), now_s)
+        if found is None and self.settings.guests:
+            return viewer_of(ANYONE)
         if found is None:
             raise NotSignedIn
         return found

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from meters.ledger import Ledger
-from proxy import sample_traffic
+from proxy import sample_traffic, serving
+from proxy.commands import CommandError
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
+from tests.joulegate_server import TEAMS, Config, Joulegate, config_of
 
 NOW_S = 1_795_000_000.0
 
@@ -31,3 +36,39 @@ def test_history_is_simulated_and_written_once(
 def test_every_team_of_the_traffic_has_its_key() -> None:
     teams = sample_traffic.teams()
     assert all(teams[name].keys == [f"demo-{name}"] for name in sample_traffic.TEAMS)
+
+
+def test_its_dashboard_is_open_on_this_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def guests(host: str | None) -> bool:
+        prepared = serving.prepare(None, host=host, environment={}, simulated=True)
+        prepared.close()
+        return prepared.settings.sign_in.guests
+
+    assert guests(None)
+    assert not guests("0.0.0.0")
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "backends: [{model: m, url: 'http://127.0.0.1:9/v1'}]\n"
+        "teams: {a: {keys: [k]}}\nsign_in: {guests: true}\n"
+    )
+    with pytest.raises(CommandError, match=r"sign_in\.guests"):
+        serving.prepare(str(config), host="0.0.0.0", environment={})
+
+
+def test_a_guest_sees_the_dashboard_and_calls_nothing(
+    joulegate: Callable[[Config], Joulegate],
+) -> None:
+    with Upstream(answers.like_an_engine()) as upstream:
+        closed = config_of(upstream.base_url, teams=TEAMS)
+        assert "sign-in" in (joulegate(closed).get("/dashboard").header("location") or "")
+        running = joulegate({**closed, "sign_in": {"guests": True}})
+        first = running.get("/dashboard").header("location")
+        assert first is not None
+        assert running.get(first).status == 200
+        assert running.get("/dashboard", authorization="Bearer wrong").status == 401
+        assert running.get("/v1/models").status == 401
+        assert running.post({"model": "tiny", "messages": []}).status == 401
