@@ -31,6 +31,20 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Actions:
+    """The actions of a command about the books; ``--config`` may stand before one or after it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        add_config(parser)
+        self._shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+        add_config(self._shared)
+        self._actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser:
+        """The parser of one action."""
+        return self._actions.add_parser(name, help=help, parents=[self._shared])
+
+
 def settings_of(config: str | None) -> Settings:
     """The settings of a config file, or the defaults. Raises CommandError."""
     if config is None and Path("config.yaml").exists():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from proxy import settings
+from proxy.__main__ import main
 from proxy.commands import COMMANDS, load
 from proxy.front import ENDPOINTS
 from proxy.telemetry import Telemetry
@@ -91,3 +93,12 @@ def test_every_link_leads_somewhere() -> None:
     ]
     assert len(links) > 5
     assert [f"{p.name}: {t}" for p, t in links if not (p.parent / t).exists()] == []
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_the_example_of_every_command_can_be_typed(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = load(command)
+    monkeypatch.setattr(module, "run", lambda args: 0)
+    assert main(shlex.split(module.EXAMPLE)[1:]) == 0

@@ -20,8 +20,7 @@ EXAMPLE = "joulegate accounts create ada --role lead --team search"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    books.add_config(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = books.Actions(parser)
     create = actions.add_parser("create", help="add an account; asks for its password")
     create.add_argument("name", metavar="NAME")
     create.add_argument("--role", choices=ROLES, default="member")

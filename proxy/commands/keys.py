@@ -26,8 +26,7 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    books.add_config(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = books.Actions(parser)
     create = actions.add_parser("create", help="make a key and print it, once")
     create.add_argument("--team", required=True, metavar="T")
     create.add_argument("--role", choices=ROLES, default="member")

@@ -31,8 +31,7 @@ _YOUNGEST_S = 2 * 86_400.0  # journals may still hold windows of the last hours
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    books.add_config(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = books.Actions(parser)
     check = actions.add_parser("check", help="add everything up again")
     check.add_argument("--json", action="store_true", help="print as JSON")
     export = actions.add_parser("export", help="write all of it as JSON Lines")

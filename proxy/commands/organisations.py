@@ -17,8 +17,7 @@ EXAMPLE = "joulegate organisations set acme --settings acme.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    books.add_config(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = books.Actions(parser)
     given = actions.add_parser("set", help="set an organisation's budgets anew")
     given.add_argument("organisation", metavar="O")
     given.add_argument("--timezone", metavar="Z", help="IANA name; default UTC")

@@ -22,10 +22,11 @@ from policies.fleet import Sleep
 from policies.replay import Arrival, Choices, Replayed, Span, compared, moved, replay
 from policies.types import Limits
 from policies.wording import nearest
-from proxy import books, policy_book, serving
+from proxy import backends, books, policy_book, serving
 from proxy.auth import limits_of
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
+from proxy.grid import Grid
 from proxy.predicting import Predictors
 from proxy.traces import BadTrace, read_trace
 
@@ -73,7 +74,9 @@ def run(args: argparse.Namespace) -> int:
                 close = nearest(name, book.policies)
                 hint = f" Did you mean {close!r}?" if close else ""
                 raise CommandError(f"There is no policy {name!r}.{hint}")
-        facts = list(prepared.facts.values())
+        pool = backends.of_settings(settings, prepared.facts)
+        Grid(settings, pool).refresh(time.time())
+        facts = [engine.facts for engine in pool.engines]
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
         teams = books.teams_of(settings, {asked.team for asked in trace if asked.team})
         limits = {name: limits_of(team.limits) for name, team in teams.items()}
@@ -132,7 +135,7 @@ def write_moved(
 
 def show(results: list[Replayed]) -> None:
     """The policies side by side."""
-    print("Simulated; energy is the whole fleet's, idle included.")
+    print("Simulated; energy is the whole fleet's, idle included; carbon at this hour's grid.")
     header = ("policy", "energy kWh", "above idle", "J/request", "carbon g", "USD", "quality")
     print(f"{header[0]:24}" + "".join(f"{h:>12}" for h in header[1:]), end="")
     print(f"{'TTFT p95 s':>12}{'latency p95':>12}{'refused':>9}{'moved':>9}")

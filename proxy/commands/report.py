@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
         teams = TeamStore(ledger.database, settings).directory().teams
         period = _period(args, args.tz or teams.get(args.team, Team()).timezone)
         if args.team not in ledger.teams():
-            known = ", ".join(ledger.teams()) or "none yet"
+            known = ", ".join(filter(None, ledger.teams())) or "none yet"
             raise CommandError(f"The ledger has no team {args.team!r}. Teams: {known}.")
         backends = facts.all_facts(settings).values()
         book = kept_book(settings)

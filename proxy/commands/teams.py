@@ -18,8 +18,7 @@ EXAMPLE = "joulegate teams create search --organisation acme --timezone Europe/B
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    books.add_config(parser)
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions = books.Actions(parser)
     for name, help_ in (("create", "add a team"), ("change", "set a team's settings anew")):
         made = actions.add_parser(name, help=help_)
         made.add_argument("team", metavar="T")

@@ -46,6 +46,20 @@ def test_policies_are_printed_side_by_side(
     assert "40 moved m@bf16 -> m@fp8" in text
 
 
+def test_carbon_is_that_of_the_config_s_grid(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    path = Path(config)
+    path.write_text(path.read_text().replace(", intensity_g_per_kwh: 400", ""))
+    found = {}
+    for zone in ("DE", "FR"):
+        path.write_text(path.read_text().partition("carbon:")[0] + f"carbon: {{zone: {zone}}}\n")
+        assert main(["replay", "--trace", trace, "--config", config, "--json"]) == 0
+        found[zone] = json.loads(capsys.readouterr().out)["policies"][0]["carbon_g"]
+    assert found["DE"] > 3 * found["FR"] > 0  # coal against nuclear power
+
+
 def test_what_a_user_can_mend_is_said(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
