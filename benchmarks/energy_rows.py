@@ -62,8 +62,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float = math.nan
     ttft_median_s: float = math.nan  # of the same requests
     latency_s: float = math.nan  # to the last token, where nothing waited
-    # The mean batch by Little's law, where the engine's gauge was read too seldom to be trusted:
-    # what constants are fitted with. Judged is always on ``batch``, which is what a user has.
+    # The mean batch by Little's law, where the engine's gauge was read too seldom to be trusted, or
+    # what memory holds of a configured one: what constants are fitted with. Judged is always on
+    # ``batch``, which is what a user has.
     steady_batch: float = math.nan
 
     @property
@@ -205,12 +206,18 @@ def _argonne(folder: Path, facts: dict[str, dict[str, str]]) -> Iterator[Row]:
         engine, version = engines[row["framework"]]
         backend = _backend(known, "fp16", row["gpu_model"], row["num_gpus"])
         batch = float(row["batch_size"])
+        tokens = float(row["input_tokens"]) + float(row["output_tokens"])
+        # The A100 cannot keep so many caches of a model without grouped queries: they take turns.
+        assert backend.gpu is not None
+        free = 0.9e9 * backend.gpu.memory_gb - 2e9 * float(known["params_total_b"])
+        fits = free / (tokens * float(known["kv_bytes_per_token"]))
         yield Row(
             source="argonne",
             architecture=known["arch_key"],
             curve="|".join((row["model_id"], row["gpu_model"], row["framework"])),
             backend=msgspec.structs.replace(backend, engine=engine, engine_version=version),
             batch=batch,
+            steady_batch=fits if batch > fits else math.nan,
             prompt=float(row["input_tokens"]),
             output=float(row["output_tokens"]),
             energy_j=float(row["energy_per_request_joules"]),

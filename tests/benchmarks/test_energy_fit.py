@@ -52,6 +52,18 @@ def test_no_fold_sees_what_it_is_judged_on() -> None:
 
 
 @needs_data
+def test_constants_are_not_fitted_to_more_caches_than_memory_holds() -> None:
+    rows = [row for row in read_rows(DATA) if row.source == "argonne"]
+    capped = [row for row in rows if np.isfinite(row.steady_batch)]
+    # Llama 2 7B keeps 1.07 GB for 2,048 tokens, and an A100 of 40 GB has room for 21 of them.
+    assert {(row.architecture, row.batch) for row in capped} == {
+        ("llama2-7b", 32.0),
+        ("llama2-7b", 64.0),
+    }
+    assert all(20.0 < row.steady_batch < 22.0 for row in capped)
+
+
+@needs_data
 def test_the_committed_prior_was_fitted_on_this_data() -> None:
     assert load_prior().about["data_sha256"] == fingerprint(DATA)
 
