@@ -56,6 +56,17 @@ _DEPLOYMENT_KEYS = frozenset(
 )
 
 
+# What tells LiteLLM's router where to send, and no SDK what to do.
+_ROUTING_KEYS = {
+    "rpm": "limits are a team's or a key's, not a deployment's",
+    "tpm": "limits are a team's or a key's, not a deployment's",
+    "max_parallel_requests": "limits are a team's or a key's, not a deployment's",
+    "weight": "policies choose; see default_policy",
+    "order": "policies choose; see default_policy",
+    "tags": "policies choose; see default_policy",
+}
+
+
 class Translated:
     """A LiteLLM file as a document of ours, with what of it is honoured."""
 
@@ -165,7 +176,11 @@ def _deployment(
         backend["api_key"] = str(params["api_key"])
     if isinstance(params.get("extra_headers"), dict):
         backend["extra_headers"] = params["extra_headers"]
-    others = {k: v for k, v in params.items() if k not in _DEPLOYMENT_KEYS}
+    for key in _ROUTING_KEYS.keys() & params.keys():
+        out.skip((*at, "litellm_params", key), _ROUTING_KEYS[key])
+    others = {
+        k: v for k, v in params.items() if k not in _DEPLOYMENT_KEYS and k not in _ROUTING_KEYS
+    }
     if provider != "openai":
         backend["litellm_params"] = others
     else:

@@ -23,7 +23,7 @@ model_list:
     litellm_params: {model: hosted_vllm/meta/L-AWQ, api_base: "http://b:8000/v1"}
     model_info: {energy: {precision: int4, gpu: H100-SXM, params_b: 8}}
   - model_name: "claude-*"
-    litellm_params: {model: "anthropic/claude-*", api_key: k, max_tokens: 5}
+    litellm_params: {model: "anthropic/claude-*", api_key: k, max_tokens: 5, weight: 2}
 litellm_settings: {num_retries: 2, callbacks: [langfuse], cache: true, request_timeout: 30}
 router_settings:
   routing_strategy: least-busy
@@ -71,6 +71,7 @@ def test_says_what_is_not_honoured() -> None:
     names = [line.split(" ")[0] for line in loaded().not_honoured]
     assert names == [
         "model_list[0].litellm_params.rpm",
+        "model_list[3].litellm_params.weight",
         "router_settings.routing_strategy",
         "litellm_settings.callbacks",
         "general_settings.alerting",
