@@ -179,7 +179,11 @@ class Pool:
             return [engine]
         if model == "auto" or model.startswith("auto:"):
             return self.everything
-        return [e for e in self._wild if fnmatch.fnmatchcase(model, e.group)]
+        found = [e for e in self._wild if fnmatch.fnmatchcase(model, e.group)]
+        if len(found) > 1:  # `claude-*` knows better than `*`
+            closest = max(len(e.group) for e in found)
+            found = [e for e in found if len(e.group) == closest]
+        return found
 
     def fallback_for(self, model: str) -> list[Engine]:
         """Engines of the groups to try when ``model``'s own cannot serve."""

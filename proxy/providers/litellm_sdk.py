@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -106,6 +107,11 @@ NEEDS_STATE = ("previous_response_id", "conversation", "background", "prompt")
 # How the SDK calls an OpenAI-compatible server when nothing but its chat completions is to be used.
 OVER_CHAT = "hosted_vllm"
 
+# How the SDK tells of a provider that it got no answer from.
+_NOBODY_THERE = re.compile(
+    r"cannot connect to|connection (?:error|refused)|connect call failed", re.I
+)
+
 _sdk: Any = None
 
 
@@ -194,7 +200,10 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     except Exception as error:
         status = int(getattr(error, "status_code", None) or 502)
         log.info("%s refused: %s", engine.name, type(error).__name__)
-        return _refused(status, str(getattr(error, "message", error)))
+        said = str(getattr(error, "message", error))
+        if status >= 500 and _NOBODY_THERE.search(said):
+            return _refused(503, f"The backend {engine.name} cannot be reached. Try again.")
+        return _refused(status, said)
     if fields.get("stream"):
         return Bridged(200, "text/event-stream", _unbroken(events(answer)))
     whole = json.dumps(answer) if isinstance(answer, dict) else answer.model_dump_json()

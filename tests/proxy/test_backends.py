@@ -65,6 +65,16 @@ def test_the_upstream_gets_the_name_it_knows(pool: Pool, name: str, asked: str, 
     assert backends.upstream_model(pool.by_name[name], asked) == sent
 
 
+def test_the_closest_of_several_patterns_is_meant() -> None:
+    pool = pool_of(
+        backend("*", name="any"),
+        backend("claude-*", name="claude-a"),
+        backend("claude-*", name="claude-b"),
+    )
+    assert [engine.name for engine in pool.serving("claude-3-haiku")] == ["claude-a", "claude-b"]
+    assert [engine.name for engine in pool.serving("gpt-4o")] == ["any"]
+
+
 def test_fallbacks_are_of_the_group_also_for_a_pinned_variant(pool: Pool) -> None:
     assert [e.name for e in pool.fallback_for("llama@int4")] == ["org/model:7b"]
     assert pool.fallback_for("org/model:7b") == []

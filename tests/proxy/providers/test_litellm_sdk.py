@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from tests.fakes.upstream import CUT, Upstream
+from tests.fakes.upstream import CUT, Upstream, refusing_address
 from tests.joulegate_server import Config, Joulegate, config_of
 
 # litellm's own types warn while pydantic reads them.
@@ -139,3 +139,16 @@ def test_a_providers_refusal_keeps_its_status(joulegate: Start, provider: Upstre
         client_of(running).chat.completions.create(
             model="claude-test", messages=[{"role": "user", "content": "hello"}]
         )
+
+
+def test_a_provider_that_cannot_be_reached_is_named_and_its_address_is_not(
+    joulegate: Start,
+) -> None:
+    backend = {"model": "claude-test", "name": "claude", "provider": "anthropic", "api_key": "k"}
+    with refusing_address() as nowhere:
+        running = joulegate(config_of({**backend, "url": nowhere}))
+        messages = [{"role": "user", "content": "x"}]
+        refused = running.post({"model": "claude-test", "messages": messages})
+    assert refused.status == 503
+    said = refused.json()["error"]["message"]
+    assert said == "The backend claude cannot be reached. Try again."
