@@ -43,6 +43,7 @@ class Engine:
         "node",
         "prefixes",
         "probing",
+        "refuses_usage",
         "reported",
         "reported_at_s",
         "settings",
@@ -66,6 +67,7 @@ class Engine:
         self.failures_in_a_row = 0
         self.cooldown_until_s = 0.0
         self.probing = False
+        self.refuses_usage = False  # of a stream, when it is asked for
         self.healthy = True
         self.asleep = False
         self.prefixes: Prefixes | None = None  # once its meter shows that it has a prefix cache

@@ -80,7 +80,8 @@ class _Message(msgspec.Struct):
 ELIDE_BYTES = 262_144
 _BASE64 = b";base64,"
 
-_peek = msgspec.json.Decoder(Peek)
+# Lenient as engines are, which take "0.7" and 100.0: the body goes on as it came.
+_peek = msgspec.json.Decoder(Peek, strict=False)
 _messages = msgspec.json.Decoder(list[_Message])
 _any = msgspec.json.Decoder()
 

@@ -413,6 +413,8 @@ class Steps:
         warnings: RawHeaders,
     ) -> None:
         hide_usage = flight.stream and endpoint.name in USAGE_ON_REQUEST and not request.wants_usage
+        hide_usage = hide_usage and not routed.engines[0].refuses_usage
+        plain, parts = body, kept
         if hide_usage:
             body = rewrite.with_usage_asked(body, request)
             kept = [(0, len(body))] if len(kept) == 1 else features.elided(body)[1]
@@ -422,6 +424,14 @@ class Steps:
             response = await self.cascading.answered(
                 flight, endpoint, routed, headers, body, kept, request, self.settings.time
             )
+        if hide_usage and response.status in UNPROCESSABLE:
+            refused = flight.engine
+            if refused is not None and await upstream.complains_of(response, b"stream_options"):
+                refused.refuses_usage = True
+                log.warning("backend %s refuses stream_options: not asked for usage", refused.name)
+                _left(flight)
+                hide_usage = False
+                response = await self._open(flight, endpoint, routed, headers, plain, parts)
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
@@ -905,6 +915,7 @@ MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers th
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
+UNPROCESSABLE = frozenset({400, 422})
 USAGE_ON_REQUEST = frozenset({"chat.completions", "completions"})
 
 

@@ -154,6 +154,13 @@ def is_no_route(body: bytes, path: str) -> bool:
     return said in _NOTHING_THERE or f"/v1{path}" in said
 
 
+async def complains_of(response: aiohttp.ClientResponse, name: bytes) -> bool:
+    """Whether a refusal names that field. What was read is still there to be passed on."""
+    if response.headers.get("content-type", "").startswith("text/event-stream"):
+        return False
+    return name in await response.read()
+
+
 def request_headers(
     given: Mapping[bytes, bytes], engine: Engine, request_id: str
 ) -> dict[str, str]:

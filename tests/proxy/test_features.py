@@ -31,7 +31,7 @@ def test_reads_what_routing_needs() -> None:
         (b"\xff\xfe", "invalid_json"),
         (b"[1]", "invalid_json"),
         (b'{"model": 5}', "invalid_type"),
-        (b'{"model": "m", "max_tokens": "9"}', "invalid_type"),
+        (b'{"model": "m", "max_tokens": "nine"}', "invalid_type"),
         (b"[" * 100_000, "invalid_json"),
     ],
 )

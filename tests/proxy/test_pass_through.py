@@ -40,6 +40,17 @@ def test_a_request_reaches_the_backend_byte_for_byte(
     assert upstream.wait_for(1)[0].body == ODD
 
 
+def test_numbers_written_as_engines_take_them_are_theirs_to_judge(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    body = (
+        b'{"model":"tiny","messages":[{"role":"user","content":"hi"}],"max_tokens":100.0,'
+        b'"temperature":"0.7","n":"1","stream":"false"}'
+    )
+    assert running.post(body).status == 200
+    assert upstream.wait_for(1)[0].body == body
+
+
 def test_only_the_model_is_rewritten_and_only_where_the_name_differs(
     joulegate: Start, upstream: Upstream
 ) -> None:

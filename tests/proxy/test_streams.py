@@ -132,6 +132,31 @@ def test_a_client_s_own_stream_options_are_kept(running: Joulegate, upstream: Up
     assert options == {"include_usage": True, "other": 1}
 
 
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_backend_that_refuses_to_be_asked_for_usage_is_not_asked_again(
+    running: Joulegate, upstream: Upstream, status: int
+) -> None:
+    streamed = answers.stream([written(answers.chat_events(usage=False))])
+    refusal = answers.failure(status, "invalid", "stream_options: extra inputs are not permitted")
+    upstream.play(refusal, streamed)
+    for _ in range(2):
+        got = running.post(ASK)
+        assert got.status == 200
+        assert got.body == written(answers.chat_events(usage=False))
+    asked = ["stream_options" in received.json() for received in upstream.wait_for(3)]
+    assert asked == [True, False, False]
+    assert [r.usage_source for r in running.records()] == ["counted", "counted"]
+
+    # but whoever asks for it gets its error
+    upstream.play(refusal)
+    assert running.post(ASK_USAGE).status == status
+    # and an error about anything else is passed on as it is
+    other = answers.failure(status, "invalid", "temperature: extra inputs are not permitted")
+    upstream.play(other)
+    got = running.post({**ASK, "temperature": -9})
+    assert (got.status, got.json()["error"]["message"][:11]) == (status, "temperature")
+
+
 def test_a_client_that_asked_for_usage_sends_its_own_bytes(
     running: Joulegate, upstream: Upstream
 ) -> None:
