@@ -133,7 +133,7 @@ class Backend(msgspec.Struct, frozen=True, kw_only=True):
     quality_error: dict[str, float] = {}  # standard errors by task, "" of ``quality``
     supports_tools: bool = True
     supports_schema: bool = True
-    supports_images: bool = False
+    supports_images: bool | None = None  # None: nobody said
     embodied_g_per_gpu_hour: float | None = None
     simulated: bool = False
     answer_budget: str | None = None  # its answers are kept short so; None: as they come

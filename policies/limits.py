@@ -32,6 +32,7 @@ UPPER = (
 )
 MOVED = {"energy": 0, "ttft": 1, "latency": 1}  # which part of Moving adds to a figure
 TOO_LONG = "context_too_long"
+NO_IMAGES = "no_images"
 LOCAL = "local"  # what the provider allow-list calls our own engines
 
 
@@ -165,7 +166,8 @@ def _unable(features: Features, backend: Backend) -> Rejection | None:
             name, "no_schema", "the request wants structured output, which it does not support"
         )
     if features.has_images and not backend.supports_images:
-        return Rejection(name, "no_images", "the request has images, which it cannot read")
+        known = "cannot read" if backend.supports_images is False else "may be unable to read"
+        return Rejection(name, NO_IMAGES, f"the request has images, which it {known}")
     context = backend.context_tokens
     if context is not None:
         needed = features.prompt_tokens + (features.max_tokens or 1)

@@ -44,7 +44,7 @@ class Seen(msgspec.Struct, frozen=True, array_like=True):
     intensity_g_per_kwh: float | None = None
     supports_tools: bool = True
     supports_schema: bool = True
-    supports_images: bool = False
+    supports_images: bool | None = False
     hardware: tuple[float, float, float] | None = None  # FLOP/s (1e12), W, active parameters (1e9)
     answer_budget: str | None = None
 

@@ -13,7 +13,7 @@ from estimators.types import Backend, Band, Estimate, Estimator, Features, unkno
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.budget_effects import BudgetEffects
 from policies.language import Book, Needs, RollOut
-from policies.limits import TOO_LONG, is_open, serves, tighten
+from policies.limits import NO_IMAGES, TOO_LONG, is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
 from proxy.auth import Caller
 from proxy.backends import Engine, Pool, upstream_model
@@ -214,10 +214,9 @@ class Router:
         try:
             decision = policy.choose(request, candidates, limits)
         except NoBackendWithinLimits as nothing:
-            candidates = with_most_room(request, candidates, nothing)
+            candidates, why = given_the_doubt(request, candidates, nothing)
             decision = policy.choose(request, candidates, limits)
-            reason = "as we count the tokens no backend has room, and this one has most: "
-            decision = msgspec.structs.replace(decision, reason=reason + decision.reason)
+            decision = msgspec.structs.replace(decision, reason=f"{why}: {decision.reason}")
         if self.default_counterfactual is not None and is_open(asked):
             declared = self._declared(candidates)
             decision = msgspec.structs.replace(decision, counterfactual=declared)
@@ -325,28 +324,44 @@ def stated(
     return tuple(found)
 
 
-def with_most_room(
+def given_the_doubt(
     request: Request, candidates: Sequence[Candidate], nothing: NoBackendWithinLimits
-) -> tuple[Candidate, ...]:
-    """The candidates, the length of their context forgotten where it is the longest that was asked
-    for and is too short for the request. Raises ``nothing`` where that was not what was wrong.
+) -> tuple[tuple[Candidate, ...], str]:
+    """The candidates with what is not known for sure taken to be well, and what that is. Raises
+    ``nothing`` where no doubt was what was wrong.
 
     Tokens are counted with one encoding for all models, or guessed, and some engines shorten what
-    is too long. The engine itself knows, and says what is wrong as its clients know it.
+    is too long; who reads images is seldom told. The engine itself knows, and says what is wrong
+    as its clients know it. Of those too short for the request those with most room are meant.
     """
-    cramped = {r.backend for r in nothing.rejections if r.code == TOO_LONG}
-    rooms = {
-        c.backend.name: c.backend.context_tokens or 0
+    asked = {
+        c.backend.name: c.backend
         for c in candidates
-        if c.backend.name in cramped
-        and (is_open(request.asked) or serves(c.backend, request.asked))
+        if is_open(request.asked) or serves(c.backend, request.asked)
     }
-    if not rooms:
+    codes = {r.backend: r.code for r in nothing.rejections if r.backend in asked}
+    blind = {
+        name
+        for name, code in codes.items()
+        if code == NO_IMAGES and asked[name].supports_images is None
+    }
+    if blind:
+        return _changed(candidates, blind, supports_images=True), "none is known to read images"
+    cramped = [name for name, code in codes.items() if code == TOO_LONG]
+    if not cramped:
         raise nothing
-    most = max(rooms.values())
+    most = max(asked[name].context_tokens or 0 for name in cramped)
+    roomy = {name for name in cramped if asked[name].context_tokens == most}
+    why = "none has room for the tokens that we count, and this one has most"
+    return _changed(candidates, roomy, context_tokens=None), why
+
+
+def _changed(
+    candidates: Sequence[Candidate], names: set[str], **facts: object
+) -> tuple[Candidate, ...]:
     return tuple(
-        msgspec.structs.replace(c, backend=msgspec.structs.replace(c.backend, context_tokens=None))
-        if rooms.get(c.backend.name) == most
+        msgspec.structs.replace(c, backend=msgspec.structs.replace(c.backend, **facts))
+        if c.backend.name in names
         else c
         for c in candidates
     )

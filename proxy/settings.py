@@ -260,7 +260,10 @@ class BackendSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality_by_task: Annotated[dict[str, Share], help_("Likewise, for kinds of task.")] = {}
     supports_tools: Annotated[bool, help_("Whether it takes tools.")] = True
     supports_schema: Annotated[bool, help_("Whether it takes a JSON schema.")] = True
-    supports_images: Annotated[bool, help_("Whether it takes images.")] = False
+    supports_images: Annotated[
+        bool | None,
+        help_("Whether it takes images. None: it is asked where none is known to take them."),
+    ] = None
     simulated: Annotated[bool, help_("Whether its energy is made up; shown everywhere.")] = False
     bridge: Annotated[
         list[typing.Literal["responses", "messages"]] | None,

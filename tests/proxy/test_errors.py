@@ -153,6 +153,23 @@ def test_whether_a_prompt_is_too_long_for_all_is_for_the_engine_with_most_room_t
             assert (refused.status, refused.code) == (422, "no_backend_within_limits")
 
 
+def test_images_go_to_who_reads_them_else_to_who_was_not_said_to_be_blind(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    def asked(*reads: bool | None) -> tuple[int, str | None]:
+        backends = [{"url": upstream.base_url, "supports_images": sees} for sees in reads]
+        reply = joulegate(config_of(*backends)).post(picture)
+        return reply.status, reply.header("x-joulegate-backend")
+
+    url = {"url": "data:image/png;base64,aGk="}
+    content = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": url}]
+    picture = {"model": "tiny", "messages": [{"role": "user", "content": content}]}
+    assert asked(None, True) == (200, "tiny-1")
+    assert asked(False, None) == (200, "tiny-1")
+    assert asked(None) == (200, "tiny-0")
+    assert asked(False) == (422, None)
+
+
 @pytest.mark.parametrize(
     "headers",
     [

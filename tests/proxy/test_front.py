@@ -197,7 +197,7 @@ def test_without_configured_origins_no_page_may_call(running: Joulegate) -> None
 
 
 def test_an_image_of_20_mb_arrives_whole(joulegate: Start, upstream: Upstream) -> None:
-    running = joulegate(config_of({"url": upstream.base_url, "supports_images": True}))
+    running = joulegate(config_of(upstream.base_url))
     image = base64.b64encode(os.urandom(15_000_000))
     body = b'{"model":"tiny","messages":[{"role":"user","content":[{"type":"image_url",'
     body += b'"image_url":{"url":"data:image/png;base64,' + image + b'"}}]}]}'
