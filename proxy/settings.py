@@ -60,7 +60,7 @@ class Time(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long an upstream may take; each part has its own limit."""
 
     connect_s: Annotated[Positive, help_("To open a connection.")] = 5.0
-    first_byte_s: Annotated[Positive, help_("From sending the request to the first byte.")] = 300.0
+    first_byte_s: Annotated[Positive, help_("From sending the request to the first byte.")] = 600.0
     between_chunks_s: Annotated[Positive, help_("Longest gap inside an answer.")] = 120.0
     total_s: Annotated[
         Positive, help_("For a whole answer that is not streamed; never cuts a live stream.")

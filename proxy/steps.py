@@ -479,7 +479,10 @@ class Steps:
                 sent = _within_budget(flight, sent, routed.budgets[min(attempt, len(order)) - 1])
             self._took(flight, engine, routed, attempt)
             flight.sent_s = time.monotonic()
-            flight.deadline_s = flight.sent_s + limits.first_byte_s
+            # An answer that is not streamed shows its first byte when all of it is there.
+            limit_s = limits.first_byte_s
+            limit_s = limit_s if flight.stream else min(limit_s, limits.total_s)
+            flight.deadline_s = flight.sent_s + limit_s
             try:
                 response = await self.client.post(
                     engine,
@@ -505,7 +508,7 @@ class Steps:
                 flight.wait_s += time.monotonic() - flight.sent_s
                 engine.failed(time.monotonic(), rules)
                 failure = errors.upstream_timeout(
-                    f"The backend {engine.name} sent nothing within {limits.first_byte_s:g} s."
+                    f"The backend {engine.name} sent nothing within {limit_s:g} s."
                 )
                 if attempt >= len(order):
                     break  # waiting as long again for the same one helps nobody
@@ -569,7 +572,8 @@ class Steps:
         """Pass on an answer that is not a stream of events."""
         limits = self.settings.time
         begun_s = time.monotonic()
-        flight.deadline_s = begun_s + min(limits.total_s, limits.between_chunks_s)
+        since_s = begun_s if flight.sent_s is None else flight.sent_s
+        flight.deadline_s = min(since_s + limits.total_s, begun_s + limits.between_chunks_s)
         length = response.headers.get("content-length")
         try:
             if length is not None and int(length) > MAX_HELD_BYTES:

@@ -110,6 +110,18 @@ def test_a_whole_answer_is_limited_in_all(joulegate: Start, upstream: Upstream) 
 # -- retries, fallbacks, cooldown ----------------------------------------------------------------
 
 
+def test_the_whole_s_limit_holds_for_an_answer_of_which_nothing_comes(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    upstream.play([HANG])
+    limits = {"total_s": 0.3, "first_byte_s": 60}
+    running = joulegate(config_of(upstream.base_url, time=limits, retries={"attempts": 1}))
+    failed = running.post(ASK)
+    assert (failed.status, failed.code) == (504, "upstream_timeout")
+    upstream.play([Pace(0.6), *answers.stream([answers.event(e) for e in answers.chat_events()])])
+    assert running.post(STREAM).status == 200  # which may take its time
+
+
 def test_the_same_backend_is_tried_again_when_it_is_the_only_one(
     joulegate: Start, upstream: Upstream
 ) -> None:
