@@ -26,6 +26,7 @@ class HealthChecks:
 
     A backend that answers is tried again at once; one that cannot be reached is left alone before
     a request had to find that out. Providers behind litellm are not probed: that would cost money.
+    Closed APIs are probed while they fail.
     """
 
     def __init__(self, pool: Pool, client: Upstream, rules: Retries) -> None:
@@ -46,7 +47,7 @@ class HealthChecks:
             await asyncio.sleep(self.rules.health_check_s or OFF_S)
             if not self.rules.health_check_s:
                 continue
-            probed = [e for e in self.pool.engines if e.settings.provider == "openai"]
+            probed = filter(is_probed, self.pool.engines)
             for found in await asyncio.gather(*map(self.check, probed), return_exceptions=True):
                 if isinstance(found, Exception):
                     log.error("a backend could not be checked", exc_info=found)
@@ -71,6 +72,14 @@ class HealthChecks:
         elif not engine.healthy:
             engine.succeeded()
         return there
+
+
+def is_probed(engine: Engine) -> bool:
+    """Whether a backend is asked now. Closed APIs are while they fail: else traffic shows it, and
+    nobody likes to be asked for all models every few seconds."""
+    if engine.settings.provider != "openai":
+        return False
+    return engine.facts.engine != "api" or not engine.healthy
 
 
 def note_load(pool: Pool, window: Window, now_s: float) -> None:

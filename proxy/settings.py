@@ -81,7 +81,8 @@ class Retries(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 15.0
     failures: Annotated[int, Meta(ge=1), help_("Failures in a row before the cooldown.")] = 3
     health_check_s: Annotated[
-        NotNegative, help_("Time between health checks of a backend; 0 for none.")
+        NotNegative,
+        help_("Time between health checks of a backend; 0 for none. Closed APIs: while they fail."),
     ] = 10.0
 
 

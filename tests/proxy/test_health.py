@@ -6,7 +6,7 @@ import asyncio
 
 from estimators.types import Backend
 from proxy.backends import Engine, Pool
-from proxy.health import HealthChecks
+from proxy.health import HealthChecks, is_probed
 from proxy.settings import BackendSettings, Retries, Time
 from proxy.upstream import Upstream as Client
 from tests.fakes import answers
@@ -38,3 +38,15 @@ async def test_checks_can_be_turned_off_while_they_run() -> None:
         assert asked <= before + 1
         await checks.stop()
         await client.stop()
+
+
+def test_a_closed_api_is_asked_while_it_fails_and_an_engine_always() -> None:
+    def engine(kind: str, provider: str = "openai") -> Engine:
+        settings = BackendSettings(model="m", url="http://127.0.0.1:9/v1", provider=provider)
+        return Engine(settings, Backend(name="m", group="m", engine=kind))
+
+    own, api, sdk = engine("vllm"), engine("api"), engine("api", "anthropic")
+    assert [is_probed(e) for e in (own, api, sdk)] == [True, False, False]
+    for each in (own, api, sdk):
+        each.failed(0.0, Retries(failures=1))
+    assert [is_probed(e) for e in (own, api, sdk)] == [True, True, False]
