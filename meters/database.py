@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,14 +121,29 @@ def _private(path: Path) -> None:
         pass  # SQLite says what is wrong when it opens it
 
 
+def _keep_a_log(connection: sqlite3.Connection) -> None:
+    """Switch to WAL mode. Where others open the same new file SQLite says at once that it is
+    locked, whatever its timeout."""
+    end_s = time.monotonic() + BUSY_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end_s:
+                raise
+            time.sleep(0.01)
+        else:
+            return
+
+
 def _sqlite(url: Any, begin: str) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_S, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
     def prepare(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves
+        _keep_a_log(connection)
         for pragma in (
-            "journal_mode=WAL",
             "synchronous=FULL",  # journal segments are deleted once they are committed here
             "cache_size=-65536",  # 64 MiB
             "temp_store=MEMORY",

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import math
 import random
+import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -388,6 +391,20 @@ def test_a_newer_ledger_is_left_alone(ledger_url: str, new_ledger_url: Callable[
     with pytest.raises(Exception, match="version 99"):
         Ledger(ledger_url)
     Ledger(new_ledger_url()).close()
+
+
+def test_a_new_ledger_that_another_process_is_just_writing_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (x)")
+    other.execute("BEGIN IMMEDIATE")  # SQLite then refuses to change its mode, and does not wait
+    done = threading.Timer(0.3, lambda: other.execute("COMMIT"))
+    done.start()
+    ledger = Ledger(f"sqlite:///{path}")
+    assert ledger.check().balanced
+    ledger.close()
+    done.join()
+    other.close()
 
 
 def test_two_that_start_at_once_make_one_ledger(ledger_url: str) -> None:

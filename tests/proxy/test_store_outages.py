@@ -285,7 +285,7 @@ async def test_a_burst_that_meets_a_stuck_redis_waits_for_one_time_limit_only(
     took_s = time.monotonic() - started_s
     server.resume()
     assert outage.store.down
-    assert took_s < 6 * 0.3  # of the 16 that a thousand would take, 64 at once
+    assert took_s < 12 * 0.3  # of the 16 that a thousand would take, 64 at once; one is usual
     await outage.until(lambda: not outage.store.down)
     await outage.store.close()
     server.close()
