@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from policies.least_energy import LeastEnergy
-from policies.limits import UPPER, tighten
+from policies.limits import UPPER, within
 from policies.ranking import INF, figures
 from policies.types import (
     Candidate,
@@ -117,7 +117,7 @@ class Cascade:
         if not request.checkable or (request.stream and not self.streams_wait):
             return direct
         try:
-            thrifty = self.thriftiest.choose(request, candidates, tighten(limits, self.within))
+            thrifty = self.thriftiest.choose(request, candidates, within(limits, self.within))
         except NoBackendWithinLimits:
             return direct
         if thrifty.chosen == direct.chosen:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from policies.conditions import Condition
-from policies.limits import tighten
+from policies.limits import within
 from policies.types import (
     Candidate,
     Decision,
@@ -46,7 +46,7 @@ class Configured:
     def choose(self, request: Request, candidates: Sequence[Candidate], limits: Limits) -> Decision:
         """The strategy's choice within both limits, else that of ``otherwise``."""
         try:
-            decision = self.strategy.choose(request, candidates, tighten(limits, self.limits))
+            decision = self.strategy.choose(request, candidates, within(limits, self.limits))
         except NoBackendWithinLimits as nothing:
             if self.otherwise is None:
                 raise

@@ -14,7 +14,7 @@ import msgspec
 
 from estimators.types import Backend
 from policies.language import Book, Spec
-from policies.limits import LOCAL, UPPER, serves, tighten
+from policies.limits import LOCAL, UPPER, serves, within
 from policies.ranking import INF
 from policies.types import Candidate, Limits
 from policies.wording import Path, nearest
@@ -258,7 +258,7 @@ def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -
         yield Finding("contradiction", False, (*path, "policy"), message)
     if spec is None or not any(_reachable(team.limits, b) for b in backends):
         return
-    both = tighten(team.limits, spec.limits)
+    both = within(team.limits, spec.limits)
     if any(_reachable(spec.limits, b) for b in backends):
         refuses = spec.otherwise == "refuse"
         for finding in _satisfiable(path, both, backends, refuses):
@@ -294,10 +294,10 @@ def _policy_reaches(
     seen = seen | {name}
     if spec.objective:
         for _, part in _parts((), spec):
-            if _reachable(tighten(limits, part.limits), backend):
+            if _reachable(within(limits, part.limits), backend):
                 return True
             # A cascade's first answer keeps to all limits but those on quality.
             first = msgspec.structs.replace(part.limits, min_quality=None)
-            if part.cascade and _reachable(tighten(limits, first), backend):
+            if part.cascade and _reachable(within(limits, first), backend):
                 return True
     return any(_policy_reaches(book, other, limits, backend, seen) for other in spec.uses)

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from estimators.types import Backend, Band, Features
 from policies.session import STAYING, moving
 from policies.types import Candidate, Limits, Rejection, Request
@@ -58,6 +60,15 @@ def tighten(team: Limits, caller: Limits) -> Limits:
         min_context_tokens=_most_tokens(team.min_context_tokens, caller.min_context_tokens),
         cautious=_caution(team.cautious, caller.cautious),
     )
+
+
+def within(limits: Limits, own: Limits) -> Limits:
+    """A policy's own limits on top of those it is handed. Which end of the bands is held against
+    them all is the policy's to say where nobody has."""
+    both = tighten(limits, own)
+    if own.cautious is False and limits.cautious is None:
+        both = msgspec.structs.replace(both, cautious=False)
+    return both
 
 
 def fitting(
@@ -310,7 +321,5 @@ def _both_backends(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tupl
     return tuple(kept)
 
 
-def _caution(a: bool | None, b: bool | None) -> bool | None:
-    if a is True or b is True:
-        return True
-    return False if a is False or b is False else None
+def _caution(team: bool | None, caller: bool | None) -> bool | None:
+    return True if caller is True else team  # on, never off

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import http.client
+import re
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from proxy.prompt_set import Item
 
 TAG = "eval"
 TIMEOUT_S = 600.0
+_CLOSED = re.compile(r"^joulegate_meter_closed_windows_total\{[^}]*\} (\S+)", re.MULTILINE)
 
 
 class ProxyAway(Exception):
@@ -58,6 +60,24 @@ class Client:
             ) from None
         except ValueError:
             raise ProxyAway(f"{self.host} answers with something that is not JSON.") from None
+        finally:
+            connection.close()
+
+    def wait_for_meters(self, patience_s: float = 10.0) -> None:
+        """Until every meter of a proxy that has just started has closed a window: what is asked
+        before is not metered. Not for long: a meter may have nothing to read."""
+        deadline_s = time.monotonic() + patience_s
+        while "0.0" in _CLOSED.findall(self._page("/metrics")) and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+
+    def _page(self, path: str) -> str:
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        connection = kind(self.host, timeout=TIMEOUT_S)
+        try:
+            connection.request("GET", path, None, self.headers)
+            return connection.getresponse().read().decode("utf-8", "replace")
+        except (OSError, http.client.HTTPException):
+            return ""
         finally:
             connection.close()
 

@@ -99,9 +99,13 @@ class MeterMetrics(Collector):
             "What is wrong with a meter here now: hardware, counter, engine or host.",
             labels=["node"],
         )
+        closed = CounterMetricFamily(
+            "joulegate_meter_closed_windows", "Windows that meters here closed.", labels=["node"]
+        )
         for meter in self._meters():
             status = meter.status()
+            closed.add_metric([meter.node], status.windows)
             problems.add_metric([meter.node], len(status.problems))
             for reason, count in sorted(status.dropped.items()):
                 dropped.add_metric([meter.node, reason], count)
-        yield from (dropped, problems)
+        yield from (closed, dropped, problems)

@@ -59,6 +59,8 @@ def run(args: argparse.Namespace) -> int:
             if args.config is not None:
                 url = stack.enter_context(serving.beside(args.config))
             client = Client(url, args.key)
+            if args.config is not None:
+                client.wait_for_meters()
             backends = args.backend or _all(client)
             work = Run(client, items, backends, Path(args.out))
             work.answer(max(1, args.parallel), _progress("answered"))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 
-from policies.limits import fitting, tighten
+from policies.limits import fitting, tighten, within
 from policies.types import Candidate, Limits, Request
 from tests.policies.candidates import candidate, fleets, limits, request, requests
 
@@ -119,6 +120,15 @@ def test_a_caller_can_only_tighten(
     assert both <= {c.backend.name for c in fitting(asked, fleet, team)[0]}
     assert tighten(team, Limits()) == team
     assert tighten(team, team) == team
+
+
+def test_a_policy_may_hold_the_middle_against_limits_and_a_caller_may_not() -> None:
+    expected, asked = Limits(cautious=False), Limits(max_energy_j=5)
+    assert within(asked, expected).cautious is False
+    assert tighten(asked, expected).cautious is None
+    assert within(msgspec.structs.replace(asked, cautious=True), expected).cautious is True
+    assert tighten(expected, Limits(cautious=True)).cautious is True
+    assert tighten(expected, asked).cautious is False
 
 
 def test_a_caller_cannot_swap_the_reference_for_a_weaker_one() -> None:
