@@ -38,9 +38,6 @@ log = logging.getLogger("joulegate.drain")
 
 BATCH = 2_000
 GATHER_S = 0.25  # how long entries gather before a batch is written
-# Where many come, for longer: a record in a batch of a thousand costs half of one in a batch of
-# two hundred.
-MANY, GATHER_MANY_S = 100, 0.75
 ADOPT_S = 20.0  # how often folders of dead replicas are looked for
 _SLOWEST_RETRY_S = 2.0
 _STUCK_S = 5.0  # a batch that takes the ledger longer shows one that is stuck
@@ -67,7 +64,6 @@ class Drain:
         self.ledger_down = False
         self._ledger = ledger
         self._gather_s = gather_s
-        self._gather_many_s = gather_s and GATHER_MANY_S
         self._done = read_cursor(journal.folder)
         self._stop = threading.Event()
         self._writing_since_s: float | None = None
@@ -119,10 +115,9 @@ class Drain:
                     self._adopt()
                     adopt_at_s = time.monotonic() + ADOPT_S
                 self.journal.grew.clear()
-                drained = self._drain_own()
-                if drained < BATCH:
+                if self._drain_own() < BATCH:
                     self.journal.grew.wait(1.0)
-                    self._stop.wait(self._gather_s if drained < MANY else self._gather_many_s)
+                    self._stop.wait(self._gather_s)
             except Exception:
                 log.exception("Draining the journal failed; trying again")
                 self._stop.wait(1.0)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -96,23 +95,6 @@ def test_more_than_a_batch_is_drained_in_batches(ledger: Ledger, tmp_path: Path)
     assert drained(folder, ledger).drained == 2500
     assert ledger.check().balanced
     assert read_cursor(folder) > Position(1, 0)
-
-
-def test_where_many_come_they_gather_for_longer(ledger: Ledger, tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "journal" / "a")
-    for n in range(200):
-        journal.append(record(n))
-    assert journal.flush()
-    drain = Drain(journal, ledger).start()
-    assert drain.wait()
-    since_s = time.monotonic()
-    journal.append(record("later"))
-    assert drain.wait()
-    waited_s = time.monotonic() - since_s
-    drain.stop()
-    journal.close()
-    assert waited_s > 0.5
-    assert ledger.receipt("req-later") is not None
 
 
 def test_the_journal_of_a_dead_sibling_is_taken_over(ledger: Ledger, tmp_path: Path) -> None:
