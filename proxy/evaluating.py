@@ -45,39 +45,40 @@ class Client:
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, str], Any]:
         """Status, headers and JSON of an answer. Raises ProxyAway."""
-        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
-        connection = kind(self.host, timeout=TIMEOUT_S)
         try:
-            raw = None if body is None else orjson.dumps(body)
-            connection.request(method, path, raw, self.headers)
-            answer = connection.getresponse()
-            read = answer.read()
-            headers = {name.lower(): value for name, value in answer.getheaders()}
-            return answer.status, headers, orjson.loads(read) if read else None
+            status, headers, read = self._answer(method, path, body)
+            return status, headers, orjson.loads(read) if read else None
         except (OSError, http.client.HTTPException) as error:
             raise ProxyAway(
                 f"{self.host} does not answer ({error}). Start it, or name it."
             ) from None
         except ValueError:
             raise ProxyAway(f"{self.host} answers with something that is not JSON.") from None
-        finally:
-            connection.close()
 
     def wait_for_meters(self, patience_s: float = 10.0) -> None:
         """Until every meter of a proxy that has just started has closed a window: what is asked
         before is not metered. Not for long: a meter may have nothing to read."""
         deadline_s = time.monotonic() + patience_s
-        while "0.0" in _CLOSED.findall(self._page("/metrics")) and time.monotonic() < deadline_s:
+        while time.monotonic() < deadline_s:
+            try:
+                page = self._answer("GET", "/metrics")[2].decode("utf-8", "replace")
+            except (OSError, http.client.HTTPException):
+                return  # what is asked next says so
+            if "0.0" not in _CLOSED.findall(page):
+                return
             time.sleep(0.1)
 
-    def _page(self, path: str) -> str:
+    def _answer(
+        self, method: str, path: str, body: Any = None
+    ) -> tuple[int, dict[str, str], bytes]:
         kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
         connection = kind(self.host, timeout=TIMEOUT_S)
         try:
-            connection.request("GET", path, None, self.headers)
-            return connection.getresponse().read().decode("utf-8", "replace")
-        except (OSError, http.client.HTTPException):
-            return ""
+            raw = None if body is None else orjson.dumps(body)
+            connection.request(method, path, raw, self.headers)
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return answer.status, headers, answer.read()
         finally:
             connection.close()
 
