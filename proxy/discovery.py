@@ -53,7 +53,8 @@ def discovered(environment: Mapping[str, str], host: str = "127.0.0.1") -> list[
         for port, engine in USUAL_PORTS
         for backend in engines_at(f"http://{host}:{port}/v1", engine)
     ]
-    found = with_hardware(found, nvml.installed())
+    if any(not engine.simulated for engine in found):
+        found = with_hardware(found, nvml.installed())
     for variable, (models, provider, url) in PROVIDER_KEYS.items():
         key = environment.get(variable)
         if key:
@@ -110,7 +111,7 @@ def with_hardware(engines: list[BackendSettings], gpus: list[str]) -> list[Backe
     their operator knows which card is whose.
     """
     real = [engine for engine in engines if not engine.simulated]
-    if not real or not gpus:
+    if not gpus:
         return engines
     if len(gpus) > 1 or len({engine.url for engine in real}) > 1:
         log.warning(

@@ -176,8 +176,9 @@ def _deployment(
         backend["api_key"] = str(params["api_key"])
     if isinstance(params.get("extra_headers"), dict):
         backend["extra_headers"] = params["extra_headers"]
-    for key in _ROUTING_KEYS.keys() & params.keys():
-        out.skip((*at, "litellm_params", key), _ROUTING_KEYS[key])
+    for key in params:
+        if key in _ROUTING_KEYS:
+            out.skip((*at, "litellm_params", key), _ROUTING_KEYS[key])
     others = {
         k: v for k, v in params.items() if k not in _DEPLOYMENT_KEYS and k not in _ROUTING_KEYS
     }

@@ -28,13 +28,7 @@ from threadpoolctl import threadpool_limits
 
 from estimators.types import Backend
 from meters import simulated_engine
-from proxy import (
-    app,
-    checking,
-    config_file,
-    discovery,
-    sample_traffic,
-)
+from proxy import app, checking, config_file, discovery, sample_traffic
 from proxy import settings as settings_file
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document, Problem

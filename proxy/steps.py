@@ -424,14 +424,9 @@ class Steps:
             response = await self.cascading.answered(
                 flight, endpoint, routed, headers, body, kept, request, self.settings.time
             )
-        if hide_usage and response.status in UNPROCESSABLE:
-            refused = flight.engine
-            if refused is not None and await upstream.complains_of(response, b"stream_options"):
-                refused.refuses_usage = True
-                log.warning("backend %s refuses stream_options: not asked for usage", refused.name)
-                _left(flight)
-                hide_usage = False
-                response = await self._open(flight, endpoint, routed, headers, plain, parts)
+        if hide_usage and await self._refuses_usage(flight, response):
+            hide_usage = False
+            response = await self._open(flight, endpoint, routed, headers, plain, parts)
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
@@ -449,6 +444,24 @@ class Steps:
             if not response.closed:
                 response.close()  # closes the connection unless all of the answer was read
             _left(flight)
+
+    async def _refuses_usage(self, flight: Flight, response: aiohttp.ClientResponse) -> bool:
+        """Whether the engine refused to be asked for usage, which is then noted."""
+        engine = flight.engine
+        if engine is None or response.status not in UNPROCESSABLE:
+            return False
+        flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
+        try:
+            refused = await upstream.complains_of(response, b"stream_options")
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            raise self._broken(flight, engine, error) from error
+        finally:
+            flight.deadline_s = None
+        if refused:
+            engine.refuses_usage = True
+            log.warning("backend %s refuses stream_options: not asked for usage", engine.name)
+            _left(flight)
+        return refused
 
     async def _open(
         self,

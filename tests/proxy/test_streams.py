@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.fakes import answers
-from tests.fakes.upstream import CUT, RESET, Gate, Upstream
+from tests.fakes.upstream import CUT, HANG, RESET, End, Gate, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of, reply
 
 Start = Callable[[Config], Joulegate]
@@ -155,6 +155,16 @@ def test_a_backend_that_refuses_to_be_asked_for_usage_is_not_asked_again(
     upstream.play(other)
     got = running.post({**ASK, "temperature": -9})
     assert (got.status, got.json()["error"]["message"][:11]) == (status, "temperature")
+
+
+@pytest.mark.parametrize(("end", "status"), [(HANG, 504), (CUT, 502)])
+def test_a_refusal_of_a_stream_that_does_not_come_to_its_end_is_a_status(
+    joulegate: Start, upstream: Upstream, end: End, status: int
+) -> None:
+    limits = {"between_chunks_s": 0.3}
+    running = joulegate(config_of(upstream.base_url, time=limits, retries={"attempts": 1}))
+    upstream.play([answers.head(400, content_length="1000") + b"{", end])
+    assert running.post(ASK).status == status
 
 
 def test_a_client_that_asked_for_usage_sends_its_own_bytes(
