@@ -5,7 +5,6 @@ Knows nothing of what the settings mean; settings.py says which struct a file sh
 
 from __future__ import annotations
 
-import difflib
 import os
 import types
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import msgspec
 import yaml
+
+from policies.wording import nearest
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
@@ -197,8 +198,8 @@ def _check(
         message = f"{text[0].lower()}{text[1:]}; it is {value!r}."
         words = _words(whole)
         if words and (not isinstance(value, str) or value not in words):
-            close = difflib.get_close_matches(str(value), words, n=1, cutoff=0.5)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            close = nearest(value, words)
+            hint = f" Did you mean {close!r}?" if close else ""
             message = f"should be one of {', '.join(words)}, not {value!r}.{hint}"
         problems.append(Problem(document.line(path), key_text(path), message))
 
@@ -226,8 +227,8 @@ def _check_struct(
 
 def unknown_key(document: Document, path: KeyPath, known: list[str]) -> Problem:
     """The mistake of a key nobody reads, with the nearest known one."""
-    close = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)
-    hint = f"Did you mean {close[0]!r}?" if close else f"Known keys: {', '.join(sorted(known))}."
+    close = nearest(path[-1], known)
+    hint = f"Did you mean {close!r}?" if close else f"Known keys: {', '.join(sorted(known))}."
     return Problem(document.line(path), key_text(path), f"unknown key {path[-1]!r}. {hint}")
 
 

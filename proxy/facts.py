@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 from estimators.hardware import GPUS, gpu_named
 from estimators.models import facts_from_config
 from estimators.types import Backend, GpuFacts, ModelFacts
+from policies.wording import nearest
 from proxy.backends import facts_without_hardware
 from proxy.config_file import ConfigError, Document, Problem, key_text
 from proxy.settings import BackendSettings, Settings
@@ -97,8 +97,8 @@ def _gpu(backend: BackendSettings) -> GpuFacts | None:
             raise UnknownHardware(f"gpu_facts: {error}. It needs {needed}.") from None
     known = gpu_named(backend.gpu)
     if known is None:
-        close = difflib.get_close_matches(backend.gpu, GPUS, n=1, cutoff=0.5)
-        hint = f"Did you mean {close[0]!r}? Else give" if close else "Give"
+        close = nearest(backend.gpu, GPUS)
+        hint = f"Did you mean {close!r}? Else give" if close else "Give"
         raise UnknownHardware(
             f"the GPU {backend.gpu!r} is not known by name. {hint} its data sheet as gpu_facts "
             f"({', '.join(n for n in _required(GpuFacts) if n != 'name')})."
