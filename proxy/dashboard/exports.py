@@ -101,8 +101,16 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
             f"{kwh(s.own_uj)} kWh by its processes, {kwh(s.own_metered_uj)} of it metered, the "
             "rest modelled; on no account, and in no sum",
         ),
+        *_left_out(s),
         ("sha256", s.hash),
     ]
+
+
+def _left_out(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """What a member's file says of the lines that it does not have."""
+    if snapshot.lines["key"] or not snapshot.lines["model"]:
+        return []
+    return [("left_out", "lines by key, which are for leads of the team; sha256 is of the whole")]
 
 
 def _hold_out(snapshot: Snapshot) -> str:

@@ -29,7 +29,7 @@ from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.links import PAGES, ROOT, View
 from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
 from proxy.dashboard.periods import BadPeriod, parse, this_month
-from proxy.dashboard.snapshot import LedgerAway, Snapshot, Snapshots
+from proxy.dashboard.snapshot import LedgerAway, Snapshot, Snapshots, without_keys
 from proxy.dashboard.viewers import FormTokens, Viewer
 from proxy.dashboard.views import PolicyOutcome
 
@@ -241,7 +241,7 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
         )
         ending = request.query_params.get("format")
         if ending:
-            return _file(kept, ending, view)
+            return _file(kept, ending, view, who)
         now = dashboard.snapshots.of(team, view.period, kept.simulated)
         return dashboard.page(
             "report.html",
@@ -275,7 +275,7 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
         view = viewed(request, dashboard, who, team)
         if ending == "users":
             return _users_file(dashboard, view, who)
-        return _file(dashboard.snapshot(view), ending, view)
+        return _file(dashboard.snapshot(view), ending, view, who)
 
     @routes.get("/{team}/requests/{request_id:path}")
     def receipt(request: Request, team: str, request_id: str, who: Viewer = signed_in) -> Response:
@@ -340,10 +340,11 @@ def _common(
     return values
 
 
-def _file(snapshot: Snapshot, ending: str, view: View) -> Response:
+def _file(snapshot: Snapshot, ending: str, view: View, who: Viewer) -> Response:
     if ending not in _MEDIA:
         raise HTTPException(404, f"There is no export {ending!r}; there is {', '.join(_MEDIA)}.")
-    return _sent(snapshot, written(snapshot, ending, view.language), *_MEDIA[ending])
+    shown = snapshot if who.sees_keys else without_keys(snapshot)
+    return _sent(snapshot, written(shown, ending, view.language), *_MEDIA[ending])
 
 
 def _sent(snapshot: Snapshot, body: bytes, media: str, tail: str) -> Response:

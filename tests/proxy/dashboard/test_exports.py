@@ -50,8 +50,9 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO("\n".join(lines))))
 
 
-def get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as answer:
+def get(url: str, person: str = "ada") -> bytes:
+    request = urllib.request.Request(url, headers={"cookie": f"person={person}"})
+    with urllib.request.urlopen(request, timeout=20) as answer:
         return bytes(answer.read())
 
 
@@ -113,6 +114,22 @@ def test_page_api_csv_parquet_and_pdf_are_the_same(
 def written_kg(n: Numbers, line: Line) -> str:
     """What a page writes of a line: a dash where no request of it has a figure."""
     return "–" if line.is_unknown else n.kg(line.operational_ug)
+
+
+@pytest.mark.parametrize("ending", ["csv", "json", "parquet", "pdf"])
+def test_a_members_files_have_no_lines_by_key(site: str, snapshot: Snapshot, ending: str) -> None:
+    keys = [line.key for line in snapshot.lines["key"] if line.key.startswith("sk-")]
+    assert len(keys) > 1
+    url = f"{site}/dashboard/search/export.{ending}?{QUERY}"
+    for person, sees in (("ada", True), ("max", False)):
+        body = get(url, person)
+        text = pdf_text(body) if ending == "pdf" else body.decode("utf-8", "replace")
+        if ending == "parquet":
+            table = pq.read_table(io.BytesIO(body))
+            text = f"{table.to_pylist()} {table.schema.metadata}"
+        assert all((key in text) is sees for key in keys), person
+        if ending != "pdf":
+            assert ("lines by key, which are for leads" in text) is not sees
 
 
 def test_what_nobody_has_a_figure_of_is_a_dash_and_not_nothing() -> None:
