@@ -237,6 +237,15 @@ def declared_of(said: DeclaredEnergy | None) -> Declared | None:
     return None if said is None else Declared(**msgspec.structs.asdict(said))
 
 
+def _holds_building(settings: BackendSettings) -> bool:
+    """Whether what is known of an API's energy has the building's overhead in it: EcoLogits' has,
+    and so has what a provider declares, unless it is said not to."""
+    said = settings.declared_energy
+    if said is None or said.whole:
+        return True
+    return not (said.j_per_request or said.j_per_output_token or said.j_per_input_token)
+
+
 # Closed APIs that speak OpenAI's own, by their host: the provider as litellm and EcoLogits call it.
 PUBLIC_APIS = {
     "api.openai.com": "openai",
@@ -287,7 +296,7 @@ def facts_without_hardware(settings: BackendSettings, common: Settings) -> Backe
             if s.intensity_g_per_kwh is not None
             else carbon.intensity_g_per_kwh
         ),
-        pue=s.pue or carbon.pue,
+        pue=1.0 if provider is not None and _holds_building(s) else s.pue or carbon.pue,
         input_usd_per_mtok=s.input_usd_per_mtok,
         output_usd_per_mtok=s.output_usd_per_mtok,
         cached_input_usd_per_mtok=s.cached_input_usd_per_mtok,

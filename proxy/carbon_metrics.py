@@ -1,8 +1,10 @@
 """Energy by cause and carbon as Prometheus counters, in joules and grams.
 
 A share of a window is counted when the window is divided, under the request it belongs to; shares
-of requests that are still running wait for their record. Each replica counts the windows that it
-divided, so sums over replicas are right. No user or key is ever a label.
+of requests that are still running wait for their record. Where none comes within WAIT_S, since no
+meter reads there or it is away, the estimate is counted, and shares that come later are not. Each
+replica counts the windows that it divided, so sums over replicas are right. No user or key is ever
+a label.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from proxy.flight import Flight
 from proxy.tallies import Tally
 
 REMEMBERED = 50_000  # requests whose windows may still come, and shares whose request may
+WAIT_S = 30.0  # windows are divided some 20 s after their end at the latest
 METHOD = "location"
 
 
@@ -32,10 +35,11 @@ class _Known(NamedTuple):
     backend: str
     zone: str
     pue: float
+    g_per_kwh: float | None  # set by this organisation; None: the grid's
 
 
 class _Waiting(NamedTuple):
-    """A share whose request is not recorded yet."""
+    """Energy at a moment: a share whose request is not recorded yet, or an estimate."""
 
     energy_j: float
     at_s: float
@@ -62,7 +66,8 @@ class CarbonMetrics:
         self._window_counted = window_counted
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._waiting: OrderedDict[str, list[_Waiting]] = OrderedDict()
-        self._metered_nodes: set[str] = set()
+        self._unmetered: OrderedDict[str, tuple[float, _Known, _Waiting]] = OrderedDict()
+        self._estimated: OrderedDict[str, None] = OrderedDict()  # counted without a window
         self.energy = Tally(
             "joulegate_energy_joules",
             "Energy by cause: metered shares of requests, or their estimate where no meter reads.",
@@ -113,21 +118,44 @@ class CarbonMetrics:
             self._known[record.request_id] = known
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
-            for share in self._waiting.pop(record.request_id, ()):
+            shares = self._waiting.pop(record.request_id, ())
+            for share in shares:
                 self._count(known, share)
-            if record.energy_j and (record.node or "") not in self._metered_nodes:
-                self._count(known, _Waiting(record.energy_j, record.start_s, record.evidence))
+            if record.energy_j and not shares:
+                self._expect(record, known)
+            self._count_estimates(record.end_s)
         self._count_avoided(record)
+
+    def _expect(self, record: UsageRecord, known: _Known) -> None:
+        """A request with an estimate and, so far, no window."""
+        estimate = _Waiting(record.energy_j or 0.0, record.start_s, record.evidence)
+        if self.sites.is_hosted(record.backend, record.evidence is Evidence.MODELLED):
+            self._count(known, estimate)
+        else:
+            self._unmetered[record.request_id] = record.end_s + WAIT_S, known, estimate
+
+    def _count_estimates(self, now_s: float) -> None:
+        """Count the estimates of requests that no window came for."""
+        waiting = self._unmetered
+        while waiting:
+            request_id, (due_s, known, estimate) = next(iter(waiting.items()))
+            if due_s > now_s and len(waiting) <= REMEMBERED:
+                break
+            del waiting[request_id]
+            self._count(known, estimate)
+            self._estimated[request_id] = None
+            if len(self._estimated) > REMEMBERED:
+                self._estimated.popitem(last=False)
 
     def divided(self, attribution: Attribution) -> None:
         """Count a divided window."""
         if self._window_counted is not None:
             self._window_counted(attribution)
-        self._metered_nodes.add(attribution.node)
         middle_s = (attribution.start_s + attribution.end_s) / 2
         for share in attribution.shares:
-            if share.energy_j <= 0:
+            if share.energy_j <= 0 or share.request_id in self._estimated:
                 continue
+            self._unmetered.pop(share.request_id, None)
             part = _Waiting(share.energy_j, middle_s, attribution.evidence)
             known = self._known.get(share.request_id)
             if known is not None:
@@ -145,13 +173,15 @@ class CarbonMetrics:
                 attribution.node,
                 site.zone or "",
                 site.pue or self.sites.default_pue,
+                site.g_per_kwh,
             )
             self._count(node, _Waiting(attribution.idle_j, middle_s, attribution.evidence), "idle")
         if attribution.unattributed_j > 0:
             self.unattributed.add((), attribution.unattributed_j)
 
     def refresh(self, now_s: float) -> None:
-        """Set the gauges of every zone in use."""
+        """Set the gauges of every zone in use, and count what is due."""
+        self._count_estimates(now_s)
         zones = {site.zone for site in self.sites.nodes.values() if site.zone}
         for zone in sorted(zones | set(self._book.zones)):
             answer = self._book.at(zone, now_s)
@@ -168,6 +198,7 @@ class CarbonMetrics:
             record.backend or "",
             record.zone or site.zone or "",
             record.pue or site.pue or self.sites.default_pue,
+            site.g_per_kwh,
         )
 
     def _count(self, known: _Known, part: _Waiting, component: str = "gpu_active") -> None:
@@ -175,15 +206,16 @@ class CarbonMetrics:
         evidence = part.evidence.value
         self.energy.add((*labels, component, evidence), part.energy_j)
         whole_j = part.energy_j
-        hosted = part.evidence is Evidence.MODELLED
-        if not hosted:
+        if not self.sites.is_hosted(known.backend, part.evidence is Evidence.MODELLED):
             host_j = modelled_host_j(part.energy_j)
             told = evidence if part.evidence is Evidence.SIMULATED else Evidence.MODELLED.value
             self.energy.add((*labels, "host", told), host_j)
             whole_j += host_j
         self.energy.add((*labels, "overhead", evidence), overhead_j(whole_j, known.pue))
-        answer = self._book.at(known.zone or None, part.at_s)
-        grams = operational_g(whole_j, known.pue, answer.g_per_kwh)
+        g_per_kwh = known.g_per_kwh
+        if g_per_kwh is None:
+            g_per_kwh = self._book.at(known.zone or None, part.at_s).g_per_kwh
+        grams = operational_g(whole_j, known.pue, g_per_kwh)
         method = METHOD if part.evidence is not Evidence.SIMULATED else "simulated"
         self.co2e.add((known.team, known.backend, known.zone or "world", method), grams)
 

@@ -38,6 +38,7 @@ from proxy.dashboard.sites import Site, Sites
 HOUR_S = 3600
 ACTIVE, IDLE, HOST = 0, 1, 2
 IDLE_LINE = "(idle share)"
+SET = " (set)"  # behind a zone whose intensity this organisation set by hand
 EVIDENCE = tuple(Evidence)
 TIERS = tuple(Tier)
 _TIER_PLACES = {tier: place for place, tier in enumerate(TIERS)}
@@ -446,16 +447,25 @@ def _at_node_hours(
     return np.where(keys[place] == wanted, amounts[place], otherwise)
 
 
+def of_others(dims: Sequence[Dim], dim: Ints, evidence: Ints, sites: Sites) -> NDArray[np.bool_]:
+    """Which cells of GPUs are of others' APIs; idle energy never is."""
+    either = np.array(
+        [[sites.is_hosted(d.backend, how) for how in (False, True)] for d in dims]
+        or [[False, False]],
+        dtype=bool,
+    )
+    modelled = (evidence == EVIDENCE.index(Evidence.MODELLED)).astype(np.int64)
+    found: NDArray[np.bool_] = (dim >= 0) & either[np.maximum(dim, 0), modelled]
+    return found
+
+
 def _with_hosts(base: _Base, raw: Raw, simulated: bool, nodes: _Names, sites: Sites) -> _Base:
     """Adds a host cell for each cell of our own GPUs: metered where the node's host was."""
     ratio: dict[tuple[int, int], float] = {}
     for row in hours_of(raw, simulated):
         if row.host_known >= row.windows and row.metered_uj > 0:
             ratio[nodes.place(row.node), row.hour_s] = row.host_energy_uj / row.metered_uj
-    own = base.evidence != EVIDENCE.index(Evidence.MODELLED)
-    if sites.hosted is not None:
-        hosted = np.array([d.backend in sites.hosted for d in raw.dims] or [False], dtype=bool)
-        own = np.where(base.dim >= 0, ~hosted[np.maximum(base.dim, 0)], True)
+    own = ~of_others(raw.dims, base.dim, base.evidence, sites)
     measured = _at_node_hours(base, ratio, -1.0)
     known = measured >= 0
     share = np.where(known, measured, HOST_PER_GPU_J)
@@ -484,12 +494,17 @@ def _weigh(
     """Gives every cell its zone, PUE, intensity and grams."""
     site_of = [sites.site(name) for name in nodes.names]
     fixed: dict[str, float] = {}
+    grids: dict[str, str] = {}  # by the same names, the grid zone that contracts and water go by
 
     def zone_name(site: Site, zone: str) -> str:
-        if site.g_per_kwh is None:
+        g_per_kwh = site.g_per_kwh
+        if g_per_kwh is None:
             return zone
-        name = f"{zone or 'own'} (set)"
-        fixed[name] = site.g_per_kwh
+        name = f"{zone or 'own'}{SET}"
+        if fixed.setdefault(name, g_per_kwh) != g_per_kwh:  # another backend there has another
+            name = f"{zone or 'own'} {g_per_kwh:g} g/kWh{SET}"
+            fixed[name] = g_per_kwh
+        grids[name] = zone
         return name
 
     site_zone = np.array(
@@ -527,7 +542,7 @@ def _weigh(
     market = np.zeros_like(g)
     sources: list[set[str]] = [set() for _ in zones.names]
     for z, name in enumerate(zones.names):
-        instrument = sites.instruments.get(name)
+        instrument = sites.instruments.get(grids.get(name, name))
         of_zone = np.bincount(hour_place[zone == z], minlength=hours)
         used = np.flatnonzero(of_zone)
         if name in fixed:
@@ -565,7 +580,7 @@ def _weigh(
         embodied_ug=_embodied(base, raw, nodes, sites, simulated),
     )
     flags = estimated[zone, hour_place] if len(zone) else np.zeros(0, dtype=bool)
-    return cells, _factors(cells, zones, sources, flags, book), dim_zone
+    return cells, _factors(cells, zones, grids, sources, flags, book), dim_zone
 
 
 def _round(values: NDArray[Any]) -> Ints:
@@ -596,6 +611,7 @@ def _embodied(base: _Base, raw: Raw, nodes: _Names, sites: Sites, simulated: boo
 def _factors(
     cells: Cells,
     zones: _Names,
+    grids: Mapping[str, str],
     sources: Sequence[set[str]],
     estimated: NDArray[np.bool_],
     book: IntensityBook,
@@ -611,7 +627,7 @@ def _factors(
             TIERS[t].value: int(cells.operational_ug[of_zone & (cells.tier == t)].sum())
             for t in places(cells.tier[of_zone])
         }
-        water = book.table.water_l_per_kwh(name or None)
+        water = book.table.water_l_per_kwh(grids.get(name, name) or None)
         found.append(
             Factor(
                 zone=name or "world",
@@ -656,7 +672,7 @@ def _counts(account: Account, groups: Ints, count: int) -> list[list[int]]:
     asked = account.asked
     columns = [
         asked[:, ASKED["requests"]],
-        _unknown(account),
+        unknown_requests(account),
         asked[:, ASKED["prompt_tokens"]],
         asked[:, ASKED["cached_prompt_tokens"]],
         asked[:, ASKED["output_tokens"]],
@@ -664,7 +680,7 @@ def _counts(account: Account, groups: Ints, count: int) -> list[list[int]]:
     return _added(columns, groups, count)
 
 
-def _unknown(account: Account) -> Ints:
+def unknown_requests(account: Account) -> Ints:
     """Requests that were sent to a backend and have neither a share nor an estimate."""
     asked = account.asked
     sent = np.array([bool(d.backend) for d in account.dims] or [False], dtype=bool)

@@ -27,14 +27,16 @@ def sites_of(settings: Settings, backends: Iterable[Backend]) -> Sites:
     nodes: dict[str, Site] = {}
     for backend in known:
         own = by_name.get(backend.name)
-        if backend.engine == "api" or backend.node is None:
-            continue
         fixed = own.intensity_g_per_kwh if own else None
+        fixed = settings.carbon.intensity_g_per_kwh if fixed is None else fixed
+        # Of another's API nothing is known of a node but an intensity that was set for it.
+        if backend.node is None or (backend.engine == "api" and fixed is None):
+            continue
         grams = own.embodied_g_per_gpu_hour if own else None
         nodes[backend.node] = Site(
             node=backend.node,
             zone=backend.zone,
-            g_per_kwh=settings.carbon.intensity_g_per_kwh if fixed is None else fixed,
+            g_per_kwh=fixed,
             pue=backend.pue,
             pue_source="of the backend" if own and own.pue else "carbon.pue",
             gpus=backend.num_gpus if backend.gpu is not None or backend.simulated else None,
@@ -45,6 +47,7 @@ def sites_of(settings: Settings, backends: Iterable[Backend]) -> Sites:
     return Sites(
         nodes=nodes,
         hosted=frozenset(b.name for b in known if b.engine == "api"),
+        own=frozenset(b.name for b in known if b.engine != "api"),
         instruments={
             zone: Instrument(g_per_kwh=grams, what="carbon.market_g_per_kwh")
             for zone, grams in settings.carbon.market_g_per_kwh.items()

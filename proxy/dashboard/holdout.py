@@ -1,8 +1,9 @@
 """What the randomised hold-out says of the savings. Pure.
 
 A share of requests, drawn at random, is served as if we were not there (policies/experiment).
-Both arms' energy per request are compared; days are the blocks of a jackknife, since requests of a
-day are alike and sums of days are what the ledger keeps.
+Both arms' energy per answered request are compared, of those that have a figure: an unknown one is
+no 0. Days are the blocks of a jackknife, since requests of a day are alike and sums of days are
+what the ledger keeps.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from proxy.dashboard.account import Account
+from proxy.dashboard.account import Account, unknown_requests
 from proxy.dashboard.queries import ASKED, DAY_S
 
 HELD_OUT, TREATED = "hold_out", "treated"
@@ -24,7 +25,7 @@ class HoldOut(msgspec.Struct, frozen=True, kw_only=True):
     """The experiment of a period. ``saved`` is 1 - treated / held out, of energy a request; None
     where days are too few to say."""
 
-    requests: int  # held out
+    requests: int  # held out, whatever became of them
     treated: int
     saved: float | None = None
     saved_low: float | None = None
@@ -52,16 +53,19 @@ def hold_out(account: Account) -> HoldOut | None:
         return None
     days = asked[:, 0] // DAY_S
     blocks = np.unique(days)
+    answered = np.array([d.outcome == "ok" and bool(d.backend) for d in account.dims])[asked[:, 1]]
+    figured = asked[:, ASKED["requests"]] - unknown_requests(account)
+    drawn = [int(asked[arm == name, ASKED["requests"]].sum()) for name in (HELD_OUT, TREATED)]
     counts = np.zeros((2, len(blocks)))
     joules = np.zeros((2, len(blocks)))
     rest = asked[:, ASKED["energy_uj"]] - asked[:, ASKED["metered_estimate_uj"]]
     energy = asked[:, ASKED["metered_uj"]] + np.maximum(rest, 0)
     for place, name in enumerate((TREATED, HELD_OUT)):
-        mine = arm == name
+        mine = (arm == name) & answered
         at = np.searchsorted(blocks, days[mine])
-        np.add.at(counts[place], at, asked[mine, ASKED["requests"]])
+        np.add.at(counts[place], at, figured[mine])
         np.add.at(joules[place], at, energy[mine])
-    found = HoldOut(requests=int(counts[1].sum()), treated=int(counts[0].sum()))
+    found = HoldOut(requests=drawn[0], treated=drawn[1])
     return _with_saving(found, counts, joules)
 
 

@@ -32,6 +32,7 @@ from meters.types import CACHE_HITS
 
 Ints = NDArray[np.int64]
 DAY_S = 86_400
+HOUR_S = 3600
 TRAILING_DAYS = 28
 LATELY_DAYS = 7
 PAGE_ROWS = 50
@@ -311,8 +312,15 @@ class Trailing:
         return dict(found)
 
 
+def whole_hours(at_s: float) -> float:
+    """Where the first UTC hour begins that begins no earlier. A local day of a zone at a half-hour
+    offset has those hours that begin in it, so requests are listed as they are summed."""
+    return float(-(-at_s // HOUR_S) * HOUR_S)
+
+
 class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which requests to list. None does not filter; '' means "has none"."""
+    """Which requests to list, of the hours that begin in a period. None does not filter; ''
+    means "has none"."""
 
     team: str
     start_s: float
@@ -344,8 +352,8 @@ def request_rows(
     c = requests.c
     rules = [
         c.team == wanted.team,
-        c.start_s >= wanted.start_s,
-        c.start_s < wanted.end_s,
+        c.start_s >= whole_hours(wanted.start_s),
+        c.start_s < whole_hours(wanted.end_s),
         c.simulated == wanted.simulated,
     ]
     named = {
@@ -435,12 +443,13 @@ class UserUse(NamedTuple):
 
 
 def user_uses(ledger: Ledger, team: str, start_s: int, end_s: int) -> list[UserUse]:
-    """The team's requests that arrived in a period, by combination and user."""
+    """The team's requests of the hours that begin in a period, by combination and user."""
     c = requests.c
     user = func.coalesce(c.user_hash, "")
     query = (
         select(c.dim_id, user, func.count(), func.coalesce(func.sum(c.energy_uj), 0))
-        .where(c.team == team, c.start_s >= start_s, c.start_s < end_s)
+        .where(c.team == team)
+        .where(c.start_s >= whole_hours(start_s), c.start_s < whole_hours(end_s))
         .group_by(c.dim_id, user)
         .order_by(c.dim_id, user)
     )

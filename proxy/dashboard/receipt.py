@@ -63,9 +63,7 @@ def shown(found: Receipt, book: IntensityBook, sites: Sites) -> Shown:
             of_hour_s=None,
         )
     pue = record.pue or site.pue or sites.default_pue
-    hosted = record.evidence is Evidence.MODELLED or (
-        sites.hosted is not None and record.backend in sites.hosted
-    )
+    hosted = sites.is_hosted(record.backend, record.evidence is Evidence.MODELLED)
 
     def component(name: str, energy_j: float | None, source: str) -> Component:
         return Component(

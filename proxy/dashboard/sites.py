@@ -39,9 +39,17 @@ class Sites(msgspec.Struct, frozen=True, kw_only=True):
 
     nodes: Mapping[str, Site] = {}
     hosted: frozenset[str] | None = None  # backends that are others' APIs; None: by evidence
+    own: frozenset[str] = frozenset()  # backends that are engines of ours
     instruments: Mapping[str, Instrument] = {}  # by zone
     default_pue: float = R_ICE_PUE
     default_pue_source: str = "assumed (R-ICE); set pue for each backend"
 
     def site(self, node: str) -> Site:
         return self.nodes.get(node) or Site(node=node)
+
+    def is_hosted(self, backend: str | None, modelled: bool) -> bool:
+        """Whether that backend is another's API. Of one that the config does not name (any more)
+        the evidence of its figures tells: others' APIs can only be modelled."""
+        if backend in self.own:
+            return False
+        return modelled or (self.hosted is not None and backend in self.hosted)

@@ -420,13 +420,8 @@ class Snapshots:
     def _scopes(self, account: Account) -> tuple[int, int, int, int]:
         """Own and hosted micro-grams, location-based and market-based."""
         c = account.cells
-        if self.sites.hosted is None:
-            by_evidence = c.evidence == EVIDENCE.index(Evidence.MODELLED)
-            hosted = by_evidence & (c.component == ACTIVE)
-        else:
-            names = self.sites.hosted
-            flags = np.array([d.backend in names for d in account.dims] or [False], dtype=bool)
-            hosted = (c.dim >= 0) & flags[np.maximum(c.dim, 0)]
+        hosted = cells.of_others(account.dims, c.dim, c.evidence, self.sites)
+        hosted &= c.component == ACTIVE  # others' hosts are within the model of them
         return (
             int(c.operational_ug[~hosted].sum()),
             int(c.operational_ug[hosted].sum()),
@@ -535,8 +530,10 @@ def _savings(account: Account) -> tuple[tuple[Saving, ...], int]:
     asked = account.asked
     if not len(asked):
         return (), 0
-    metered = float(asked[:, ASKED["metered_uj"]].sum())
-    predicted = float(asked[:, ASKED["metered_estimate_uj"]].sum())
+    # What was metered where nothing had been predicted says nothing of predictions.
+    both = asked[asked[:, ASKED["metered_estimate_uj"]] > 0]
+    metered = float(both[:, ASKED["metered_uj"]].sum())
+    predicted = float(both[:, ASKED["metered_estimate_uj"]].sum())
     correction = metered / predicted if metered > 0 and predicted > 0 else 1.0
     hit = np.array([d.cache in CACHE_HITS for d in account.dims], dtype=bool)[asked[:, 1]]
     found = []

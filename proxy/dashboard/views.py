@@ -21,7 +21,7 @@ from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import IDLE_LINE, Account, Line, add, by_dim, group_by_dims
+from proxy.dashboard.account import IDLE_LINE, SET, Account, Line, add, by_dim, group_by_dims
 from proxy.dashboard.accounting import EVIDENCE_WEIGHT, GRADES, METHOD, TIER_WEIGHT
 from proxy.dashboard.advice import advise
 from proxy.dashboard.decomposition import by_model
@@ -420,8 +420,8 @@ def requests(
         blank = {"(no key)", "(no project)", "(no task)", "(no policy)", "(untagged)"}
         words = {k: "" if v in blank or v == "(nothing sent)" else v for k, v in active.items()}
         words.pop("hour", None)
-        if words.get("zone") == "world":
-            words["zone"] = ""
+        if "zone" in words:
+            words["zone"] = grid_zone(words["zone"])
         wanted = RequestFilter(
             team=view.team,
             start_s=float(s.start_s),
@@ -446,6 +446,13 @@ def requests(
         "next": following,
         "idle_line": IDLE_LINE,
     }
+
+
+def grid_zone(shown: str) -> str:
+    """The grid zone of requests that the account has in this one; '' where they have none."""
+    if shown.endswith(SET):
+        shown = shown.removesuffix(SET).partition(" ")[0]
+    return "" if shown in ("world", "own") else shown
 
 
 def books(

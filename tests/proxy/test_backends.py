@@ -5,9 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from estimators.energy import EnergyEstimator
+from estimators.types import Features, Load
+from meters.carbon import operational_g
 from proxy import backends, facts
 from proxy.backends import Engine, Pool
-from proxy.settings import BackendSettings, Retries, Settings
+from proxy.settings import BackendSettings, Carbon, Retries, Settings
 
 RULES = Retries(failures=2, cooldown_s=10.0)
 
@@ -137,3 +140,32 @@ def test_a_closed_api_is_known_by_its_host(
     assert (found.provider, found.engine) == (provider, engine)
     expected = config.get("upstream_model", "m")
     assert found.provider_model == (None if provider is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("declared", "pue"),
+    [
+        (None, 1.0),  # EcoLogits' joules hold the building's overhead
+        ({"j_per_request": 100.0}, 1.0),
+        ({"j_per_request": 100.0, "whole": False}, 1.4),
+        ({"whole": False}, 1.0),  # nothing is declared: EcoLogits' again
+    ],
+)
+def test_a_building_is_not_counted_twice_where_an_apis_joules_hold_it(
+    declared: dict[str, object] | None, pue: float
+) -> None:
+    given = {"model": "gpt-4o", "url": "https://api.openai.com/v1", "declared_energy": declared}
+    settings = Settings(
+        backends=[msgspec.convert(given, BackendSettings), backend("llama")],
+        carbon=Carbon(pue=1.4),
+    )
+    api, engine = facts.all_facts(settings).values()
+    assert (api.pue, engine.pue) == (pue, 1.4)
+    estimator = EnergyEstimator()
+    known = msgspec.structs.replace(api, intensity_g_per_kwh=400.0)
+    estimator.prepare([known])
+    (found,) = estimator.estimate(Features(prompt_tokens=100), [known], [Load()])
+    assert found.energy_j is not None
+    assert found.carbon_g is not None
+    # what answers say of it is what its record comes to on every page
+    assert found.carbon_g.mid == pytest.approx(operational_g(found.energy_j.mid, pue, 400.0))

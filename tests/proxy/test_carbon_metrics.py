@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
@@ -79,7 +80,6 @@ def test_a_share_is_counted_once_whichever_comes_first(
         metrics.divided(window())
         metrics.finished(record())
     else:
-        metrics.divided(window(0.0))  # the node is known to be metered
         metrics.finished(record())
         metrics.divided(window())
     assert energy(registry, "gpu_active", "metered") == 3.6e6
@@ -96,8 +96,16 @@ def test_a_share_is_counted_once_whichever_comes_first(
 def test_where_no_meter_reads_the_estimate_is_counted(
     metrics: CarbonMetrics, registry: CollectorRegistry
 ) -> None:
-    metrics.finished(record(node="elsewhere"))
-    assert energy(registry, "gpu_active", "calibrated") == 10.0
+    metrics.divided(window(1.0))  # the node was metered, and its meter went away
+    for number in range(3):
+        metrics.finished(record(request_id=f"r{number}", end_s=HOUR_S + 20.0 * number))
+    metrics.refresh(HOUR_S + 20.0 + carbon_metrics.WAIT_S)
+    assert energy(registry, "gpu_active", "calibrated") == 20.0
+    late = msgspec.structs.replace(window(), shares=(Share("w", "r0", 5.0), Share("w", "r2", 6.0)))
+    metrics.divided(late)
+    metrics.refresh(HOUR_S + 1000.0)
+    assert energy(registry, "gpu_active", "calibrated") == 20.0
+    assert energy(registry, "gpu_active", "metered") == 6.0
 
 
 def test_hosted_apis_get_no_host_of_their_own(
@@ -106,6 +114,20 @@ def test_hosted_apis_get_no_host_of_their_own(
     metrics.finished(record(node=None, evidence=Evidence.MODELLED))
     assert energy(registry, "host", "modelled") == 0.0
     assert energy(registry, "gpu_active", "modelled") == 10.0
+
+
+def test_an_intensity_set_by_hand_and_what_is_ours_hold_in_metrics_too(
+    registry: CollectorRegistry,
+) -> None:
+    site = Site(node="n", zone="FR", pue=1.0, g_per_kwh=25.0)
+    sites = Sites(nodes={"n": site}, hosted=frozenset(), own=frozenset({"b@fp8"}))
+    metrics = CarbonMetrics(registry, IntensityBook(AnnualTable(zones={"FR": 100.0})), sites)
+    metrics.finished(record(pue=1.0, energy_j=3.6e6, evidence=Evidence.MODELLED))
+    metrics.refresh(HOUR_S + 100.0)
+    assert energy(registry, "host", "modelled") == pytest.approx(3.6e6 * HOST_PER_GPU_J)
+    labels = {"team": "t", "backend": "b@fp8", "zone": "FR", "method": "location"}
+    grams = registry.get_sample_value("joulegate_co2e_grams_total", labels)
+    assert grams == pytest.approx((1 + HOST_PER_GPU_J) * 25.0)
 
 
 def test_simulated_grams_are_never_counted_as_location_based(

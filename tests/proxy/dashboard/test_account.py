@@ -187,6 +187,36 @@ def test_hosted_apis_are_scope_3_and_get_no_host_of_their_own(tmp_path: Path) ->
     assert (by["gpt"].host_uj, by["b@fp8"].host_uj > 0) == (0, True)
 
 
+def test_an_api_that_is_no_longer_configured_stays_an_api(tmp_path: Path) -> None:
+    api = record(1, 5, backend="gpt", group="gpt", node="gpt", evidence=Evidence.MODELLED)
+    named = Sites(nodes={"n": SITE}, hosted=frozenset({"gpt"}), own=frozenset({"b@fp8"}))
+    gone = Sites(nodes={"n": SITE}, hosted=frozenset(), own=frozenset({"b@fp8"}))
+    args = [api, record(2, 5)], [divided(5, {"r2": 1000.0})]
+    before, after = (snapshot(tmp_path, *args, sites=sites) for sites in (named, gone))
+    assert after.scopes == before.scopes
+    assert after.total == before.total
+    engine = snapshot(tmp_path, [], [], sites=Sites(nodes={"n": SITE}, own=frozenset({"gpt"})))
+    assert engine.scopes[1].location_ug == 0  # an engine of ours whose estimates are parametric
+    assert {line.key: line.host_uj for line in engine.lines["backend"]}["gpt"] > 0
+
+
+def test_intensities_set_by_hand_are_each_backends_own_and_contracts_hold_there(
+    tmp_path: Path,
+) -> None:
+    clean, dirty = (Site(node=n, zone="FR", pue=1.0, g_per_kwh=g) for n, g in (("n", 0), ("m", 80)))
+    sites = Sites(
+        nodes={"n": clean, "m": dirty}, instruments={"FR": Instrument(g_per_kwh=8.0, what="x")}
+    )
+    bare = {"pue": 1.0, "energy_j": 3.6e6, "energy_low_j": 3.6e6, "energy_high_j": 3.6e6}
+    s = snapshot(tmp_path, [record(1, 5, **bare), record(2, 5, node="m", **bare)], [], sites=sites)
+    whole_ug = (1 + HOST_PER_GPU_J) * 1e6
+    assert sorted(line.operational_ug for line in s.lines["zone"]) == pytest.approx(
+        [0, 80 * whole_ug], abs=2
+    )
+    assert s.total.market_ug == pytest.approx(2 * 8 * whole_ug, abs=4)
+    assert s.water_ml is not None  # the zone is known, whatever was set
+
+
 def test_energy_counts_in_the_hour_in_which_it_was_drawn(tmp_path: Path) -> None:
     late = record(1, 5)
     s = snapshot(tmp_path, [late], [divided(5, {"r1": 1.0}), divided(6, {"r1": 2.0})])

@@ -8,6 +8,7 @@ import pytest
 from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
+from meters.types import Evidence
 from proxy.dashboard.holdout import HoldOut
 from proxy.dashboard.periods import parse
 from proxy.dashboard.snapshot import Snapshots
@@ -55,6 +56,28 @@ def test_none_that_is_not_there_is_not(tmp_path: Path) -> None:
     assert found.saved_high is not None
     assert found.saved_low < 0.0 < found.saved_high
     assert not found.validates
+
+
+def test_what_failed_or_has_no_figure_is_no_request_of_no_energy(tmp_path: Path) -> None:
+    """Half of what was treated has no figure, or failed before it took any: nothing was saved."""
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    bare = {"energy_j": None, "energy_low_j": None, "energy_high_j": None}
+    ledger.write(
+        [
+            record(day * 100 + n, 24 * day + n % 24, arm="treated" if n % 2 else "hold_out", **more)
+            for day in range(7)
+            for n in range(40)
+            for more in [
+                {} if n % 4 != 1 else {**bare, "evidence": Evidence.UNKNOWN}
+                if n % 8 == 1 else {"outcome": "failed", "energy_j": 0.0}
+            ]
+        ]
+    )  # fmt: skip
+    found = Snapshots(ledger, IntensityBook(AnnualTable())).of("t", WEEK).holdout
+    ledger.close()
+    assert found is not None
+    assert (found.requests, found.treated) == (140, 140)
+    assert found.saved == pytest.approx(0.0)
 
 
 def test_two_days_are_too_few_to_say(tmp_path: Path) -> None:

@@ -59,6 +59,13 @@ def test_a_hosted_api_has_no_host_and_no_hardware_of_ours(tmp_path: Path) -> Non
     assert found.active.device_j == 100.0
 
 
+def test_an_engine_of_ours_has_its_host_however_its_energy_was_predicted(tmp_path: Path) -> None:
+    ours = Sites(nodes={"n": SITES.site("n")}, hosted=frozenset({"api"}), own=frozenset({"b@fp8"}))
+    found = receipt(tmp_path, ours, evidence=Evidence.MODELLED)
+    assert not found.hosted
+    assert found.components[1].device_j == pytest.approx(100.0 * HOST_PER_GPU_J)
+
+
 def test_unknown_energy_stays_unknown(tmp_path: Path) -> None:
     found = receipt(tmp_path, energy_j=None, energy_low_j=None, energy_high_j=None)
     assert found.active.carbon_g is None

@@ -10,7 +10,9 @@ import pytest
 from meters.intensity import IntensityBook, Observation, Tier
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
+from meters.types import Evidence
 from proxy.dashboard.periods import Period, parse
+from proxy.dashboard.queries import RequestFilter, request_rows, user_uses
 from proxy.dashboard.sites import Instrument, Site, Sites
 from proxy.dashboard.snapshot import Snapshot, Snapshots
 from tests.proxy.dashboard.test_account import (
@@ -149,3 +151,42 @@ def test_a_day_whose_clock_changes_has_all_its_hours_and_no_other(
     assert (berlin.end_s - berlin.start_s) // HOUR_S == s.total.requests == hours
     assert len(s.lines["hour"]) == hours
     assert [(line.key, line.requests) for line in s.lines["day"]] == [(day, hours)]
+
+
+def test_savings_are_corrected_only_by_what_had_been_predicted(tmp_path: Path) -> None:
+    """Images, say, are metered and never predicted: their energy is no error of predictions."""
+    known = {
+        "carbon_g": 1.0,
+        "counterfactual_energy_j": 200.0,
+        "counterfactual_carbon_g": 2.0,
+        "energy_low_j": 99.0,
+        "energy_high_j": 101.0,
+    }
+    bare = {"energy_j": None, "energy_low_j": None, "energy_high_j": None}
+    image = record(2, 5, endpoint="images.generations", evidence=Evidence.UNKNOWN, **bare)
+    s = snapshot(tmp_path, [record(1, 5, **known), image], [divided(5, {"r1": 100.0, "r2": 900.0})])
+    (route,) = s.savings
+    assert route.mid_g == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Kolkata", "Asia/Kathmandu", "America/St_Johns"])
+def test_requests_are_listed_in_the_day_in_which_they_are_summed(tmp_path: Path, zone: str) -> None:
+    """Where local midnight is within an hour of the roll-ups, before it and after it."""
+    day = parse("2026-06-01", zone)
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    ledger.write(
+        [
+            record(number, 0, start_s=edge_s + minutes * 60.0, end_s=edge_s + 7200.0)
+            for number, (edge_s, minutes) in enumerate(
+                [(day.start_s, 5), (day.start_s, 10), (day.start_s + 7200, 0), (day.end_s, -5)]
+            )
+        ]
+    )
+    s = Snapshots(ledger, BOOK).of("t", day)
+    listed = request_rows(
+        ledger, RequestFilter(team="t", start_s=float(day.start_s), end_s=float(day.end_s))
+    )
+    of_users = user_uses(ledger, "t", day.start_s, day.end_s)
+    ledger.close()
+    assert s.total.requests == 2
+    assert len(listed) == s.total.requests == sum(use.requests for use in of_users)
