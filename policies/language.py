@@ -491,7 +491,10 @@ def _cascade(value: object, path: Path) -> tuple[Checks, float]:
         pass_rate=share(keys["pass_rate"], (*path, "pass_rate")),
         streams_wait=flag(keys.get("streams_wait", False), (*path, "streams_wait")),
     )
-    return checks, number(keys.get("check_j", 0.0), (*path, "check_j"), above=None)
+    check_j = number(keys.get("check_j", 0.0), (*path, "check_j"), above=None)
+    if check_j < 0.0:
+        raise PolicyError((*path, "check_j"), f"should be 0 or more, not {check_j:g}")
+    return checks, check_j
 
 
 def _exploring(policy: Policy, value: object, path: Path) -> Policy:

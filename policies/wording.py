@@ -16,6 +16,7 @@ import msgspec
 Path = tuple[str | int, ...]
 
 _NUMBER = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+_EXPONENT = re.compile(r"^\d+(?:\.\d*)?[eE][+-]?\d+$")
 _SHARE = re.compile(rf"^({_NUMBER})\s*(%?)(?:\s+of\s+(?P<of>\S+))?$")
 _RANGE = re.compile(
     rf"^(?:(?P<sign><=|>=|<|>)\s*(?P<edge>{_NUMBER})\s*(?P<unit>%?)"
@@ -117,7 +118,9 @@ def flag(value: object, path: Path) -> bool:
 
 
 def number(value: object, path: Path, above: float | None = 0.0) -> float:
-    """A number, more than ``above``."""
+    """A number, more than ``above``. YAML takes ``2e-4`` and ``3.6e9`` for text."""
+    if isinstance(value, str) and _EXPONENT.match(value):
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise PolicyError(path, f"should be a number, not {value!r}")
     if above is not None and value <= above:

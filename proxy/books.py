@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import msgspec
-import yaml
 from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
 from meters.migrations import LedgerTooNew
+from proxy import config_file
 from proxy import settings as settings_file
 from proxy.commands import CommandError
-from proxy.config_file import ConfigError
+from proxy.config_file import ConfigError, Document
 from proxy.settings import Settings, Team
 from proxy.teams import TeamStore
 
@@ -97,18 +97,18 @@ def read_settings(
 
     Raises CommandError.
     """
-    given: object = {}
-    if path:
-        try:
-            given = yaml.safe_load(Path(path).read_text()) or {}
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CommandError(f"{path} cannot be read: {error}") from None
-    if not isinstance(given, dict):
-        raise CommandError(f"{path} should be a mapping of {whose} settings.")
     try:
-        return msgspec.convert({**given, **(more or {})}, kind)
-    except msgspec.ValidationError as error:
-        raise CommandError(f"These cannot be {whose} settings: {error}.") from None
+        document = config_file.read(path) if path else Document("", {}, {(): 1}, [])
+        if not isinstance(document.value, dict):
+            raise CommandError(f"{path} should be a mapping of {whose} settings.")
+        settings = config_file.convert(
+            msgspec.structs.replace(document, value={**document.value, **(more or {})}), kind
+        )
+        if document.problems:
+            raise ConfigError(document.path, document.problems)
+    except ConfigError as error:
+        raise CommandError(f"These cannot be {whose} settings: {error}") from None
+    return settings
 
 
 def actor() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -19,6 +19,8 @@ from policies.wording import nearest
 
 T = TypeVar("T")
 KeyPath = tuple[str | int, ...]
+_MERGE = "tag:yaml.org,2002:merge"
+_DATE = "tag:yaml.org,2002:timestamp"
 
 
 class Problem(msgspec.Struct, frozen=True, order=True):
@@ -86,8 +88,14 @@ def parse(text: str, path: str, environment: Mapping[str, str] | None = None) ->
     if root is None:
         return Document(path, {}, {(): 1}, [])
     scalars = yaml.SafeLoader("")
-    environment = {**_given_environment(root, scalars, environment), **environment}
-    value = _build(root, (), document, scalars, environment)
+    try:
+        environment = {**_given_environment(root, scalars, environment), **environment}
+        value = _build(root, (), document, scalars, environment)
+    except yaml.MarkedYAMLError as error:  # a tag that nobody knows, something odd merged
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        raise ConfigError(path, [Problem(line, "", f"{error.problem}. Take it out.")]) from None
+    except RecursionError:
+        raise ConfigError(path, [Problem(0, "", "an anchor is part of itself.")]) from None
     return Document(path, value, document.lines, document.problems)
 
 
@@ -120,15 +128,18 @@ def _build(
     document.lines.setdefault(path, line)
     if isinstance(node, yaml.MappingNode):
         built: dict[str, Any] = {}
-        for key_node, value_node in node.value:
+        given: set[str] = set()
+        for key_node, value_node, own in _pairs(node):
             key = str(scalars.construct_object(key_node))
             inner = (*path, key)
-            if key in built:
+            if key in given:
                 first = document.lines[inner]
                 message = f"given twice, first in line {first}. Keep one of them."
                 document.problems.append(
                     Problem(key_node.start_mark.line + 1, key_text(inner), message)
                 )
+            if own:
+                given.add(key)
             document.lines[inner] = key_node.start_mark.line + 1
             built[key] = _build(value_node, inner, document, scalars, environment)
         return built
@@ -137,6 +148,8 @@ def _build(
             _build(item, (*path, index), document, scalars, environment)
             for index, item in enumerate(node.value)
         ]
+    if node.tag == _DATE:
+        return node.value  # times are text here, with or without quotes
     value = scalars.construct_object(node, deep=True)
     if isinstance(value, str) and value.startswith("os.environ/"):
         name = value.removeprefix("os.environ/")
@@ -146,6 +159,21 @@ def _build(
             return ""
         return environment[name]
     return value
+
+
+def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
+    """Keys and values, and whether they are the mapping's own: what ``<<`` merges comes first, so
+    that others take its place."""
+    for key, value in node.value:
+        if key.tag == _MERGE:
+            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            for one in reversed(merged):  # the first of them counts
+                if not isinstance(one, yaml.MappingNode):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, "'<<' merges mappings, and this is none", value.start_mark
+                    )
+                yield from ((k, v, False) for k, v, _ in _pairs(one))
+    yield from ((k, v, True) for k, v in node.value if k.tag != _MERGE)
 
 
 def convert(document: Document, kind: type[T], at: KeyPath = ()) -> T:
@@ -196,6 +224,8 @@ def _check(
     except msgspec.ValidationError as error:
         text = str(error).split(" - at ")[0]
         message = f"{text[0].lower()}{text[1:]}; it is {value!r}."
+        if text.startswith("Expected `str") and isinstance(value, bool | int | float):
+            message += " Put it in quotes."
         words = _words(whole)
         if words and (not isinstance(value, str) or value not in words):
             close = nearest(value, words)

@@ -6,6 +6,8 @@ later. docs/settings.md is generated from this file and tested to be up to date.
 
 from __future__ import annotations
 
+import hashlib
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -585,6 +587,7 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
             yield Problem(line, config_file.key_text(path), message)
     for name, team in settings.teams.items():
         yield from contradictions_of_team(name, team, settings, document)
+    yield from _contradictions_of_keys(settings, document)
     for name, organisation in settings.organisations.items():
         yield from contradictions_of_organisation(name, organisation, settings, document)
     yield from _contradictions_of_sign_in(settings.sign_in, document)
@@ -607,6 +610,30 @@ def _contradictions_of_sign_in(sign_in: SignInSettings, document: Document) -> I
             where = ("sign_in", "oidc", "grants", index)
             message = f"a {grant.role} needs a team. Add 'team'."
             yield Problem(document.line(where), config_file.key_text(where), message)
+
+
+def _contradictions_of_keys(settings: Settings, document: Document) -> Iterator[Problem]:
+    """Keys that nobody could use, or that would be two teams' at once."""
+    owners: dict[str, str] = {}
+    for name, team in settings.teams.items():
+        for index, entry in enumerate(team.keys):
+            key = entry if isinstance(entry, KeySettings) else KeySettings(key=entry)
+            where: KeyPath = ("teams", name, "keys", index)
+            hashed = (key.sha256 or "").lower()
+            message = None
+            if (key.key is None) == (key.sha256 is None):
+                message = "should have either 'key' or 'sha256'."
+            elif key.key is not None and not key.key.strip():
+                message = "is empty, so nobody could use it. Give it a value, or take it out."
+            elif key.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", hashed):
+                message = "'sha256' should be 64 hexadecimal digits."
+            else:
+                hashed = hashed or hashlib.sha256((key.key or "").encode()).hexdigest()
+                if hashed in owners:
+                    message = f"is a key of {owners[hashed]!r} already. Each needs one of its own."
+                owners.setdefault(hashed, name)
+            if message is not None:
+                yield Problem(document.line(where), config_file.key_text(where), message)
 
 
 def contradictions_of_team(

@@ -226,6 +226,12 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str | int, ...], str, str | None]] = 
     ({"p": {"split": {"pinned": 0.5}}}, ("p", "split"), "add up to 1", None),
     ({"p": {"split": {"pinned": 1}, "limits": {}}}, ("p", "limits"), "only divides", None),
     ({"p": {"cascade": {}}}, ("p", "cascade"), "pass_rate", None),
+    (
+        {"p": {"cascade": {"pass_rate": 0.5, "check_j": -1}}},
+        ("p", "cascade", "check_j"),
+        "should be 0 or more",
+        None,
+    ),
     ({"p": {"canary": {}}}, ("p", "canary"), "which backend is new", None),
     ({"p": {"answer_budgets": [{"name": "x"}]}}, ("p", "answer_budgets", 0), "needs", None),
     ({"p": []}, ("p",), "should be a mapping", None),
@@ -316,3 +322,10 @@ def test_a_hold_out_that_is_only_switched_on_is_of_one_percent(
     # drawn by a hash: within three standard errors
     off = 3 * (count * share * (1 - share)) ** 0.5
     assert abs(arms.count("hold_out") - count * share) <= off
+
+
+def test_numbers_with_an_exponent_are_numbers() -> None:
+    written = yaml.safe_load("p: {limits: {max_money_usd: 2e-4, max_energy_j: 1.5e3}}")
+    assert written["p"]["limits"]["max_money_usd"] == "2e-4"  # as YAML 1.1 has it
+    limits = read_policies(written).specs["p"].limits
+    assert (limits.max_money_usd, limits.max_energy_j) == (0.0002, 1500.0)

@@ -98,3 +98,72 @@ def test_an_address_without_a_scheme_is_a_mistake() -> None:
 def test_fallbacks_name_existing_groups() -> None:
     found = problems("backends: [{model: m, url: http://x}]\nfallbacks: {m: [n]}\n")
     assert found == ["line 2: fallbacks.m: there is no backend of model 'n'."]
+
+
+def test_mappings_are_merged_as_yaml_does_it() -> None:
+    text = """\
+backends:
+  - &big {model: m, url: "http://x/v1", num_gpus: 2, precision: bf16}
+  - &small
+    <<: *big
+    num_gpus: 1
+    precision: int4
+  - {<<: [*small, *big], model: other, num_gpus: 4}
+"""
+    document = config_file.parse(text, "c.yaml", {})
+    found = settings.from_document(document).backends
+    assert [(b.model, b.precision, b.num_gpus, b.url) for b in found] == [
+        ("m", "bf16", 2, "http://x/v1"),
+        ("m", "int4", 1, "http://x/v1"),
+        ("other", "int4", 4, "http://x/v1"),
+    ]
+    assert document.line(("backends", 1, "url")) == 2  # where it is written
+    assert document.line(("backends", 1, "num_gpus")) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: 1\nb: !secret x\n", "line 2: could not determine a constructor for the tag '!secret'"),
+        ("a: {<<: 3}\n", "line 1: '<<' merges mappings, and this is none"),
+        ("a: &a [*a]\n", "an anchor is part of itself"),
+        ("a: &a {<<: *a}\n", "an anchor is part of itself"),
+    ],
+)
+def test_what_yaml_can_say_and_no_config_can_mean_is_a_mistake(text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_file.parse(text, "c.yaml", {})
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(says)
+
+
+def test_a_date_is_text_with_or_without_quotes() -> None:
+    text = (
+        "teams: {a: {keys: [{key: sk-1, expires: 2027-01-31}, {key: sk-2, expires: '2027-01-31'}]}}"
+    )
+    keys = settings.from_document(config_file.parse(text, "c.yaml", {})).teams["a"].keys
+    assert [key.expires for key in keys if not isinstance(key, str)] == ["2027-01-31"] * 2
+    assert problems(text.replace("-31,", "-41,").replace("-31}", "-41}", 1))  # none is a day
+
+
+def test_what_yaml_takes_for_something_else_should_stand_in_quotes() -> None:
+    assert problems("carbon: {zone: NO}\n") == [
+        "line 1: carbon.zone: expected `str | null`, got `bool`; it is False. Put it in quotes."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ("a: {keys: [sk-1]}, b: {keys: [{key: sk-1}]}", "is a key of 'a' already"),
+        ("a: {keys: [sk-1, {key: sk-1, role: admin}]}", "is a key of 'a' already"),
+        ("a: {keys: ['']}", "is empty, so nobody could use it"),
+        ("a: {keys: [{name: of nobody}]}", "should have either 'key' or 'sha256'"),
+        ("a: {keys: [{key: sk-1, sha256: 00}]}", "should have either 'key' or 'sha256'"),
+        ("a: {keys: [{sha256: abc}]}", "'sha256' should be 64 hexadecimal digits"),
+    ],
+)
+def test_a_key_that_is_two_teams_or_nobodys_is_a_mistake(keys: str, says: str) -> None:
+    (problem,) = problems(f"teams: {{{keys.replace('00}', repr('0' * 64) + '}')}}}\n")
+    assert says in problem
+    assert problem.startswith("line 1: teams.")

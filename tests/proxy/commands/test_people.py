@@ -101,3 +101,27 @@ def test_check_export_import_and_compact(
     told = capsys.readouterr()
     assert re.search(r"balanced +False", told.out)
     assert "shares differ" in told.err
+
+
+def test_settings_of_a_file_are_read_as_the_config_is(
+    config: str, tmp_path: Path, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCH_JOULES", "5e6")
+    written = tmp_path / "search.yaml"
+    written.write_text(
+        "budgets:\n  - {per: month, energy_j: 3.6e9}\n"
+        "  - {per: day, energy_j: os.environ/SEARCH_JOULES}\n"
+    )
+    create = ["teams", "create", "search", "--config", config, "--settings", str(written)]
+    assert main(create) == 0
+    assert main(["teams", "audit", "--config", config, "--json"]) == 0
+    audited = json.loads(capsys.readouterr().out.splitlines()[-1])[0]
+    told = (
+        json.loads(audited["detail"]) if isinstance(audited["detail"], str) else audited["detail"]
+    )
+    assert [budget["energy_j"] for budget in told["budgets"]] == [3.6e9, 5e6]
+    written.write_text("budgets:\n  - {per: month, enery_j: 1}\n")
+    create[2] = "other"
+    assert main(create) == 1
+    said = capsys.readouterr().err
+    assert "line 2: budgets[0].enery_j: unknown key 'enery_j'. Did you mean 'energy_j'?" in said
