@@ -87,10 +87,12 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class NoBackendWithinLimits(Exception):
-    """Every candidate broke a limit. ``rejections`` says which, for each backend."""
+    """Every candidate broke a limit. ``rejections`` says which, for each backend; ``candidates``
+    are those that were looked at, where whoever asked the policy noted them."""
 
     def __init__(self, rejections: Sequence[Rejection]) -> None:
         self.rejections = tuple(rejections)
+        self.candidates: tuple[Candidate, ...] = ()  # for whoever wants to show them
         each = "; ".join(f"{r.backend}: {r.message}" for r in self.rejections)
         super().__init__(f"No backend fits the limits. {each or 'There are no candidates.'}")
 

@@ -55,11 +55,9 @@ def routed(value: Routed) -> dict[str, Any]:
     )
 
 
-def refused(
-    told: Features, candidates: tuple[Candidate, ...], error: NoBackendWithinLimits
-) -> dict[str, Any]:
+def refused(told: Features, error: NoBackendWithinLimits) -> dict[str, Any]:
     """The same for a request that no backend may serve: nothing chosen, every reason listed."""
-    return _of(told, None, candidates, error.rejections, refused_in_words(error))
+    return _of(told, None, error.candidates, error.rejections, refused_in_words(error))
 
 
 def _of(

@@ -77,12 +77,10 @@ class Explainer:
                 now_s=time.monotonic(),
                 unix_s=time.time(),
                 draw=0.5,
+                served=False,
             )
         except NoBackendWithinLimits as error:
-            now_s = time.monotonic()
-            engines = self.router.candidates_for(request.model, now_s)
-            candidates = self.router.candidates(told, engines, now_s, asked=request.model)
-            return explanation.refused(told, candidates, error)
+            return explanation.refused(told, error)
         return explanation.routed(routed)
 
     def features_of(self, request: features.Peek) -> Features:

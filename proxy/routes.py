@@ -166,11 +166,10 @@ class Routes:
                 turn=flight.turn,
                 session=flight.conversation,
                 stream=bool(peeked.stream),
+                served=False,
             )
         except NoBackendWithinLimits as error:
-            engines = self.routing.candidates_for(peeked.model, now_s)
-            candidates = self.routing.candidates(told, engines, now_s, asked=peeked.model)
-            return answer(explanation.refused(told, candidates, error), 422)
+            return answer(explanation.refused(told, error), 422)
         return answer(explanation.routed(routed))
 
     async def usage(self, request: Request, request_id: str) -> Response:

@@ -154,12 +154,14 @@ class Router:
         stream: bool = False,
         checkable: bool = True,
         budget_left: float | None = None,
+        served: bool = True,
     ) -> Routed:
         """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
 
         ``now_s`` is monotonic, for cooldowns; ``unix_s`` gives the hour of the team's day;
         ``draw`` is all the randomness there is. ``turn`` is the conversation's turn before, and
         ``session`` what it is called. ``budget_left`` is known better than from the last request.
+        ``served`` is false where somebody only wants to know: that moves nothing later.
         ``estimated`` is false for what estimators know nothing of, such as sound: then every
         figure is unknown.
         """
@@ -214,13 +216,19 @@ class Router:
         try:
             decision = policy.choose(request, candidates, limits)
         except NoBackendWithinLimits as nothing:
+            nothing.candidates = candidates
             candidates, why = given_the_doubt(request, candidates, nothing)
-            decision = policy.choose(request, candidates, limits)
+            try:
+                decision = policy.choose(request, candidates, limits)
+            except NoBackendWithinLimits as still:
+                still.candidates = candidates
+                raise
             decision = msgspec.structs.replace(decision, reason=f"{why}: {decision.reason}")
         if self.default_counterfactual is not None and is_open(asked):
             declared = self._declared(candidates)
             decision = msgspec.structs.replace(decision, counterfactual=declared)
-        self.previous[flow] = decision.chosen
+        if served:
+            self.previous[flow] = decision.chosen
         by_name = {engine.name: engine for engine in engines}
         for name, budget in shorter.items():
             by_name[name] = by_name[name[: -len(budget.name) - 1]]

@@ -80,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
         teams = books.teams_of(settings, {asked.team for asked in trace if asked.team})
         limits = {name: limits_of(team.limits) for name, team in teams.items()}
-        estimator = Predictors(model=settings.quality_model, folder=Path(settings.state_dir))
+        estimator = Predictors(
+            model=settings.quality_model,
+            folder=Path(settings.state_dir),
+            estimator=settings.estimator,
+        )
         estimator.know(facts)
         results: list[Replayed] = []
         first = None

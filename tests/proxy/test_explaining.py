@@ -71,3 +71,39 @@ def test_a_refusal_says_why_not_each(joulegate: Start, small: Upstream, large: U
     assert sentences[0] == "Nothing was chosen: no backend fits the limits."
     assert [s.split(":")[0] for s in sentences[1:]] == ["Not m@large", "Not m@small"]
     assert running.post(ASK, headers=wish).code == "no_backend_within_limits"
+
+
+def test_a_refusal_shows_everything_that_was_looked_at(
+    joulegate: Start,
+    small: Upstream,
+    large: Upstream,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = both(
+        small, large, policies={"none": {"among": "any", "limits": {"max_energy_j": 1e-6}}}
+    )
+    config["backends"][1]["model"] = "other"
+    running = joulegate(config)
+    told = running.post(ASK, path="/v1/route", headers={"x-joulegate-policy": "none"})
+    body = tmp_path / "request.json"
+    body.write_text(json.dumps(ASK))
+    path = tmp_path / "joulegate-0" / "config.yaml"
+    given = ["explain", str(body), "--config", str(path), "--policy", "none", "--json"]
+    assert main(given) == 1
+    for said in (told.json(), json.loads(capsys.readouterr().out)):
+        why = {c["backend"]: c["rejected"]["code"] for c in said["candidates"]}
+        assert why == {"m@small": "energy_over_limit", "m@large": "energy_over_limit"}
+
+
+def test_asking_where_a_request_would_go_moves_nothing(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    config = both(small, large, policies={"sticky": {"hysteresis": "99 %"}})
+    running = joulegate(config)
+    only_large = {"x-joulegate-policy": "sticky", "x-joulegate-min-quality": "0.8"}
+    asked = running.post(ASK, path="/v1/route", headers=only_large).json()
+    assert asked["chosen"] == "m@large"
+    reply = running.post(ASK, headers={"x-joulegate-policy": "sticky"})
+    assert reply.header("x-joulegate-backend") == "m@small"
+    assert decided(running, reply).kept is None

@@ -102,3 +102,16 @@ def test_the_limits_of_teams_that_were_made_at_run_time_are_kept(
     assert main([*replayed, "--policy", "least_energy", "--json"]) == 0
     (result,) = json.loads(capsys.readouterr().out)["policies"]
     assert result["backends"] == {"m@bf16": 20}
+
+
+def test_the_config_s_estimator_estimates(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    text, found = Path(config).read_text(), {}
+    for name in ("energy", "r-ice"):
+        Path(config).write_text(f"{text}estimator: {name}\n")
+        arguments = ["replay", "--trace", trace, "--config", config, "--asked", "m", "--json"]
+        assert main(arguments) == 0
+        found[name] = json.loads(capsys.readouterr().out)["policies"][0]
+    assert found["energy"]["energy_per_request_j"] != found["r-ice"]["energy_per_request_j"]
