@@ -94,8 +94,13 @@ class Alerts:
             self.failed += 1
             log.warning("too many budget alerts wait to be sent; one is dropped")
 
+    def take(self, settings: BudgetAlerts) -> None:
+        """Tell whom these settings name from now on. In the event loop."""
+        self.settings = settings
+        self.start()
+
     def start(self) -> None:
-        if self.settings.url is not None:
+        if self.settings.url is not None and self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:

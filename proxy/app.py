@@ -41,6 +41,7 @@ from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
 from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.carbon_metrics import CarbonMetrics
+from proxy.config_file import ConfigError
 from proxy.corrections import Corrections
 from proxy.dashboard.configured import budgets_of, sites_of, snapshots_of
 from proxy.dashboard.feasible import Studies
@@ -100,6 +101,8 @@ NEEDS_RESTART = (
     "meters",
     "otlp",
     "sign_in",
+    "estimator",
+    "quality_model",
 )
 
 
@@ -182,6 +185,7 @@ class Proxy:
         self.replica = replica_name()
         self.keys = auth.from_settings(settings)
         self.directory = configured(settings)
+        self.told: set[str] = set()  # of teams whose policy is gone, once each
         self.secret = secret_of(settings.sign_in, Path(settings.state_dir))
         self.sign_in = SignIn(
             self.keys,
@@ -309,6 +313,7 @@ class Proxy:
             self.take_sent_window,
             simulated_nodes(self.pool.engines),
         )
+        self.carbon.fetched = lambda: {one.zone for one in self.grid.refresher.health()}
         self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
         self.api = FastAPI(
             title="Joulegate",
@@ -498,12 +503,17 @@ class Proxy:
             Path(settings.state_dir) / "policies", policy_book.book_of(settings)
         )
         fixed = [name for name in NEEDS_RESTART if changed(name, self.settings, settings)]
+        if settings.carbon.regions != self.settings.carbon.regions:
+            fixed.append("carbon.regions")
         meters_changed = wanted(settings) != wanted(self.settings)
-        self.settings = settings
+        if told := list(policy_book.left_without(settings, book, self.directory.teams)):
+            raise ConfigError("config", told)
         engines = backends.engines_of(settings, facts, self.pool.by_name)
+        self.settings = settings
         self.pool.hold(engines, settings.fallbacks)
         self.estimator.know(engine.facts for engine in engines)
         self.grid.take(settings)
+        self.grid.refresher.start()  # where there was no source before
         self.grid.refresh(time.time())
         self.router.take(
             book.keeping(self.router.book),
@@ -518,6 +528,7 @@ class Proxy:
         self.store.hold_at_most(settings.cache.max_bytes)
         self.client.limits = settings.time
         self.health.rules = settings.retries
+        self.alerts.take(settings.budget_alerts)
         self.intake.known_nodes = {engine.node for engine in engines}
         self.intake.simulated_nodes = simulated_nodes(engines)
         if self.ledger is not None and self.key_watch is not None:
@@ -560,6 +571,10 @@ class Proxy:
         """Know organisations, teams and accounts as config and ledger have them now."""
         self.directory = directory
         self.steps.gate.rules.take(directory.organisations)
+        for problem in policy_book.left_without(self.settings, self.router.book, directory.teams):
+            if problem.message not in self.told:
+                self.told.add(problem.message)
+                log.warning("%s", problem.message)
         if self.snapshots is not None:
             self.snapshots.take(self.carbon.sites, budgets_of(directory.teams))
         people = self.people()
@@ -621,6 +636,7 @@ class Proxy:
         metrics.in_flight.set(self.steps.in_flight)
         metrics.imbalance.set(self.accounts.imbalance_j)
         metrics.simulated.set(sum(e.facts.simulated for e in self.pool.engines))
+        metrics.healthy.clear()  # a backend that was taken out would be unhealthy for ever
         for engine in self.pool.engines:
             metrics.healthy.labels(engine.name).set(engine.healthy)
         if self.drain is not None:

@@ -205,15 +205,18 @@ def engines_of(
 ) -> list[Engine]:
     """The engines of a config; ``facts`` by backend name. Those of ``kept`` whose settings did
     not change go on as they are, with their load and their cooldown."""
-    found = []
+    found: list[tuple[Engine, dict[str, str]]] = []
     for backend in settings.backends:
         old = (kept or {}).get(backend.full_name)
         if old is not None and old.settings == backend:
-            old.facts = facts[backend.full_name]
-            found.append(old)
+            headers = _headers(backend)  # the file of its key may hold another one now
+            found.append((old, headers))
         else:
-            found.append(Engine(backend, facts[backend.full_name]))
-    return found
+            new = Engine(backend, facts[backend.full_name])
+            found.append((new, new.headers))
+    for engine, headers in found:  # nothing was changed where one of the files cannot be read
+        engine.facts, engine.headers = facts[engine.name], headers
+    return [engine for engine, _ in found]
 
 
 def of_settings(settings: Settings, facts: Mapping[str, Backend]) -> Pool:

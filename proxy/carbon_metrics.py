@@ -10,7 +10,7 @@ a label.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -62,6 +62,8 @@ class CarbonMetrics:
     ) -> None:
         self._book = book
         self.sites = sites
+        # Zones that are asked for now: of others the newest hour is of long ago, as it should be.
+        self.fetched: Callable[[], Collection[str]] | None = None
         self._request_counted = request_counted
         self._window_counted = window_counted
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -183,11 +185,14 @@ class CarbonMetrics:
         """Set the gauges of every zone in use, and count what is due."""
         self._count_estimates(now_s)
         zones = {site.zone for site in self.sites.nodes.values() if site.zone}
+        fetched = None if self.fetched is None else self.fetched()
+        self.intensity.clear()  # of sources that were used before, and of zones that are not now
+        self.age.clear()
         for zone in sorted(zones | set(self._book.zones)):
             answer = self._book.at(zone, now_s)
             self.intensity.labels(zone, answer.source).set(answer.g_per_kwh)
             newest_s = self._book.newest_s(zone)
-            if newest_s is not None:
+            if newest_s is not None and (fetched is None or zone in fetched):
                 self.age.labels(zone).set(max(0.0, now_s - newest_s))
 
     def _labels(self, record: UsageRecord) -> _Known:

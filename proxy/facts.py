@@ -41,12 +41,20 @@ def all_facts(settings: Settings, document: Document | None = None) -> dict[str,
     facts: dict[str, Backend] = {}
     problems: list[Problem] = []
     for index, backend in enumerate(settings.backends):
+        path = ("backends", index)
         try:
             facts[backend.full_name] = facts_of(backend, settings)
         except UnknownHardware as error:
-            path = ("backends", index)
             line = document.line(path) if document else 0
             problems.append(Problem(line, key_text(path), str(error)))
+        if backend.api_key_file is not None:
+            at = (*path, "api_key_file")
+            try:
+                Path(backend.api_key_file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                line = document.line(at) if document else 0
+                message = f"{backend.api_key_file} cannot be read ({error})."
+                problems.append(Problem(line, key_text(at), message))
     if settings.quality_table is not None:
         try:
             facts = with_qualities(facts, settings.quality_table)

@@ -41,8 +41,8 @@ class Grid:
         self.table = AnnualTable(regions=carbon.regions)
         self.book = IntensityBook(self.table)
         self._pool = pool
-        self.take(settings)
-
+        self._given = settings.carbon
+        self._fix(settings)
         self.refresher = IntensityRefresher(
             self.book,
             sources_of(settings, pool),
@@ -50,7 +50,13 @@ class Grid:
         )
 
     def take(self, settings: Settings) -> None:
-        """Use these settings' fixed figures from now on."""
+        """Use these settings' figures and sources from now on, for the backends of the pool."""
+        self._fix(settings)
+        changed = settings.carbon != self._given
+        self._given = settings.carbon
+        self.refresher.take(sources_of(settings, self._pool), anew=changed)
+
+    def _fix(self, settings: Settings) -> None:
         carbon = settings.carbon
         self._fixed = {
             backend.full_name: (

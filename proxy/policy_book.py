@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -62,6 +62,18 @@ def unkept(settings: Settings, book: Book, facts: Mapping[str, Backend]) -> list
     estimates = estimator.estimate(SHORTEST, backends, loads)
     shortest = list(map(Candidate, backends, estimates, loads))
     return check_figures(book, shortest, _rules(settings))
+
+
+def left_without(settings: Settings, book: Book, teams: Mapping[str, Team]) -> Iterator[Problem]:
+    """Policies that teams of the ledger name and these settings have no more: each of their
+    requests would be refused."""
+    for name, team in teams.items():
+        if name in settings.teams:
+            continue  # those of the config are looked at with it
+        for policy in (team.policy, *(budget.fallback_policy for budget in team.budgets)):
+            if policy is not None and policy not in book.policies:
+                message = f"there is no policy {policy!r}, and the team {name!r} of the ledger "
+                yield Problem(0, "policies", message + "uses it. Keep it, or change the team.")
 
 
 def _rules(settings: Settings) -> dict[str, TeamRules]:

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -175,6 +176,20 @@ def refuse_open_network(settings: Settings) -> None:
     )
 
 
+def require_state(settings: Settings) -> None:
+    """Nothing can be kept without a state folder. Raises CommandError where it takes no file."""
+    folder = Path(settings.state_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CommandError(
+            f"state_dir {folder} cannot be written ({error.strerror}). Name another, or let this "
+            "user write there."
+        ) from None
+
+
 def is_loopback(host: str) -> bool:
     if host == "localhost":
         return True
@@ -201,6 +216,7 @@ def serve(
     settings = prepared.settings
     log_to_stderr(settings)
     origin = Origin(found_config(config, simulated=simulated), host, port, workers)
+    require_state(settings)
     listening = listen(settings.server.host, settings.server.port)
     host_, port_ = listening.getsockname()[:2]
     end = beside(f"http://{host_}:{port_}") if beside is not None else lambda: None
@@ -263,6 +279,10 @@ async def reload(proxy: app.Proxy, origin: Origin) -> bool:
     except (ConfigError, CommandError) as error:
         log.error("the old settings stay in use: %s", error)
         return False
+    except Exception:
+        log.exception("%s could not be read again", origin.config)
+        return False
+    log.setLevel(prepared.settings.log.level.upper())
     log.warning("%s was read again", origin.config)
     await asyncio.to_thread(proxy.note_reload, origin.config, before)
     if fixed:
@@ -390,12 +410,14 @@ def _outlive_nobody() -> None:
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Log as the settings say; libraries only from warnings on."""
+    """Log as the settings say; libraries, also those nobody thought of, only from warnings on:
+    what they say below that is theirs to choose, and may be an address with a key in it."""
     logging.basicConfig(
-        level=settings.log.level.upper(),
+        level=logging.WARNING,
         format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
         stream=sys.stderr,
     )
+    log.setLevel(settings.log.level.upper())
     for name in ("uvicorn", "asyncio", "aiohttp", "LiteLLM"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -641,13 +641,15 @@ class KeyWatch:
 
     def refresh(self) -> bool:
         """Look once; True when there was a change. Blocks, and raises what the ledger raises."""
-        number = self._store.number()
+        store = self._store
+        number = store.number()
         if number == self._number:
             return False
-        found = self._store.directory()
+        found = store.directory()
         self._ring.replace(found.callers)
         self._also(found)
-        self._number = number
+        if store is self._store:  # else the config has changed meanwhile: look again
+            self._number = number
         return True
 
     def start(self) -> None:

@@ -86,9 +86,20 @@ class IntensityRefresher:
         self._jitter = jitter
         self._feeds = [_Feed(zone, source, clock()) for zone, source in sorted(sources.items())]
         self._stop = threading.Event()
+        self._woken = threading.Event()  # there is something to look at before its time
         self._thread: threading.Thread | None = None
         if kept is not None:
             book.put(kept.load())
+
+    def take(self, sources: Mapping[str, Source], anew: bool) -> None:
+        """Fetch for these zones from now on; ``anew`` when their sources may be others than those
+        of the same zones before. What failed or was fetched is not asked for again until then."""
+        before = {} if anew else {feed.zone: feed for feed in self._feeds}
+        self._feeds = [
+            before.get(zone) or _Feed(zone, source, self._clock())
+            for zone, source in sorted(sources.items())
+        ]
+        self._woken.set()
 
     def start(self) -> None:
         """Start the thread; it does not keep the process alive."""
@@ -99,6 +110,7 @@ class IntensityRefresher:
     def stop(self) -> None:
         """Stop the thread; waits for a fetch under way, at most a few seconds."""
         self._stop.set()
+        self._woken.set()
         if self._thread is not None:
             self._thread.join(timeout=10.0)
             self._thread = None
@@ -128,7 +140,8 @@ class IntensityRefresher:
     def _run(self) -> None:
         while not self._stop.is_set():
             wait_s = self.refresh_due() - self._clock()
-            self._stop.wait(max(wait_s, 0.05))
+            self._woken.wait(max(wait_s, 0.05))
+            self._woken.clear()
 
     def _fetch(self, feed: _Feed) -> None:
         now_s = self._clock()

@@ -18,6 +18,7 @@ from proxy.alerts import SIGNATURE, Alerts, Crossing, message, signature
 from proxy.budgets import Rule, Spent
 from proxy.config_file import ConfigError
 from proxy.settings import BudgetAlerts
+from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.fakes.collector import Collector
 from tests.fakes.upstream import Upstream
@@ -150,6 +151,21 @@ async def test_a_replica_that_dies_before_its_message_is_taken_leaves_it_to_anot
     await alerts.stop()
     for store in both_stores:
         await store.close()
+
+
+async def test_who_is_told_can_be_changed_while_it_runs() -> None:
+    taking, store = Collector(), LocalStore()
+    rule = Rule(scope=f"team:t{uuid4().hex}", metric="requests", per="day", limit=4.0, soft=0.5)
+    (charge,) = budgets.charges([rule], budgets.Amounts(requests=1), time.time())
+    alerts = Alerts(BudgetAlerts(), store)
+    alerts.start()
+    alerts.take(BudgetAlerts(url=f"{taking.url}/hook"))
+    alerts.look("team", [Spent(charge, 3)])
+    async with asyncio.timeout(20.0):
+        while not taking.bodies:  # noqa: ASYNC110 - another thread receives
+            await asyncio.sleep(0.01)
+    await alerts.stop()
+    await store.close()
 
 
 def test_a_key_is_no_label(joulegate: Start, small: Upstream, large: Upstream) -> None:

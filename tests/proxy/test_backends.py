@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -10,6 +12,7 @@ from estimators.types import Features, Load
 from meters.carbon import operational_g
 from proxy import backends, facts
 from proxy.backends import Engine, Pool
+from proxy.config_file import ConfigError
 from proxy.settings import BackendSettings, Carbon, Retries, Settings
 
 RULES = Retries(failures=2, cooldown_s=10.0)
@@ -169,3 +172,22 @@ def test_a_building_is_not_counted_twice_where_an_apis_joules_hold_it(
     assert found.carbon_g is not None
     # what answers say of it is what its record comes to on every page
     assert found.carbon_g.mid == pytest.approx(operational_g(found.energy_j.mid, pue, 400.0))
+
+
+def test_a_key_that_was_changed_in_its_file_is_used_after_the_config_was_read_again(
+    tmp_path: Path,
+) -> None:
+    held = tmp_path / "key"
+    held.write_text("sk-old\n")
+    settings = Settings(backends=[backend("m", api_key_file=str(held))])
+    known = facts.all_facts(settings)
+    pool = backends.of_settings(settings, known)
+    (engine,) = pool.engines
+    engine.in_flight = 3
+    held.write_text("sk-new\n")
+    again = backends.engines_of(settings, known, pool.by_name)
+    assert again == [engine]
+    assert (engine.headers["authorization"], engine.in_flight) == ("Bearer sk-new", 3)
+    held.unlink()
+    with pytest.raises(ConfigError, match=r"backends\[0\]\.api_key_file: .*cannot be read"):
+        facts.all_facts(settings)

@@ -189,6 +189,18 @@ def test_gauges_show_the_zones_in_use_and_the_age_of_their_figures() -> None:
     assert value("joulegate_grid_intensity_age_seconds", {"zone": "FR"}) is None
 
 
+def test_gauges_forget_a_source_and_a_zone_that_are_not_used_any_more() -> None:
+    registry, book = CollectorRegistry(), IntensityBook(AnnualTable())
+    book.put([Observation(zone="DE", hour_s=HOUR_S, g_per_kwh=321.0, source="gb")])
+    metrics = CarbonMetrics(registry, book, Sites(nodes={"n": Site(node="n", zone="DE")}))
+    metrics.refresh(HOUR_S + 60.0)
+    metrics.fetched = lambda: {"FR"}  # as after a move: what is kept of DE only gets older
+    metrics.refresh(HOUR_S + 60 * 86_400.0)
+    shown = [s.labels for m in registry.collect() for s in m.samples if "grid_intensity" in s.name]
+    assert [labels for labels in shown if labels.get("source") == "gb"] == []
+    assert [labels["zone"] for labels in shown] == ["DE"]  # by its annual figure
+
+
 def test_every_metric_is_in_the_docs(registry: CollectorRegistry, metrics: CarbonMetrics) -> None:
     docs = (Path(__file__).resolve().parents[2] / "docs/metrics.md").read_text()
     for metric in registry.collect():

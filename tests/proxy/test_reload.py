@@ -15,7 +15,7 @@ from meters.ledger import Ledger
 from meters.simulated_physics import EngineConfig
 from proxy.settings import Settings
 from proxy.teams import AuditEntry, TeamStore
-from tests.joulegate_server import KEY, TEAMS, Joulegate, config_of, in_process
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, config_of, in_process
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 
@@ -59,13 +59,14 @@ def test_new_keys_and_backends_are_used_and_streams_go_on(
     running: Joulegate, engine: simulated_engine.Started, tmp_path: Path
 ) -> None:
     assert (status(running, KEY), status(running, "sk-new")) == (200, 401)
+    assert b'healthy{backend="tiny-0"}' in running.get("/metrics", x_api_key=ADMIN).body
     long = {**CHAT, "stream": True, "max_tokens": 150, "ignore_eos": True}
     connection = running.open(long, headers={"x-api-key": KEY})
     response = connection.getresponse()
     assert response.readline().startswith(b"data:")
     change(
         tmp_path,
-        teams={"new": {"keys": ["sk-new"]}},
+        teams={"new": {"keys": [{"key": "sk-new", "role": "admin"}]}},
         backends=[{"model": "tiny", "name": "renamed", "url": f"{engine.url}/v1"}],
     )
     hang_up(running, "was read again")
@@ -78,9 +79,29 @@ def test_new_keys_and_backends_are_used_and_streams_go_on(
     assert entry.actor.startswith("SIGHUP at ")
     assert entry.detail == {"changed": ["backends", "teams"]}
     assert status(running, KEY) == 401
+    healthy = 'joulegate_backend_healthy{backend="'
+    page = running.get("/metrics", x_api_key="sk-new").body.decode()
+    assert [line for line in page.splitlines() if line.startswith(healthy)] == [
+        f'{healthy}renamed"}} 1.0'
+    ]
 
 
-def test_a_config_with_mistakes_changes_nothing(running: Joulegate, tmp_path: Path) -> None:
+def test_a_config_with_mistakes_or_without_a_teams_policy_changes_nothing(
+    running: Joulegate, tmp_path: Path
+) -> None:
+    change(tmp_path, policies={"mine": {"objective": "energy"}}, log={"level": "debug"})
+    hang_up(running, "was read again")
+    made = running.post(
+        {"team": "late", "settings": {"policy": "mine"}},
+        path="/admin/teams",
+        headers={"x-api-key": ADMIN},
+    )
+    assert made.status < 300, made.body
+    key = running.post({"team": "late"}, path="/admin/keys", headers={"x-api-key": ADMIN}).json()
+    wait_for(lambda: running.post(CHAT, headers={"x-api-key": key["key"]}), 200)
+    change(tmp_path, policies={"other": {"objective": "energy"}})
+    hang_up(running, "there is no policy 'mine', and the team 'late' of the ledger uses it")
+    assert status(running, key["key"]) == 200
     change(tmp_path, default_polcy="pinned")
     hang_up(running, "Did you mean 'default_policy'?")
     assert status(running, KEY) == 200

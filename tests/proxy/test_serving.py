@@ -3,6 +3,7 @@ guarded, its workers share one socket."""
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sqlite3
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
+from proxy.__main__ import main
 from proxy.config_file import ConfigError
-from proxy.serving import prepare
+from proxy.serving import log_to_stderr, prepare
+from proxy.settings import Log, Settings
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of, is_refused, write
@@ -173,3 +176,31 @@ def test_processes_that_would_each_keep_a_budget_alone_do_not_start(
     config["redis"] = {"url": "redis://127.0.0.1:1/0"}
     path.write_text(yaml.safe_dump(config))
     assert prepare(str(path), workers=2).settings.server.workers == 2
+
+
+def test_a_state_folder_that_takes_nothing_stops_the_start_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "config.yaml"
+    taken = tmp_path / "file"
+    taken.touch()
+    config = {**config_of("http://127.0.0.1:9/v1"), "state_dir": str(taken / "state")}
+    path.write_text(yaml.safe_dump(config))
+    assert main(["serve", "--config", str(path), "--port", "0"]) == 1
+    assert f"state_dir {taken / 'state'} cannot be written" in capsys.readouterr().err
+
+
+def test_libraries_say_nothing_below_warnings_at_any_level(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    named = {name: logging.getLogger(name) for name in ("", "joulegate", "httpx", "openai._base")}
+    before = {name: logger.level for name, logger in named.items()}
+    monkeypatch.setattr(named[""], "handlers", [])
+    try:
+        log_to_stderr(Settings(log=Log(level="debug")))
+        enabled = {name: logger.getEffectiveLevel() for name, logger in named.items()}
+    finally:
+        for name, logger in named.items():
+            logger.setLevel(before[name])
+    assert enabled.pop("joulegate") == logging.DEBUG
+    assert set(enabled.values()) == {logging.WARNING}

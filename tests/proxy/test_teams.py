@@ -22,7 +22,7 @@ from proxy.settings import (
     Team,
 )
 from proxy.spending import Rules
-from proxy.teams import KeyWatch, TeamsError, TeamStore
+from proxy.teams import Directory, KeyWatch, TeamsError, TeamStore
 
 CONFIG = Settings(
     teams={
@@ -323,3 +323,17 @@ def test_revoking_the_last_key_does_not_let_everybody_in() -> None:
     assert not keys.open
     keys.replace({})
     assert not keys.open
+
+
+def test_a_config_that_comes_while_the_ledger_is_read_is_not_forgotten(ledger: Ledger) -> None:
+    class Slow(TeamStore):
+        def directory(self) -> Directory:
+            found = super().directory()
+            watch.watch(TeamStore(ledger.database, Settings(teams={"new": Team(keys=["sk-new"])})))
+            return found
+
+    keys = KeyRing({})
+    watch = KeyWatch(Slow(ledger.database, CONFIG), keys)
+    assert watch.refresh()
+    assert watch.refresh()
+    assert [caller.team for caller in keys.callers()] == ["new"]

@@ -139,3 +139,26 @@ def test_the_thread_fills_the_book_and_stops() -> None:
     assert book.at("DE", time.time()).tier is Tier.HOURLY
     assert "403" in (refresher.health()[1].error or "")
     assert "intensity" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_zones_and_sources_can_be_changed_while_it_runs() -> None:
+    first, second = Steady(), Steady()
+    _, refresher = made(first, Clock())
+    refresher.refresh_due()
+    refresher.take({"DE": first, "FR": second}, anew=False)
+    refresher.refresh_due()
+    assert [len(first.spans_s), len(second.spans_s)] == [1, 1]  # the old one was not due again
+    refresher.take({"DE": second}, anew=True)
+    refresher.refresh_due()
+    assert [len(first.spans_s), len(second.spans_s)] == [1, 2]
+    assert [one.zone for one in refresher.health()] == ["DE"]
+
+
+def test_the_thread_begins_at_once_with_a_zone_that_is_new() -> None:
+    first, second = Steady(), Steady()
+    _, refresher = made(first, Clock())
+    refresher.start()
+    assert first.asked.wait(5.0)
+    refresher.take({"DE": first, "FR": second}, anew=False)
+    assert second.asked.wait(5.0)
+    refresher.stop()
