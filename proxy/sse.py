@@ -103,9 +103,13 @@ LAST = frozenset(
         "message_stop",
         "speech.audio.done",
         "image_generation.completed",
+        "image_edit.completed",
+        "transcript.text.done",
     }
 )
 ERRORS = frozenset({"error", "response.failed"})
+# How errors begin in streams of chats; the second as older vLLM writes them.
+ERROR_EVENTS = (b'{"error"', b'{"object":"error"', b'{"object": "error"')
 _usage = msgspec.json.Decoder(_UsageOnly)
 _typed = msgspec.json.Decoder(_Typed)
 
@@ -230,9 +234,10 @@ class StreamWatcher:
                 self.usage = seen.usage
                 if self.hide_usage and not seen.choices and seen.choices is not None:
                     return False
-        if data.startswith(b'{"error"'):
+        if data.startswith(ERROR_EVENTS):
             self.failed = True
-        elif b'"finish_reason":"' in data or b'"finish_reason": "' in data:
+            return True  # an error is no token
+        if b'"finish_reason":"' in data or b'"finish_reason": "' in data:
             self.finished = True
         self.events += 1
         return True

@@ -424,14 +424,19 @@ class Steps:
             response = await self.cascading.answered(
                 flight, endpoint, routed, headers, body, kept, request, self.settings.time
             )
-        if hide_usage and await self._refuses_usage(flight, response):
-            hide_usage = False
+        if hide_usage and await self._complains_of_usage(flight, response):
+            hide_usage, refusing = False, flight.engine
             response = await self._open(flight, endpoint, routed, headers, plain, parts)
+            _refused_usage(refusing, flight.engine, response.status)
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
+            if not 200 <= response.status < 600:
+                raise errors.upstream_failed(
+                    f"The backend {engine.name} answered with the status {response.status}."
+                )
             flight.status = response.status
-            if 400 <= response.status < 500:
+            if 400 <= response.status < 500 or response.status == NOT_IMPLEMENTED:
                 flight.sent_s = None  # refused there, and nothing ran
             ours = self._headers(flight, engine, warnings)
             theirs = upstream.response_headers(response)
@@ -445,8 +450,9 @@ class Steps:
                 response.close()  # closes the connection unless all of the answer was read
             _left(flight)
 
-    async def _refuses_usage(self, flight: Flight, response: aiohttp.ClientResponse) -> bool:
-        """Whether the engine refused to be asked for usage, which is then noted."""
+    async def _complains_of_usage(self, flight: Flight, response: aiohttp.ClientResponse) -> bool:
+        """Whether the engine refused the request, and what it was asked for usage by is in its
+        reason: then it is to be asked again without."""
         engine = flight.engine
         if engine is None or response.status not in UNPROCESSABLE:
             return False
@@ -458,8 +464,6 @@ class Steps:
         finally:
             flight.deadline_s = None
         if refused:
-            engine.refuses_usage = True
-            log.warning("backend %s refuses stream_options: not asked for usage", engine.name)
             _left(flight)
         return refused
 
@@ -530,7 +534,7 @@ class Steps:
                 continue
             flight.wait_s += time.monotonic() - flight.sent_s
             flight.deadline_s = None
-            if response.status >= 500:
+            if response.status >= 500 and response.status != NOT_IMPLEMENTED:
                 engine.failed(time.monotonic(), rules)
             else:
                 engine.succeeded()
@@ -708,13 +712,15 @@ class Steps:
                     await send({"type": "http.response.body", "body": out, "more_body": True})
                 flight.sending = False
             rest = watcher.end()
-            if not (watcher.done or watcher.finished or watcher.failed) and response.status < 400:
+            ended = watcher.done or watcher.finished or watcher.failed or flight.opaque
+            if not ended and response.status < 400:
                 broken = errors.upstream_failed(
                     f"The backend {engine.name} ended the stream before the answer was complete."
                 )
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             rest = b""
-            broken = self._broken(flight, engine, error)
+            broken = self._broken(flight, engine, error, fault=not watcher.done)
+            broken = None if watcher.done else broken  # nothing is missing after "[DONE]"
         finally:
             flight.usage = watcher.usage
             flight.deadline_s = None
@@ -740,16 +746,20 @@ class Steps:
         if held is not None and watcher.done and not watcher.failed and broken is None:
             await self._keep(flight, keep, response, b"".join(held) + rest)
 
-    def _broken(self, flight: Flight, engine: Engine, error: BaseException) -> ApiError:
+    def _broken(
+        self, flight: Flight, engine: Engine, error: BaseException, *, fault: bool = True
+    ) -> ApiError:
         """What a failure in the middle of an answer means. Re-raises when the client left."""
-        if isinstance(error, asyncio.CancelledError):
+        late = isinstance(error, asyncio.CancelledError)
+        if late:
             if flight.late is None:
                 raise error
             asyncio.current_task().uncancel()  # type: ignore[union-attr]
             flight.late = None
+        if fault:
             engine.failed(time.monotonic(), self.settings.retries)
+        if late:
             return errors.upstream_timeout(f"The backend {engine.name} stopped sending.")
-        engine.failed(time.monotonic(), self.settings.retries)
         return errors.upstream_failed(
             f"The backend {engine.name} broke off before the answer was complete."
         )
@@ -932,6 +942,7 @@ MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers th
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
+NOT_IMPLEMENTED = 501  # llama.cpp's word for embeddings where it was started for chats
 UNPROCESSABLE = frozenset({400, 422})
 USAGE_ON_REQUEST = frozenset({"chat.completions", "completions"})
 
@@ -995,6 +1006,15 @@ def _left(flight: Flight) -> None:
     flight.context_tokens = 0
     if flight.probes:
         engine.probing = flight.probes = False
+
+
+def _refused_usage(engine: Engine | None, answered: Engine | None, status: int) -> None:
+    """Note an engine that takes a request only without being asked for usage. One that refuses it
+    in any case may have quoted the request in its reason, as vLLM does, and meant something else.
+    """
+    if engine is not None and engine is answered and status < 400:
+        engine.refuses_usage = True
+        log.warning("backend %s refuses stream_options: not asked for usage", engine.name)
 
 
 def can_keep(admitted: Admitted | None) -> bool:

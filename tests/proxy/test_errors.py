@@ -232,6 +232,17 @@ def test_an_upstream_s_own_error_arrives_unchanged(
     assert (record.status, record.outcome) == (status, "failed")
 
 
+def test_what_a_backend_was_not_made_for_is_no_failure_of_it(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    # as llama.cpp answers where it was started for chats
+    upstream.play(answers.failure(501, "not_supported_error", "It does not support embeddings."))
+    failed = running.post({"model": "tiny", "input": "hi"}, path="/v1/embeddings")
+    assert (failed.status, failed.code) == (501, "not_supported_error")
+    assert running.proxy is not None
+    assert running.proxy.pool.engines[0].failures_in_a_row == 0
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refusing_upstream_is_a_503_with_retry_after(joulegate: Start, stream: bool) -> None:
     with refusing_address() as address:
@@ -273,6 +284,7 @@ GARBAGE = {
     "not JSON": answers.answer(b"<html>It works!</html>", headers={"content-type": "text/html"}),
     "an empty answer": answers.answer(b""),
     "a body shorter than it says": [answers.head(content_length="100") + b'{"id"', CUT],
+    "a status that is none": answers.answer(answers.CHAT, 999),
     "a head that never ends": [b"HTTP/1.1 200 OK\r\nx: " + b"x" * 200_000, CUT],
 }
 

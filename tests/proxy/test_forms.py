@@ -69,6 +69,29 @@ def test_plain_text_is_an_answer_to_a_recording_too(joulegate: Start, upstream: 
     assert got == "Hello there\n"
 
 
+STREAMS: dict[str, tuple[str, dict[str, object]]] = {
+    "a transcript": ("/v1/audio/transcriptions", {"type": "transcript.text.done", "text": "Hi"}),
+    "an edited image": ("/v1/images/edits", {"type": "image_edit.completed", "b64_json": "AA=="}),
+    "what nobody knows the end of": ("/v1/score", {"type": "score.last"}),
+}
+
+
+@pytest.mark.parametrize(("path", "last"), STREAMS.values(), ids=STREAMS.keys())
+def test_streams_of_files_end_as_their_backend_ends_them(
+    joulegate: Start, upstream: Upstream, path: str, last: dict[str, object]
+) -> None:
+    usage = {"input_tokens": 14, "output_tokens": 45, "total_tokens": 59}
+    whole = answers.event({"type": "some.delta"}) + answers.event({**last, "usage": usage})
+    upstream.play(answers.stream([whole]))
+    running = joulegate(config_of(upstream.base_url))
+    body = form(b"XX", (b"model", b"tiny"), (b"file", SOUND), (b"stream", b"true"))
+    sort = {"content-type": "multipart/form-data; boundary=XX"}
+    got = running.post(body, path=path, headers=sort)
+    assert (got.status, got.body) == (200, whole)
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 14, 45)
+
+
 def test_an_edited_image_is_metered_by_what_it_reports(
     joulegate: Start, upstream: Upstream
 ) -> None:

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.fakes import answers
-from tests.fakes.upstream import CUT, HANG, RESET, End, Gate, Upstream
+from tests.fakes.upstream import CUT, HANG, RESET, End, Gate, Received, Script, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of, reply
 
 Start = Callable[[Config], Joulegate]
@@ -157,6 +157,23 @@ def test_a_backend_that_refuses_to_be_asked_for_usage_is_not_asked_again(
     assert (got.status, got.json()["error"]["message"][:11]) == (status, "temperature")
 
 
+def test_a_refusal_that_only_quotes_the_request_stops_nobody_from_asking_for_usage(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    def judged(request: Received) -> Script:  # as vLLM does, whose reasons hold what it was sent
+        if "tools" in request.json():
+            return answers.failure(400, "invalid", f"tools: {request.body.decode()}")
+        return answers.like_an_engine()(request)
+
+    upstream.play(judged)
+    refused = running.post({**ASK, "tools": 5})
+    assert (refused.status, refused.code) == (400, "invalid")
+    assert running.record(refused.header("x-request-id")).energy_j in (0.0, None)
+    got = running.post(ASK)
+    record = running.record(got.header("x-request-id"))
+    assert (record.usage_source, record.output_tokens) == ("upstream", 3)
+
+
 @pytest.mark.parametrize(("end", "status"), [(HANG, 504), (CUT, 502)])
 def test_a_refusal_of_a_stream_that_does_not_come_to_its_end_is_a_status(
     joulegate: Start, upstream: Upstream, end: End, status: int
@@ -281,6 +298,39 @@ def test_an_upstream_s_own_error_event_passes_and_is_on_the_books(
     got = running.post(ASK)
     assert got.body == whole
     assert running.record(got.header("x-request-id")).outcome == "failed"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        {"error": {"message": "Out of memory", "type": "Internal", "code": 500}},
+        {"object": "error", "message": "Out of memory", "type": "Internal", "code": 500},
+    ],
+    ids=["now", "older vLLM"],
+)
+def test_an_error_in_an_event_is_no_token_and_no_answer(
+    running: Joulegate, upstream: Upstream, event: dict[str, Any]
+) -> None:
+    whole = written([event, "[DONE]"])
+    upstream.play(answers.stream([whole]))
+    got = running.post(ASK)
+    assert got.body == whole
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.output_tokens, record.ttft_s) == ("failed", None, None)
+
+
+@pytest.mark.parametrize("end", [CUT, RESET, HANG])
+def test_what_happens_after_done_is_no_failure(
+    joulegate: Start, upstream: Upstream, end: End
+) -> None:
+    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.2}))
+    whole = written(answers.chat_events(usage=True))
+    upstream.play(answers.stream([whole, end], end=False))
+    got = running.post(ASK_USAGE)
+    assert (got.status, got.body) == (200, whole)
+    assert running.record(got.header("x-request-id")).outcome == "ok"
+    assert running.proxy is not None
+    assert running.proxy.pool.engines[0].failures_in_a_row == 0
 
 
 def test_an_upstream_that_closes_to_end_its_stream_is_understood(
