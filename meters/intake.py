@@ -11,6 +11,7 @@ Each window is looked at on its own, in this order; the first rule that applies 
 | more power than a rack can draw | refused: implausible |
 | evidence that a meter cannot give, or metered of a simulated engine | refused: evidence |
 | the agent's clock is off by more than 5 s | repaired: the batch is moved by the difference |
+| it comes late of an agent that has measured its clock | nothing is moved: it was on its way |
 | it still lies in the future, or 45 days back | refused: future, too_old |
 | seen before, by its id | duplicate: nothing happens |
 | it overlaps an accepted one by a clock's error | repaired: it begins where that one ends |
@@ -28,7 +29,7 @@ import hmac
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from math import isfinite
+from math import inf, isfinite
 
 import msgspec
 
@@ -111,14 +112,16 @@ class WindowIntake:
         verdict = Verdict()
         with self._lock:
             now_s = self._clock()
-            off_s = 0.0 if submission.sent_s is None else submission.sent_s - now_s
-            move_s = -off_s if isfinite(off_s) and abs(off_s) > CLOCK_TOLERANCE_S else 0.0
+            off_s = None if submission.sent_s is None else submission.sent_s - now_s
+            if off_s is not None and _was_under_way(off_s, submission.clock_error_s):
+                off_s = None
+            move_s = -off_s if off_s and CLOCK_TOLERANCE_S < abs(off_s) < inf else 0.0
             for window in submission.windows:
                 error_s = submission.clock_error_s or 0.0
                 handed = self._take(window, allowed, now_s, move_s, error_s, verdict)
                 if not handed:
                     return self._say(503, "The windows cannot be kept just now. Send them again.")
-                self._heard(window, now_s, off_s if submission.sent_s is not None else None)
+                self._heard(window, now_s, off_s)
         return 200, self._encoder.encode(verdict)
 
     def time(self, token: str | None) -> tuple[int, bytes]:
@@ -272,6 +275,12 @@ class WindowIntake:
 
 # a token that may speak for every node
 _ALL: set[str] = {"*"}
+
+
+def _was_under_way(off_s: float, clock_error_s: float | None) -> bool:
+    """Whether a batch that seems to come from the past waited, in the queue of a proxy that is
+    just starting, say. An agent that has measured its clock against ours knows what time it is."""
+    return off_s < 0 and clock_error_s is not None and clock_error_s <= CLOCK_TOLERANCE_S
 
 
 def _figures(did: EngineWork) -> tuple[float | None, ...]:

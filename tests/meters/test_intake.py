@@ -196,6 +196,17 @@ def test_a_clock_an_hour_off_is_put_right(off_s: float) -> None:
     assert desk.intake.nodes()["gpu-1"].clock_off_s == pytest.approx(off_s)
 
 
+def test_a_batch_that_was_long_under_way_is_no_wrong_clock() -> None:
+    """A killed proxy's successor finds in its queue what the agent gave up and sends again."""
+    desk = Desk()
+    _, late = desk.send(window(0), sent_s=NOW_S - 20.0, clock_error_s=0.01)
+    assert (late.accepted, late.repaired) == (1, {})
+    _, again = desk.send(window(0), window(1), clock_error_s=0.01)
+    assert (again.accepted, again.duplicates, again.refused) == (1, 1, [])
+    assert desk.kept == [window(0), window(1)]
+    assert desk.intake.nodes()["gpu-1"].clock_off_s == 0.0
+
+
 def test_windows_that_waited_for_days_are_not_taken_for_a_wrong_clock() -> None:
     desk = Desk()
     old = window(0, start_s=NOW_S - 3 * 86_400, end_s=NOW_S - 3 * 86_400 + 1)
