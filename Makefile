@@ -23,7 +23,7 @@ demo: $(VENV)/run.done  ## simulated engines with sample traffic
 
 test: $(VENV)/dev.done check  ## everything: lint, types, import contracts, tests
 	$(PY) -m tests.prepare
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m tests $(ARGS)
 
 check: lint types imports
 

@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,15 +46,16 @@ def postgres() -> Iterator[Server]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MB of its own."""
-    folder = tmp_path / "small"
-    folder.mkdir()
+def small_disk() -> Iterator[Path]:
+    """A file system of 24 MB of its own, where a server that runs as another user can go."""
+    folder = Path(tempfile.mkdtemp(prefix="joulegate-small-"))
     command = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)]
     if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+        folder.rmdir()
         pytest.skip("mounting a file system needs root")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+    folder.rmdir()
 
 
 def fill(folder: Path) -> Path:
@@ -178,8 +180,7 @@ def test_postgresql_full(
     postgres: Server, watched: Callable[..., Watched], small_disk: Path
 ) -> None:
     user = pwd.getpwnam("nobody")
-    for folder in (small_disk, *list(small_disk.parents)[:3]):
-        folder.chmod(0o755)  # the server runs as another user
+    small_disk.chmod(0o755)
     os.chown(small_disk, user.pw_uid, user.pw_gid)
     space = small_disk / "space"
     space.mkdir()

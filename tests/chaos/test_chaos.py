@@ -7,6 +7,7 @@ import pytest
 from tests.chaos.run import missing_numbers, run
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.timeout(500)
 async def test_nothing_finished_is_lost_or_counted_twice_whatever_is_killed() -> None:

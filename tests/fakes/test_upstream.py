@@ -84,6 +84,7 @@ def test_can_die_in_the_middle_of_a_stream(upstream: Upstream) -> None:
     assert broken.value.partial == b"data: 1\n\n"
 
 
+@pytest.mark.alone
 def test_notices_within_a_moment_that_the_client_is_gone(upstream: Upstream) -> None:
     upstream.play([HANG])
     connection = post(upstream)

@@ -231,6 +231,7 @@ def test_refused_windows_are_logged_and_not_sent_again(
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+@pytest.mark.alone
 def test_as_a_process_it_stays_small_and_ends_when_told(side: ProxySide, tmp_path: Path) -> None:
     """At most 60 MB, at most a percent of a core (measured at ten looks a second and more)."""
     library = build_library(tmp_path)

@@ -119,6 +119,7 @@ def test_a_torn_tail_is_cut_at_the_next_start(tmp_path: Path) -> None:
     assert path.read_bytes() == whole
 
 
+@pytest.mark.alone
 def test_append_does_not_wait_for_the_disk(journal: Journal) -> None:
     entry = record(1)
     start_s = time.perf_counter()
@@ -242,6 +243,7 @@ def test_what_is_handed_over_and_what_is_written_at_once_keep_their_order(tmp_pa
     assert kept(journal.folder) == entries
 
 
+@pytest.mark.alone
 def test_a_slow_disk_is_left_to_the_thread(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

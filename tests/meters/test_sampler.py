@@ -128,6 +128,7 @@ def test_windows_come_by_themselves_and_carry_unix_time() -> None:
     assert status.problems == ()
 
 
+@pytest.mark.alone
 def test_the_counters_period_is_found_and_looked_at_accordingly() -> None:
     with Running(Counter()) as running:
         wait_for(lambda: len(running.windows) >= 3)

@@ -123,6 +123,7 @@ def test_nothing_that_fits_is_a_refusal_that_names_each_reason() -> None:
     assert "a: may take up to 33 J, over the limit of 1" in str(refusal.value)
 
 
+@pytest.mark.alone
 def test_twenty_candidates_are_decided_in_a_fraction_of_a_millisecond() -> None:
     fleet = [
         candidate(f"g@{n}", energy_j=10 + n % 7, quality=0.5 + n % 5 / 20, money_usd=1 + n % 3)

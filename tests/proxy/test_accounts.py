@@ -278,6 +278,7 @@ async def test_a_window_waits_until_other_replicas_told_what_they_did_in_it() ->
     assert len(kept.entered) == 2
 
 
+@pytest.mark.alone
 async def test_a_disk_that_hangs_holds_up_one_answer_and_then_none_for_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -19,6 +19,8 @@ Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 WITHIN_S = 0.1
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:

@@ -125,6 +125,7 @@ def test_what_cannot_be_is_said(
     assert command(tmp_path, monkeypatch, *arguments, password=password) == 1
 
 
+@pytest.mark.alone
 def test_a_password_is_kept_as_a_salted_hash_that_takes_its_time() -> None:
     kept = passwords.hashed(PASSWORD)
     assert passwords.hashed(PASSWORD) != kept

@@ -207,6 +207,7 @@ def until(what: Callable[[], bool], within_s: float = 5.0) -> float:
     return time.monotonic() - begun_s
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_what_one_replica_revokes_all_refuse_within_a_second(
     joulegate: Start, upstream: Upstream, kind: str, request: pytest.FixtureRequest, tmp_path: Any
@@ -245,6 +246,7 @@ def _id_of(running: Joulegate, role: str) -> str:
     return str(next(k["key_id"] for k in listed if k["role"] == role and k["source"] == "config"))
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_what_one_replica_is_told_of_keys_teams_and_organisations_holds_on_all_within_a_second(
     joulegate: Start, upstream: Upstream, kind: str, request: pytest.FixtureRequest, tmp_path: Any

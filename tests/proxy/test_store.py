@@ -470,6 +470,7 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
         await asyncio.sleep(0.005)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_while_redis_is_away_serving_goes_on_and_nothing_used_is_lost(
     own_redis: Server, how: str, caplog: pytest.LogCaptureFixture

@@ -149,6 +149,7 @@ class SlowLine:
             sink.close()
 
 
+@pytest.mark.alone
 async def test_a_redis_that_is_slow_now_and_then_is_left_alone_with_one_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -273,6 +274,7 @@ async def test_a_burst_of_more_requests_than_connections_waits_its_turn(
     nodes[0].close()
 
 
+@pytest.mark.alone
 async def test_a_burst_that_meets_a_stuck_redis_waits_for_one_time_limit_only(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
