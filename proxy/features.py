@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -29,25 +29,33 @@ class Peek(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
+    instructions: msgspec.Raw = msgspec.Raw()  # of a Responses request
+    system: msgspec.Raw = msgspec.Raw()  # of a Messages request
+    query: msgspec.Raw = msgspec.Raw()  # of one to rerank, as are the documents
+    documents: msgspec.Raw = msgspec.Raw()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: Int64 | None = None
     max_completion_tokens: Int64 | None = None
+    max_output_tokens: Int64 | str | None = None  # "inf" where sessions are opened
     n: Int64 | None = None
     temperature: float | None = None
     seed: Int64 | None = None
     tools: msgspec.Raw = msgspec.Raw()
     functions: msgspec.Raw = msgspec.Raw()
     response_format: msgspec.Raw = msgspec.Raw()
+    text: msgspec.Raw = msgspec.Raw()  # of a Responses request: the format of its answer
     logprobs: msgspec.Raw = msgspec.Raw()
     user: msgspec.Raw = msgspec.Raw()
 
     @property
     def output_limit(self) -> int | None:
-        """The caller's limit on output tokens, of either name; a negative one is none, as
+        """The caller's limit on output tokens, of any name; a negative one is none, as
         llama.cpp has it."""
         limit = self.max_completion_tokens
         limit = self.max_tokens if limit is None else limit
+        if limit is None and isinstance(self.max_output_tokens, int):
+            limit = self.max_output_tokens
         return None if limit is None or limit < 0 else limit
 
     @property
@@ -67,12 +75,26 @@ class _ToolCall(msgspec.Struct):
 class _Part(msgspec.Struct):
     type: str | None = None
     text: str | None = None
+    content: Any = None  # of a tool's result in a Messages request
+    input: Any = None  # what a tool is called with there
 
 
 class _Message(msgspec.Struct):
     role: str = "user"
     content: str | list[_Part | str] | None = None
     tool_calls: list[_ToolCall] | None = None
+
+
+class _Item(_Message):
+    """One of a Responses request's input: a message, a call, its output, what was thought."""
+
+    type: str | None = None
+    text: str | None = None  # of a part that stands among them, as to be moderated
+    name: Any = None
+    arguments: Any = None
+    input: Any = None
+    output: Any = None
+    summary: Any = None
 
 
 # Above this, embedded files are cut out before a body is read: base64 holds nothing that routing
@@ -83,6 +105,7 @@ _BASE64 = b";base64,"
 # Lenient as engines are, which take "0.7" and 100.0: the body goes on as it came.
 _peek = msgspec.json.Decoder(Peek, strict=False)
 _messages = msgspec.json.Decoder(list[_Message])
+_items = msgspec.json.Decoder(list[_Item])
 _any = msgspec.json.Decoder()
 
 # Tokens that a chat template puts around each message and before the answer; counted on
@@ -92,6 +115,8 @@ TOKENS_PER_ANSWER = 3
 # An image costs between 85 (OpenAI, low detail) and over 1,000 tokens; the middle of what
 # 512-pixel tiles cost at OpenAI's published 170 a tile plus 85.
 TOKENS_PER_IMAGE = 765
+NOTHING = msgspec.Raw()
+IMAGES = frozenset({"image_url", "input_image", "image"})  # types of parts
 
 
 def elided(body: bytes) -> tuple[bytes, list[tuple[int, int]]]:
@@ -184,17 +209,23 @@ class Prompt(msgspec.Struct):
 
 
 def prompt_of(request: Peek) -> Prompt:
-    """The text in a chat, completion or embedding request; garbage counts as its characters."""
+    """The text in a request of any of the APIs; garbage counts as its characters."""
+    tools = bytes(request.tools)
     raw = bytes(request.messages)
     if raw:
         try:
-            return _of_messages(_messages.decode(raw), bytes(request.tools))
+            return _of_messages(_messages.decode(raw), tools, _text_in(request.system))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return _plain(raw.decode("utf-8", "replace"))
-    raw = bytes(request.prompt) or bytes(request.input)
+    raw = bytes(request.prompt)
+    if not raw or raw.startswith(b"{"):  # a Responses request may name a prompt kept elsewhere
+        raw = bytes(request.input)
     if not raw:
-        return _plain("")
+        query = _text_in(request.query)
+        return _plain("\n".join((query, _text_in(request.documents))).strip("\n"), query)
     try:
+        if raw[1:].lstrip()[:1] == b"{":
+            return _of_messages(_items.decode(raw), tools, _text_in(request.instructions))
         value = _any.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _plain(raw.decode("utf-8", "replace"))
@@ -207,23 +238,39 @@ def prompt_of(request: Peek) -> Prompt:
         else:
             tokens += 1
     text = "\n".join(texts)
-    return Prompt(text=text, last=text, messages=1, images=0, overhead_tokens=tokens)
+    said = [part for part in (_text_in(request.instructions), text) if part]
+    if tools:
+        said.append(tools.decode("utf-8", "replace"))
+    prompt = _plain("\n".join(said), text)
+    prompt.overhead_tokens = tokens
+    return prompt
 
 
-def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
-    texts: list[str] = []
-    last, images, answered = "", 0, 0
+def _of_messages(messages: Sequence[_Message], tools: bytes, system: str) -> Prompt:
+    texts = [system] if system else []
+    last, images, answered, by_model = "", 0, 0, False
     for message in messages:
-        content = message.content
+        content, results = message.content, ""
         if isinstance(content, str):
             said = content
-        else:
+        elif content:
             parts = list(_text_parts(content))
             images += sum(part is None for part in parts)
             said = "\n".join(part for part in parts if part)
-        if message.role == "assistant":
+            inner = [text for part in content for text in _results(part)]
+            images += sum(text is None for text in inner)
+            results = "\n".join(text for text in inner if text)
+        else:
+            said = ""
+        before, by_model = by_model, message.role == "assistant"
+        if type(message) is _Item and message.type is not None:
+            by_model = by_model or _is_by_model(message)
+            images += message.type in IMAGES
+            said = said or message.text or ""
+            results = _text_of_item(message)
+        if by_model and not before:
             answered = len(texts)
-        texts.append(said)
+        texts.append(f"{said}\n{results}" if said and results else said or results)
         if message.role == "user" and said:
             last = said
         texts.extend(
@@ -232,7 +279,7 @@ def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
             if call.function
         )
     whole = hash(tuple(texts))
-    before = hash(tuple(texts[:answered])) if answered else None
+    before_it = hash(tuple(texts[:answered])) if answered else None
     if tools:
         texts.append(tools.decode("utf-8", "replace"))
     overhead = TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_ANSWER + TOKENS_PER_IMAGE * images
@@ -243,23 +290,72 @@ def _of_messages(messages: list[_Message], tools: bytes) -> Prompt:
         images=images,
         overhead_tokens=overhead,
         whole=whole,
-        before=before,
+        before=before_it,
     )
 
 
-def _text_parts(content: list[_Part | str] | None) -> Iterator[str | None]:
+def _is_by_model(item: _Item) -> bool:
+    """Whether the model wrote that; what came of a call, others did."""
+    kind = item.type or ""
+    return kind == "reasoning" or kind.endswith("_call")
+
+
+def _text_of_item(item: _Item) -> str:
+    """What an item of a Responses request says beside its content."""
+    said: list[str] = []
+    if _is_by_model(item):
+        said += [str(part) for part in (item.name, item.arguments or item.input) if part]
+    for value in (item.output, item.summary):
+        said += [text for text in _texts(value) if text]
+    return " ".join(said)
+
+
+def _text_parts(content: list[_Part | str]) -> Iterator[str | None]:
     """Texts of a message's parts; None for an image."""
-    for part in content or ():
+    for part in content:
         if isinstance(part, str):
             yield part
         elif part.text is not None:
             yield part.text
-        elif part.type in ("image_url", "input_image", "image"):
+        elif part.type in IMAGES:
             yield None
 
 
-def _plain(text: str) -> Prompt:
-    return Prompt(text=text, last=text, messages=1, images=0, overhead_tokens=0)
+def _results(part: _Part | str) -> Iterator[str | None]:
+    """What a tool was called with or gave, in a Messages request; None for an image."""
+    if isinstance(part, _Part):
+        if part.input is not None:
+            yield msgspec.json.encode(part.input).decode()
+        yield from _texts(part.content)
+
+
+def _texts(value: Any) -> Iterator[str | None]:
+    """The texts in what may be one, a list of them, or of parts that hold them; None for an
+    image."""
+    for part in value if isinstance(value, list) else [value]:
+        if isinstance(part, str):
+            yield part
+        elif isinstance(part, dict):
+            if isinstance(part.get("text"), str):
+                yield part["text"]
+            elif part.get("type") in IMAGES:
+                yield None
+
+
+def _text_in(raw: msgspec.Raw) -> str:
+    """The text in a field that is one, or a list of parts."""
+    if raw == NOTHING:
+        return ""
+    given = bytes(raw)
+    try:
+        return "\n".join(text for text in _texts(_any.decode(given)) if text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return given.decode("utf-8", "replace")
+
+
+def _plain(text: str, last: str | None = None) -> Prompt:
+    last = text if last is None else last
+    return Prompt(text=text, last=last, messages=1, images=0, overhead_tokens=0)
 
 
 def features_from(
@@ -285,7 +381,8 @@ def features_from(
         team=team,
         messages=prompt.messages if prompt else 1,
         has_tools=bool(bytes(request.tools)),
-        has_schema=b"json_schema" in bytes(request.response_format),
+        has_schema=b"json_schema" in bytes(request.response_format)
+        or b"json_schema" in bytes(request.text),
         has_images=bool(prompt and prompt.images),
         n=max(1, request.n or 1),
         cached_prompt_tokens=min(cached_tokens, tokens),

@@ -27,7 +27,7 @@ from proxy.admission import Gate, warning_headers
 from proxy.attempts import give_up, whole
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
-from proxy.cache import Answer
+from proxy.cache import FUNCTIONS, Answer
 from proxy.cascading import Cascading
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
@@ -606,7 +606,9 @@ class Steps:
         flight.first_token_s = None  # a whole answer does not say when its first token came
         flight.end_s = now_s
         if response.status < 400:
-            flight.usage = usage_in(body)
+            flight.usage = usage = usage_in(body)
+            if usage is not None and usage.prompt_tokens is None and flight.endpoint in FUNCTIONS:
+                usage.prompt_tokens = usage.total_tokens  # all that Jina and Voyage tell
             if flight.sample is not None:
                 flight.sample.hear(body)
             sort = response.headers.get("content-type", "")

@@ -88,11 +88,61 @@ def test_collects_the_prompt_of_a_chat() -> None:
         (b'{"prompt":[1,2,3]}', "", 3),
         (b'{"prompt":[[1,2],[3]]}', "", 3),
         (b'{"input":"abc"}', "abc", 0),
+        (b'{"input":"abc","instructions":"be brief"}', "be brief\nabc", 0),
+        (b'{"input":"abc","prompt":{"id":"kept elsewhere"}}', "abc", 0),
+        (b'{"query":"abc","documents":["d",{"text":"e"}]}', "abc\nd\ne", 0),
     ],
 )
 def test_collects_other_prompts(body: bytes, text: str, tokens: int) -> None:
     prompt = features.prompt_of(features.peek(body))
     assert (prompt.text, prompt.overhead_tokens) == (text, tokens)
+
+
+def collected(**body: object) -> features.Prompt:
+    return features.prompt_of(features.peek(json.dumps(body).encode()))
+
+
+def test_collects_the_prompt_of_a_response() -> None:
+    asked = {"role": "user", "content": [{"type": "input_text", "text": "what is this"}]}
+    seen = {"role": "user", "content": [{"type": "input_image", "image_url": "http://x"}]}
+    first = collected(instructions="be brief", input=[asked, seen], tools=[{"name": "f"}])
+    assert first.text.split("\n") == ["be brief", "what is this", "", '[{"name": "f"}]']
+    assert (first.last, first.messages, first.images) == ("what is this", 2, 1)
+
+    answered = [
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}]},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    ]
+    output = {"type": "function_call_output", "call_id": "c", "output": "42"}
+    then = collected(instructions="be brief", input=[asked, seen, *answered, output])
+    assert then.text.split("\n")[3:] == ["hm", "f {}", "42"]
+    assert then.last == "what is this"
+    assert then.before == first.whole  # the same conversation, a turn later
+
+
+def test_collects_the_prompt_of_a_message() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": 1}}
+    result = {
+        "type": "tool_result",
+        "tool_use_id": "t",
+        "content": [{"type": "text", "text": "42"}, {"type": "image", "source": {}}],
+    }
+    prompt = collected(
+        system=[{"type": "text", "text": "be brief"}],
+        messages=[
+            {"role": "user", "content": "what is this"},
+            {"role": "assistant", "content": [{"type": "text", "text": "hm"}, call]},
+            {"role": "user", "content": [result]},
+        ],
+    )
+    assert prompt.text.split("\n") == ["be brief", "what is this", "hm", '{"a":1}', "42"]
+    assert (prompt.last, prompt.messages, prompt.images) == ("what is this", 3, 1)
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(7, 7), (7.0, 7), (None, None), ("inf", None)])
+def test_a_response_s_limit_is_a_limit_on_its_answer(limit: object, expected: int | None) -> None:
+    body = json.dumps({"input": "x", "max_output_tokens": limit}).encode()
+    assert features.peek(body).output_limit == expected
 
 
 def test_embedded_files_are_cut_out_before_reading() -> None:

@@ -150,6 +150,40 @@ def test_the_usage_of_a_whole_answer_of_another_api_is_read(
     assert (record.cached_prompt_tokens, record.reasoning_tokens) == (2, 1)
 
 
+LONG = "Write a function that sorts a list of numbers. " * 100
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": [{"role": "user", "content": LONG}]}),
+        ("/v1/responses", {"input": "Go on.", "instructions": LONG}),
+        ("/v1/messages", {"messages": ASK["messages"], "system": LONG}),
+        ("/v1/rerank", {"query": "sort", "documents": [LONG]}),
+    ],
+)
+def test_the_prompts_of_other_apis_are_counted_whole(
+    joulegate: Start, upstream: Upstream, path: str, body: dict[str, Any]
+) -> None:
+    upstream.play(answers.answer({"id": "x"}))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", **body}, path=path)
+    tokens = running.record(got.header("x-request-id")).prompt_tokens
+    assert tokens is not None
+    assert 900 < tokens < 1200
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v1/embeddings"])
+def test_where_nothing_is_written_all_tokens_are_the_prompts(
+    joulegate: Start, upstream: Upstream, path: str
+) -> None:
+    upstream.play(answers.answer({"data": [], "usage": {"total_tokens": 56}}))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "a", "query": "a", "documents": []}, path=path)
+    record = running.record(got.header("x-request-id"))
+    assert (record.prompt_tokens, record.usage_source) == (56, "upstream")
+
+
 def test_sound_passes_as_it_came(joulegate: Start, upstream: Upstream) -> None:
     sound = b"ID3\x04\x00" + bytes(range(256)) * 8
     upstream.play(answers.answer(sound, headers={"content-type": "audio/mpeg"}))
