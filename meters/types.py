@@ -190,7 +190,8 @@ CACHE_HITS = frozenset({"hit", "similar"})  # answered from the cache: nothing w
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One finished request, as it is journalled and kept. No prompt, no answer, no key.
 
-    Estimates are what was predicted when the request was sent. Unknown is None.
+    Estimates are what was predicted when the request was sent; of others' APIs, and of answers that
+    did not come to their end, what the tokens take that were counted. Unknown is None.
     """
 
     request_id: str

@@ -29,7 +29,7 @@ from meters.types import (
     Window,
 )
 from policies.records import decision_to_json, record
-from proxy.attempts import whole
+from proxy.attempts import Recount, as_counted, tokens_counted, whole
 from proxy.backends import Engine
 from proxy.flight import Flight
 
@@ -119,6 +119,7 @@ class Accounts:
         others: Others | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
         on_flight: Callable[[Flight, UsageRecord], None] | None = None,
+        recount: Recount | None = None,
     ) -> None:
         self.journal = journal
         self.estimator = estimator
@@ -130,6 +131,7 @@ class Accounts:
         self.others = others
         self.on_record = on_record
         self.on_flight = on_flight
+        self.recount = recount
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
@@ -150,7 +152,7 @@ class Accounts:
         """
         written: asyncio.Future[bool] | None = None
         try:
-            record = record_of(flight, self.replica)
+            record = record_of(flight, self.replica, self.recount)
             if flight.error is not None and flight.error.code == STRANGER:
                 # Counted and kept by nobody: what comes on top of the minute's wrong keys.
                 self.observer.request(flight, record)
@@ -450,9 +452,15 @@ def _as_served(flight: Flight) -> Features | None:
     return msgspec.structs.replace(told, cached_prompt_tokens=min(cached, told.prompt_tokens))
 
 
-def record_of(flight: Flight, replica: str) -> UsageRecord:
-    """The usage record of a finished request. Carries no prompt, answer or key."""
-    usage, told, estimate = flight.usage, flight.features, whole(flight)
+_Other = tuple[str | None, float | None, float | None]  # a backend, its joules and its grams
+
+
+def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> UsageRecord:
+    """The usage record of a finished request. Carries no prompt, answer or key. ``recount`` says
+    what the tokens that were counted take, where that is the last word on it."""
+    took = None if recount is None else _counted(flight)
+    again = None if took is None or recount is None else as_counted(flight, took, recount)
+    usage, told, estimate = flight.usage, flight.features, whole(flight, again)
     engine, decision, caller = flight.engine, flight.decision, flight.caller
     facts: Backend | None = engine.facts if engine else None
     end_s = flight.end_s if flight.end_s is not None else flight.start_s
@@ -467,8 +475,10 @@ def record_of(flight: Flight, replica: str) -> UsageRecord:
         prompt = told.prompt_tokens
     energy = estimate.energy_j if estimate else None
     hit = flight.cache in CACHE_HITS
-    # What runs nowhere avoids nothing.
-    other = _counterfactual(flight) if ran or hit else (None, None, None)
+    # What runs nowhere avoids nothing, and neither does an answer that nobody got.
+    other: _Other = None, None, None
+    if (ran or hit) and flight.outcome == "ok":
+        other = _counterfactual(flight, took, recount)
     served = flight.sent_s is not None or hit
     # Nothing ran: it was refused there, or never arrived. That is known, and no unknown.
     spared = 0.0 if hit or (engine is not None and not ran) else None
@@ -605,9 +615,22 @@ def decision_in(flight: Flight) -> str | None:
     )
 
 
-def _counterfactual(flight: Flight) -> tuple[str | None, float | None, float | None]:
-    """What the model asked for would have used, by the same estimator; for an answer from the
-    cache what the request that it spared would have used."""
+def _counted(flight: Flight) -> tuple[int, int] | None:
+    """The tokens that were counted, where what was expected is never judged by a meter: others'
+    APIs have none, and answers that did not come to their end say nothing of expectations."""
+    engine = flight.engine
+    if engine is None or flight.sent_s is None:
+        return None
+    if flight.outcome == "ok" and (engine.facts.engine != "api" or flight.budget is not None):
+        return None  # what an answer budget saves is a shorter answer than the other one's
+    return tokens_counted(flight)
+
+
+def _counterfactual(
+    flight: Flight, counted: tuple[int, int] | None, recount: Recount | None
+) -> _Other:
+    """What the model asked for would have used, by the same estimator and for as many tokens; for
+    an answer from the cache what the request that it spared would have used."""
     if flight.decision is None:
         return None, None, None
     name: str | None = flight.decision.counterfactual
@@ -616,6 +639,8 @@ def _counterfactual(flight: Flight) -> tuple[str | None, float | None, float | N
     for candidate in flight.candidates:
         if candidate.backend.name == name:
             estimate = candidate.estimate
+            if counted is not None and recount is not None:
+                estimate = as_counted(flight, counted, recount, candidate.backend) or estimate
             return (
                 name,
                 estimate.energy_j.mid if estimate.energy_j else None,

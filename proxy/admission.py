@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
-from estimators.types import Backend, Estimate, Features
+from estimators.types import Backend, Estimate
 from meters.carbon import operational_g
 from proxy import budgets
 from proxy.alerts import Alerts
+from proxy.attempts import Recount, as_counted, tokens_counted
 from proxy.auth import Caller
 from proxy.budgets import Amounts, Charge
 from proxy.corrections import Corrections, Part
@@ -28,8 +29,6 @@ from proxy.store_local import LocalStore
 RawHeaders = list[tuple[bytes, bytes]]
 
 
-# What a flight's engine takes for these features, and so many output tokens.
-Recount = Callable[[Flight, Features, int], Estimate | None]
 PATIENCE_S = 3.0  # how long a request waits for others to end, before it is refused
 PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25  # between two looks, at first and later
 # How many times further from the median, in logarithms, one in a thousand lies than one in ten.
@@ -220,20 +219,11 @@ def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
     """What the attempt that answered took. ``recount`` says what the tokens that were really read
     and written take."""
     expected = amounts(flight.estimate, flight)
-    usage, told = flight.usage, flight.features
-    prompt = usage.prompt_tokens if usage else None
-    output = usage.completion_tokens if usage else None
-    if prompt is None:
-        if not flight.events or told is None:
-            return expected  # nobody counted
-        prompt, output = told.prompt_tokens, flight.events  # a stream that broke off
-    tokens = prompt + (output or 0)
-    again: Estimate | None = None
-    if recount is not None and told is not None and flight.estimate is not None:
-        cached = min((usage.cached_tokens if usage else None) or 0, prompt)
-        if prompt != told.prompt_tokens or cached != told.cached_prompt_tokens:
-            told = msgspec.structs.replace(told, prompt_tokens=prompt, cached_prompt_tokens=cached)
-        again = recount(flight, told, output or 0)
+    counted = tokens_counted(flight)
+    if counted is None:
+        return expected
+    tokens = sum(counted)
+    again = None if recount is None else as_counted(flight, counted, recount)
     if again is None:
         return msgspec.structs.replace(expected, tokens=tokens)
     return Amounts(

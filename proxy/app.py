@@ -266,6 +266,7 @@ class Proxy:
             replica=self.replica,
             on_record=self.note,
             on_flight=self.aftermath.finished,
+            recount=self.recount,
         )
         seed = seed_from(lambda: self.ledger, self.teams_of, self.keys_of)
         self.store = store_of(settings, seed)
@@ -581,11 +582,13 @@ class Proxy:
         if people is not None:
             self.sign_in.known = people.all()
 
-    def recount(self, flight: Flight, told: Features, output_tokens: int) -> Estimate | None:
+    def recount(
+        self, flight: Flight, told: Features, output_tokens: int, backend: Backend | None = None
+    ) -> Estimate | None:
         """A finished request's estimate with the tokens that were really counted."""
         if flight.engine is None or flight.opaque:
             return None
-        facts = flight.engine.facts
+        facts = backend or flight.engine.facts
         loads = (c.load for c in flight.candidates if c.backend.name == facts.name)
         return self.estimator.at_lengths(told, facts, next(loads, Load()), output_tokens)
 

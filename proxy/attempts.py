@@ -1,19 +1,46 @@
-"""What a request asked for along the way and did not hand to its client: backends given up for
-another, answers that did not pass, judges. Each has its part in what the whole request takes.
+"""What a request takes: the attempt that answered, by the tokens that were counted, and what was
+asked for along the way and not handed to its client: backends given up for another, answers that
+did not pass, judges.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import msgspec
 
-from estimators.types import Band, Estimate
+from estimators.types import Backend, Band, Estimate, Features
 from proxy.flight import Attempt, Flight
 
+# What a backend, the flight's own if none is named, takes for these features and output tokens.
+Recount = Callable[[Flight, Features, int, Backend | None], Estimate | None]
 ADDED = ("energy_j", "marginal_energy_j", "carbon_g", "money_usd")
+
+
+def tokens_counted(flight: Flight) -> tuple[int, int] | None:
+    """Tokens read and written by the attempt that answered; None where nobody counted."""
+    usage = flight.usage
+    if usage is not None and usage.prompt_tokens is not None:
+        return usage.prompt_tokens, usage.completion_tokens or 0
+    if not flight.events or flight.features is None:
+        return None
+    return flight.features.prompt_tokens, flight.events  # a stream that broke off
+
+
+def as_counted(
+    flight: Flight, counted: tuple[int, int], recount: Recount, backend: Backend | None = None
+) -> Estimate | None:
+    """What a backend, the one that answered if none is named, takes for the tokens that were read
+    and written; None where that cannot be told."""
+    told, usage, (prompt, output) = flight.features, flight.usage, counted
+    if told is None or flight.estimate is None:
+        return None
+    cached = min((usage.cached_tokens if usage else None) or 0, prompt)
+    if prompt != told.prompt_tokens or cached != told.cached_prompt_tokens:
+        told = msgspec.structs.replace(told, prompt_tokens=prompt, cached_prompt_tokens=cached)
+    return recount(flight, told, output, backend)
 
 
 def give_up(flight: Flight) -> None:
@@ -37,14 +64,20 @@ def give_up(flight: Flight) -> None:
     )
 
 
-def whole(flight: Flight) -> Estimate | None:
-    """What all that was sent for a request is expected to take."""
-    if not flight.earlier or flight.estimate is None:
-        return flight.estimate
+def whole(flight: Flight, counted: Estimate | None = None) -> Estimate | None:
+    """What all that was sent for a request is expected to take; of the attempt that answered what
+    is ``counted``, if that is known."""
+    estimate = flight.estimate
+    if estimate is not None and counted is not None:
+        estimate = msgspec.structs.replace(
+            estimate, energy_j=counted.energy_j, carbon_g=counted.carbon_g
+        )
+    if not flight.earlier or estimate is None:
+        return estimate
     if flight.sent_s is None:  # the last one was never sent
         *before, last = flight.earlier
         return last.estimate and with_earlier(last.estimate, before)
-    return with_earlier(flight.estimate, flight.earlier)
+    return with_earlier(estimate, flight.earlier)
 
 
 def with_earlier(estimate: Estimate, earlier: Sequence[Attempt]) -> Estimate:
