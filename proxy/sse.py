@@ -7,17 +7,23 @@ re-serialises; bytes of an event that is complete and wanted leave exactly as th
 
 from __future__ import annotations
 
+from typing import Annotated, Any, cast
+
 import msgspec
 
 MAX_LINE_BYTES = 1_048_576  # beyond this a line is passed on unread: memory stays bounded
 
 
+# What no answer has is no count of tokens, and neither sums nor the ledger would hold it.
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
 class PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Count | None = None
 
 
 class CompletionDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Count | None = None
 
 
 class TokenUsage(msgspec.Struct):
@@ -26,17 +32,17 @@ class TokenUsage(msgspec.Struct):
     The Responses and Messages APIs have names of their own, which are read into the common ones.
     """
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+    total_tokens: Count | None = None
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
     input_tokens_details: PromptDetails | None = None
     output_tokens_details: CompletionDetails | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Count | None = None
+    cache_creation_input_tokens: Count | None = None
 
     def __post_init__(self) -> None:
         if self.completion_tokens is None:
@@ -79,21 +85,18 @@ class TokenUsage(msgspec.Struct):
 
 
 class _UsageOnly(msgspec.Struct):
-    usage: TokenUsage | None = None
-    choices: list[msgspec.Raw] | None = None
-
-
-class _Holder(msgspec.Struct):
-    usage: TokenUsage | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    choices: msgspec.Raw = msgspec.Raw()
 
 
 class _Typed(msgspec.Struct):
     """An event of an API that names its events: Responses, Messages, speech and images."""
 
     type: str | None = None
-    usage: TokenUsage | None = None
-    response: _Holder | None = None
-    message: _Holder | None = None
+    object: str | None = None
+    usage: msgspec.Raw = msgspec.Raw()
+    response: msgspec.Raw = msgspec.Raw()  # these two may hold the usage
+    message: msgspec.Raw = msgspec.Raw()
 
 
 LAST = frozenset(
@@ -108,18 +111,63 @@ LAST = frozenset(
     }
 )
 ERRORS = frozenset({"error", "response.failed"})
-# How errors begin in streams of chats; the second as older vLLM writes them.
-ERROR_EVENTS = (b'{"error"', b'{"object":"error"', b'{"object": "error"')
+NOTHING = msgspec.Raw()
+_COUNTS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+)
 _usage = msgspec.json.Decoder(_UsageOnly)
 _typed = msgspec.json.Decoder(_Typed)
+_tokens = msgspec.json.Decoder(TokenUsage | None)
 
 
 def usage_in(body: bytes) -> TokenUsage | None:
     """The ``usage`` of an answer, or None."""
     try:
-        return _usage.decode(body).usage
+        return _usage_of(_usage.decode(body).usage)
     except (msgspec.MsgspecError, RecursionError):
         return None
+
+
+def _usage_of(raw: msgspec.Raw) -> TokenUsage | None:
+    if raw == NOTHING:
+        return None
+    try:
+        found: TokenUsage | None = _tokens.decode(raw)
+    except msgspec.ValidationError:
+        return _salvaged(msgspec.json.decode(raw))
+    return found
+
+
+def _salvaged(usage: Any) -> TokenUsage | None:
+    """The counts in a usage that is not as it should be; None where there is none."""
+    if not isinstance(usage, dict):
+        return None
+    counts = {name: _count(usage.get(name)) for name in _COUNTS}
+    if all(count is None for count in counts.values()):
+        return None
+    found = TokenUsage(**cast(Any, counts))
+    for name in ("prompt_tokens_details", "input_tokens_details"):
+        if isinstance(told := usage.get(name), dict):
+            found.prompt_tokens_details = PromptDetails(_count(told.get("cached_tokens")))
+    for name in ("completion_tokens_details", "output_tokens_details"):
+        if isinstance(told := usage.get(name), dict):
+            found.completion_tokens_details = CompletionDetails(
+                _count(told.get("reasoning_tokens"))
+            )
+    return found
+
+
+def _count(value: object) -> int | None:
+    """A count of tokens, also one written as 12.0; None for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 2**53:
+        return None
+    return int(value)
 
 
 class StreamWatcher:
@@ -228,13 +276,14 @@ class StreamWatcher:
         if b'"usage"' in data and not data.endswith(b'"usage":null}'):
             try:
                 seen = _usage.decode(data)
+                usage = _usage_of(seen.usage)
             except (msgspec.MsgspecError, RecursionError):
-                seen = _UsageOnly()
-            if seen.usage is not None:
-                self.usage = seen.usage
-                if self.hide_usage and not seen.choices and seen.choices is not None:
+                seen, usage = _UsageOnly(), None
+            if usage is not None:
+                self.usage = usage
+                if self.hide_usage and b"".join(bytes(seen.choices).split()) == b"[]":
                     return False
-        if data.startswith(ERROR_EVENTS):
+        if data.startswith(b'{"error"'):
             self.failed = True
             return True  # an error is no token
         if b'"finish_reason":"' in data or b'"finish_reason": "' in data:
@@ -250,10 +299,12 @@ class StreamWatcher:
             return False
         if event.type is None:
             return False
-        for holder in (event, event.response, event.message):
-            if holder is not None and holder.usage is not None:
-                self.usage = holder.usage.after(self.usage)
-        if event.type in ERRORS:
+        if b'"usage"' in data:
+            held = (usage_in(bytes(holder)) for holder in (event.response, event.message))
+            for usage in (_usage_of(event.usage), *held):
+                if usage is not None:
+                    self.usage = usage.after(self.usage)
+        if event.type in ERRORS or event.object == "error":  # as older vLLM writes them
             self.failed = True
         elif event.type in LAST:
             self.finished = True

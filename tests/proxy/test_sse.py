@@ -139,6 +139,50 @@ def test_usage_of_a_whole_answer() -> None:
     assert sse.usage_in(b"not json") is None
 
 
+ODD: dict[str, tuple[object, tuple[int | None, int | None] | None]] = {
+    "floats": ({"prompt_tokens": 12.0, "completion_tokens": 3.0}, (12, 3)),
+    "one of them negative": ({"prompt_tokens": 12, "completion_tokens": -1}, (12, None)),
+    "one beyond counting": ({"prompt_tokens": 2**60, "completion_tokens": 3}, (None, 3)),
+    "text": ({"prompt_tokens": "many", "output_tokens": 3}, (None, 3)),
+    "true": ({"prompt_tokens": True, "completion_tokens": 3}, (None, 3)),
+    "details of another kind": (
+        {"prompt_tokens": 12, "completion_tokens": 3, "prompt_tokens_details": []},
+        (12, 3),
+    ),
+    "nothing of it": ({"prompt_tokens": -1}, None),
+    "a list": ([12, 3], None),
+}
+
+
+@pytest.mark.parametrize(("usage", "expected"), ODD.values(), ids=ODD.keys())
+def test_of_an_odd_usage_what_can_be_read_is(
+    usage: object, expected: tuple[int | None, int | None] | None
+) -> None:
+    watcher = StreamWatcher()
+    watcher.feed(event(chunk("a")) + event({"choices": [], "usage": usage}))
+    last = {"type": "response.completed", "response": {"usage": usage}}
+    typed = StreamWatcher()
+    typed.feed(event({"type": "response.created", "response": {"usage": None}}) + event(last))
+    assert typed.finished
+    whole = sse.usage_in(orjson.dumps({"choices": None, "usage": usage}))
+    for found in (whole, watcher.usage, typed.usage):
+        told = None if found is None else (found.prompt_tokens, found.completion_tokens)
+        assert told == expected
+        assert found is None or found.cached_tokens is None
+
+
+def test_the_details_of_an_odd_usage_are_read_too() -> None:
+    usage = {
+        "input_tokens": 12.0,
+        "output_tokens": 3,
+        "input_tokens_details": {"cached_tokens": 5.0},
+        "output_tokens_details": {"reasoning_tokens": -2},
+    }
+    found = sse.usage_in(orjson.dumps({"usage": usage}))
+    assert found is not None
+    assert (found.prompt_tokens, found.cached_tokens, found.reasoning_tokens) == (12, 5, None)
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 def test_one_cut_anywhere_takes_out_the_same_event(end: bytes) -> None:
     """Also between the CR and the LF that end the event which is taken out."""

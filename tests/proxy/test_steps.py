@@ -150,6 +150,37 @@ def test_the_usage_of_a_whole_answer_of_another_api_is_read(
     assert (record.cached_prompt_tokens, record.reasoning_tokens) == (2, 1)
 
 
+def test_an_error_that_a_response_ends_with_is_the_last_that_its_client_gets(
+    joulegate: Start, upstream: Upstream
+) -> None:
+    failed = '{"type":"error","code":"server_error","message":"It failed.","param":null}'
+    events = [*RESPONSES[:2], named("error", failed)]
+    upstream.play(answers.stream(events))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi", "stream": True}, path="/v1/responses")
+    assert got.body == b"".join(events)
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.output_tokens) == ("failed", 1)
+
+
+@pytest.mark.parametrize("prompt_tokens", [-5, 2**70])
+def test_counts_that_cannot_be_are_kept_out_of_the_books(
+    joulegate: Start, upstream: Upstream, prompt_tokens: int
+) -> None:
+    usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 3}
+    upstream.play(answers.answer({**answers.CHAT, "usage": usage}))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post(ASK)
+    record = running.record(got.header("x-request-id"))
+    assert record.prompt_tokens is not None
+    assert 0 < record.prompt_tokens < 20  # as counted here
+    assert record.output_tokens == 3
+    assert running.proxy is not None
+    assert running.proxy.drain is not None
+    assert running.proxy.drain.wait()
+    assert running.proxy.drain.quarantined == 0
+
+
 LONG = "Write a function that sorts a list of numbers. " * 100
 
 
