@@ -99,6 +99,14 @@ class Ruled:
 
 
 def _with(second: tuple[Rejection, ...], first: tuple[Rejection, ...]) -> tuple[Rejection, ...]:
-    """The second choice's rejections, with the limit each one broke in the first, if it did."""
+    """The second choice's rejections, each behind the limit that it broke in the first, if it did:
+    the one that was chosen broke one, too."""
     broke = {r.backend: r for r in first if r.code != "not_asked_for"}
-    return tuple(broke.get(r.backend, r) for r in second)
+    found = []
+    for rejection in second:
+        before = broke.get(rejection.backend)
+        if before is not None and before.message != rejection.message:
+            message = f"{before.message}; then {rejection.message}"
+            rejection = Rejection(before.backend, before.code, message)
+        found.append(rejection)
+    return tuple(found)

@@ -29,7 +29,7 @@ class Guarantee(Ranked):
     """``promised`` is the average quality, 0..1. Raises ValueError outside that range."""
 
     name = "guarantee"
-    words = Words("least energy for the quality still owed", "scores", "")
+    words = Words("lowest score of energy and the quality still owed", "scores", "", signed=True)
 
     def __init__(
         self,

@@ -58,6 +58,13 @@ class Words(NamedTuple):
     best: str  # "least marginal energy"
     verb: str  # "would add"
     unit: str  # "J"
+    signed: bool = False  # the score is no amount, and may lie below zero
+
+    def of(self, score: float) -> str:
+        """What a candidate does that has this score: "would add 40.3 J"."""
+        if score == INF:
+            return f"{self.verb} an unknown amount"
+        return f"{self.verb} {score if self.signed else abs(score):.3g}{self.unit}"
 
 
 def figures(candidate: Candidate) -> Figures:
@@ -109,7 +116,7 @@ class Ranked:
 
     name = "ranked"
     version = ""
-    words = Words("lowest score", "scores", "")
+    words = Words("lowest score", "scores", "", signed=True)
     asked_only = False  # True: never another model than the client's name means
 
     def __init__(
@@ -210,9 +217,8 @@ class Ranked:
                     why = (
                         f"the last request went there and that is not {self.hysteresis:.0%} better"
                     )
-                words = self.words
-                mine, others = f"{abs(value):.3g}{words.unit}", f"{abs(other):.3g}{words.unit}"
-                reason = f"{chosen} {words.verb} {mine}; {name} {words.verb} {others}, but {why}"
+                mine, others = self.words.of(value), self.words.of(other)
+                reason = f"{chosen} {mine}; {name} {others}, but {why}"
         return Decision(
             chosen=chosen,
             order=tuple(name for _, _, name, _ in ranked),
@@ -230,18 +236,13 @@ class Ranked:
             return f"{chosen} fits the limits; no candidate's figures say which is better"
         words = self.words
         among = f"of the {fitted} that fit" if fitted > 1 else "and the only one that fits"
-        return f"{chosen} {words.verb} {abs(best):.3g}{words.unit}, the {words.best} {among}"
+        return f"{chosen} {words.of(best)}, the {words.best} {among}"
 
     def _not_chosen(self, name: str, value: float, chosen: str, best: float) -> Rejection:
         words = self.words
         if value == INF:
             return Rejection(name, "figure_unknown", "its figure is unknown, so it ranks last")
-        return Rejection(
-            name,
-            "not_chosen",
-            f"{words.verb} {abs(value):.3g}{words.unit}; "
-            f"{chosen} {words.verb} {abs(best):.3g}{words.unit}",
-        )
+        return Rejection(name, "not_chosen", f"{words.of(value)}; {chosen} {words.of(best)}")
 
 
 def counterfactual(request: Request, candidates: Sequence[Candidate]) -> str | None:

@@ -26,7 +26,7 @@ class Weighted(Ranked):
     """``weights`` maps names of OBJECTIVES to numbers >= 0, not all 0. Raises ValueError."""
 
     name = "weighted"
-    words = Words("best weighted score", "scores", "")
+    words = Words("lowest weighted score", "scores", "", signed=True)
 
     def __init__(
         self,
