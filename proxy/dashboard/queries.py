@@ -384,8 +384,9 @@ def request_rows(
     if before is not None:
         at_s, request_id = before
         rules.append(or_(c.start_s < at_s, and_(c.start_s == at_s, c.request_id < request_id)))
+    # PostgreSQL makes a NUMERIC of sums of BIGINT
     metered = (
-        select(func.sum(shares.c.energy_uj))
+        select(cast(func.sum(shares.c.energy_uj), shares.c.energy_uj.type))
         .where(shares.c.request_id == c.request_id)
         .scalar_subquery()
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,12 @@ from meters.types import Attribution, Evidence, Share, UsageRecord, Window
 from proxy.dashboard import account as cells
 from proxy.dashboard.account import SUMMED
 from proxy.dashboard.frozen import FrozenSnapshots
+from proxy.dashboard.links import PAGES
 from proxy.dashboard.periods import parse
 from proxy.dashboard.sites import Instrument, Site, Sites
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots
+from tests.browser import served
+from tests.proxy.dashboard.conftest import app_of
 from tests.seed_ledger import MONTH
 from tests.servers import new_database
 
@@ -365,7 +369,9 @@ def test_use_before_a_day_is_the_28_days_added_up(
     assert lately is any(entitled is None or name in entitled for name in late)
 
 
-def test_both_databases_give_the_same_account(tmp_path: Path, postgres_url: str) -> None:
+def test_both_databases_give_the_same_account_and_every_page(
+    tmp_path: Path, postgres_url: str
+) -> None:
     def snapshot(url: str) -> Snapshot:
         ledger = Ledger(url)
         ledger.write(
@@ -377,6 +383,13 @@ def test_both_databases_give_the_same_account(tmp_path: Path, postgres_url: str)
         made = snapshots.of("t", DAY)
         frozen = FrozenSnapshots(lambda: ledger)
         assert frozen.find(frozen.keep(made)) == made
+        with served(app_of(snapshots, DAY.end_s)) as site:
+            for page in (*PAGES, "requests/r1"):
+                asked = f"{site}/dashboard/t/{page}?period=2026-06-01"
+                request = urllib.request.Request(asked, headers={"cookie": "person=root"})
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    shown = answer.read().decode()
+                assert "r59" in shown or page != "requests"
         ledger.close()
         return made
 
