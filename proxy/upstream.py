@@ -13,6 +13,9 @@ from typing import cast
 
 import aiohttp
 import orjson
+from aiohttp.client_reqrep import ConnectionKey
+from aiohttp.connector import Connection
+from aiohttp.tracing import Trace
 from yarl import URL
 
 from proxy.backends import Engine
@@ -71,6 +74,22 @@ _NOTHING_THERE = frozenset(
 WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529})
 
 
+class Connector(aiohttp.TCPConnector):
+    """Connections that are kept, without those that got something while nobody had asked.
+
+    aiohttp gives what came by itself (a second answer, a 408 for being idle) to whoever uses the
+    connection next: to another team, and from then on each gets the answer of the one before.
+    """
+
+    async def _get(self, key: ConnectionKey, traces: list[Trace]) -> Connection | None:
+        while (connection := await super()._get(key, traces)) is not None:
+            protocol = connection.protocol
+            if protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
+        return None
+
+
 class Upstream:
     """The client side of the proxy."""
 
@@ -81,7 +100,7 @@ class Upstream:
 
     async def start(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
+            connector=Connector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes import answers
-from tests.fakes.upstream import Upstream
+from tests.fakes.upstream import Gate, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
 
 Start = Callable[[Config], Joulegate]
@@ -175,6 +175,23 @@ def test_cookies_of_an_upstream_reach_nobody(running: Joulegate, upstream: Upstr
     assert running.post(ODD).header("set-cookie") is None
     running.post(ODD)
     assert upstream.wait_for(2)[1].header("cookie") is None
+
+
+@pytest.mark.parametrize("more", [answers.answer(answers.CHAT)[0], b"HTTP/1.1 408 Late\r\n\r\n"])
+def test_what_a_backend_says_unasked_is_nobodys_answer(
+    running: Joulegate, upstream: Upstream, more: Any
+) -> None:
+    def numbered(number: int) -> Any:
+        return answers.answer({**answers.CHAT, "id": f"chatcmpl-{number}"})
+
+    gate = Gate()
+    upstream.play([*numbered(1), gate, more], numbered(2), numbered(3))
+    ids = [running.post(ODD).json()["id"]]
+    gate.open()
+    assert upstream.received[0].answered.wait(5)
+    ids += [running.post(ODD).json()["id"] for _ in range(2)]
+    assert ids == ["chatcmpl-1", "chatcmpl-2", "chatcmpl-3"]
+    assert len(upstream.received) == 3
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/v1/responses"])
