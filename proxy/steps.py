@@ -592,6 +592,8 @@ class Steps:
         since_s = begun_s if flight.sent_s is None else flight.sent_s
         flight.deadline_s = min(since_s + limits.total_s, begun_s + limits.between_chunks_s)
         length = response.headers.get("content-length")
+        if "content-encoding" in response.headers:
+            length = None  # of something else than what we pass on
         try:
             if length is not None and int(length) > MAX_HELD_BYTES:
                 await self._relay(flight, response, [*headers, _length(length)], send)

@@ -1,7 +1,8 @@
 """Sending a request to a backend that speaks OpenAI's API, and getting its answer's first bytes.
 
-One connection pool for the process. Bodies are not decompressed, cookies are not kept, no proxy is
-taken from the environment, redirects are not followed: an upstream cannot send us elsewhere.
+One connection pool for the process. Cookies are not kept, no proxy is taken from the environment,
+redirects are not followed: an upstream cannot send us elsewhere. Compression is never asked for;
+answers that are compressed all the same are unpacked, since what is in them has to be read.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ HOP_BY_HOP = frozenset(
         b"content-length",
         b"access-control-allow-origin",
         b"access-control-expose-headers",
+        b"alt-svc",  # these two are about the upstream's own address
+        b"strict-transport-security",
     }
 )
+# Content codings that are unpacked on the way.
+UNPACKED = frozenset({b"gzip", b"deflate", b"br", b"zstd"})
 # What is answered over chat completions where an engine has no such route.
 BRIDGEABLE = frozenset({"/responses", "/messages"})
 NO_ROUTE = frozenset({404, 405})
@@ -102,7 +107,6 @@ class Upstream:
         self._session = aiohttp.ClientSession(
             connector=Connector(limit=0, ttl_dns_cache=60, keepalive_timeout=30),
             cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
             timeout=aiohttp.ClientTimeout(
                 total=None, connect=None, sock_read=None, sock_connect=self.limits.connect_s
             ),
@@ -202,6 +206,8 @@ def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, byte
         lower = name.lower()
         if lower in HOP_BY_HOP or lower.startswith(b"x-joulegate-"):
             continue  # another Joulegate's word on itself would contradict ours
+        if lower == b"content-encoding" and value.lower() in UNPACKED:
+            continue
         if lower == b"x-request-id":
             lower = b"x-joulegate-upstream-request-id"
         kept.append((lower, value))

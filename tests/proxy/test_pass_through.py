@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import pytest
 
+from proxy import steps
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
 
 Start = Callable[[Config], Joulegate]
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 ODD = (
     b'\n{ "zeta": 1.0, "temperature": 1e0 ,"max_tokens":10, "big": 12345678901234567890123,\n'
@@ -175,6 +180,55 @@ def test_cookies_of_an_upstream_reach_nobody(running: Joulegate, upstream: Upstr
     assert running.post(ODD).header("set-cookie") is None
     running.post(ODD)
     assert upstream.wait_for(2)[1].header("cookie") is None
+
+
+PACKED = {"gzip": gzip.compress, "deflate": zlib.compress}
+
+
+@pytest.mark.parametrize("coding", PACKED)
+@pytest.mark.parametrize("status", [200, 400])
+def test_an_answer_that_was_compressed_unasked_is_unpacked(
+    running: Joulegate, upstream: Upstream, coding: str, status: int
+) -> None:
+    body = json.dumps(answers.CHAT).encode()
+    headers = {"content-encoding": coding}
+    upstream.play(answers.answer(PACKED[coding](body), status, headers))
+    got = running.post(ODD)
+    assert (got.status, got.body) == (status, body)
+    assert got.header("content-encoding") is None
+    assert got.header("content-length") == str(len(body))
+    if status == 200:
+        assert running.record(got.header("x-request-id")).output_tokens == 3
+    assert upstream.received[0].header("accept-encoding") == "identity"
+
+
+def test_a_stream_that_was_compressed_unasked_arrives_as_it_is_written(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    packer = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+    events = [answers.event(one) for one in answers.chat_events(usage=True)]
+    first, *rest = [packer.compress(one) + packer.flush(zlib.Z_SYNC_FLUSH) for one in events]
+    gate = Gate()
+    pieces = [first, gate, b"".join(rest) + packer.flush()]
+    upstream.play(answers.stream(pieces, headers={"content-encoding": "gzip"}))
+    options = {"include_usage": True}
+    with closing(running.open({**ASK, "stream": True, "stream_options": options})) as connection:
+        response = connection.getresponse()
+        assert response.getheader("content-encoding") is None
+        assert response.read1() == events[0]
+        gate.open()
+        assert response.read() == b"".join(events[1:])
+        record = running.record(response.getheader("x-request-id"))
+    assert (record.outcome, record.output_tokens) == ("ok", 3)
+
+
+def test_an_answer_too_large_to_be_held_is_unpacked_too(
+    running: Joulegate, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "MAX_HELD_BYTES", 100)
+    body = json.dumps(answers.CHAT).encode()
+    upstream.play(answers.answer(gzip.compress(body), headers={"content-encoding": "gzip"}))
+    assert running.post(ODD).body == body
 
 
 @pytest.mark.parametrize("more", [answers.answer(answers.CHAT)[0], b"HTTP/1.1 408 Late\r\n\r\n"])
