@@ -49,7 +49,7 @@ def arm_sums(
         .group_by(shares.c.request_id)
         .subquery()
     )
-    energy = func.coalesce(metered.c.uj, r.energy_uj)
+    energy = func.coalesce(metered.c.uj + func.coalesce(r.hosted_uj, 0), r.energy_uj)
     wanted = [
         r.arm.in_(arms),
         r.start_s >= from_s,

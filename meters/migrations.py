@@ -73,6 +73,12 @@ def _to_7(connection: Connection) -> None:
     _leave_room(connection)
 
 
+def _to_8(connection: Connection) -> None:
+    """Rows say which part of their estimate is of others' APIs, where engines took part, too."""
+    for name in ("hosted_uj", "hosted_low_uj", "hosted_high_uj"):
+        connection.execute(text(f"ALTER TABLE requests ADD COLUMN {name} BIGINT"))
+
+
 def _leave_room(connection: Connection) -> None:
     """Half of each page of the roll-ups that every batch adds to. PostgreSQL writes a changed row
     anew; beside the old one it needs no new entry in the index, and the room is used again soon.
@@ -91,6 +97,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     5: _to_5,
     6: _to_6,
     7: _to_7,
+    8: _to_8,
 }
 VERSION = 1 + len(STEPS)
 

@@ -40,7 +40,7 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     record: UsageRecord
     shares: tuple[WindowShare, ...]
     attributed_j: float | None  # sum of the shares; None while there is none
-    energy_j: float | None  # attributed once every window is in, else the estimate
+    energy_j: float | None  # attributed once every window is in, else the estimate; with APIs' part
     evidence: Evidence
     state: str  # estimated | partial | metered | none
     settled: bool  # every window of its node up to its end is in
@@ -59,10 +59,24 @@ def receipt(connection: Connection, request_id: str) -> Receipt | None:
     record = record_of(dict(row))
     parts = _shares(connection, request_id)
     covered, last_s = _coverage(connection, record)
+    if record.hosted_j is not None:
+        ends = metered_until(connection, {share.node for _, share in parts})
+        last_s = min(ends.values(), default=None)
     settled = last_s is not None and last_s >= record.end_s - JITTER_S
     attributed_uj = sum(energy_uj for energy_uj, _ in parts) if parts else None
     attributed_j = from_micro(attributed_uj)
     metered = settled and attributed_j is not None
+    if metered and attributed_j is not None and record.hosted_j is not None:
+        return Receipt(
+            record=record,
+            shares=tuple(share for _, share in parts),
+            attributed_j=attributed_j,
+            energy_j=attributed_j + record.hosted_j,
+            evidence=record.evidence,
+            state="partial",
+            settled=True,
+            covered=covered,
+        )
     return Receipt(
         record=record,
         shares=tuple(share for _, share in parts),

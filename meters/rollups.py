@@ -60,12 +60,14 @@ _COUNTS = {
     "ttft_known": "ttft_us",
 }
 _COMPARED = {"compared_energy_uj": "energy_uj", "compared_carbon_ug": "carbon_ug"}
+# Of a request with a share: the estimate, less the part that no meter replaces.
 _METERED = {
-    "metered_estimate_uj": "energy_uj",
-    "metered_estimate_low_uj": "energy_low_uj",
-    "metered_estimate_high_uj": "energy_high_uj",
+    "metered_estimate_uj": ("energy_uj", "hosted_uj"),
+    "metered_estimate_low_uj": ("energy_low_uj", "hosted_low_uj"),
+    "metered_estimate_high_uj": ("energy_high_uj", "hosted_high_uj"),
 }
-ESTIMATES = tuple(_METERED.values())  # the columns of a request that ``first_share`` reads
+# The columns of a request that ``first_share`` reads.
+ESTIMATES = tuple(column for columns in _METERED.values() for column in columns)
 
 
 _plain_of = itemgetter(*_PLAIN)
@@ -101,8 +103,9 @@ class Changes:
         """The request of ``row`` has its first share, now."""
         sums = self.request_hours[row["team"], row["hour_s"], row["dim_id"]]
         sums["metered_requests"] += 1
-        for name, column in _METERED.items():
-            sums[name] += row[column] or 0
+        for name, (whole, hosted) in _METERED.items():
+            if row[whole] is not None:
+                sums[name] += row[whole] - (row[hosted] or 0)
 
     def share(self, energy_uj: int, window: Row, request: Row | None) -> None:
         """A share of ``window`` (its totals' row); ``request`` is None while not recorded."""
@@ -171,7 +174,10 @@ def expected_request_hours() -> Select[Any]:
     sums |= {name: func.sum(c[name]) for name in _PLAIN}
     sums |= {name: func.count(c[column]) for name, column in _COUNTS.items()}
     sums |= {name: func.sum(case((compared, c[col]))) for name, col in _COMPARED.items()}
-    sums |= {name: func.sum(case((has, c[col]))) for name, col in _METERED.items()}
+    sums |= {
+        name: func.sum(case((has, c[whole] - func.coalesce(c[hosted], 0))))
+        for name, (whole, hosted) in _METERED.items()
+    }
     sums["metered_uj"] = func.sum(metered.c.uj)
     sums["metered_requests"] = func.count(metered.c.uj)
     return (

@@ -81,6 +81,9 @@ requests = Table(
     Column("energy_uj", BigInteger),  # the estimate
     Column("energy_low_uj", BigInteger),
     Column("energy_high_uj", BigInteger),
+    Column("hosted_uj", BigInteger),  # the part of it that no meter replaces
+    Column("hosted_low_uj", BigInteger),
+    Column("hosted_high_uj", BigInteger),
     Column("marginal_energy_uj", BigInteger),
     Column("carbon_ug", BigInteger),
     Column("money_nusd", BigInteger),
@@ -225,7 +228,7 @@ REQUEST_SUMS = (
     "ttft_known",
     "metered_uj",  # shares of these requests, whenever they were drawn
     "metered_requests",  # rows with at least one share
-    "metered_estimate_uj",  # what had been estimated for those rows
+    "metered_estimate_uj",  # what had been estimated for those rows and is metered now
     "metered_estimate_low_uj",
     "metered_estimate_high_uj",
 )

@@ -143,6 +143,8 @@ def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
             row.setdefault("arm", None)
             row.setdefault("intensity_tier", "")
             row.setdefault("user_hash", None)
+            for name in ("hosted_uj", "hosted_low_uj", "hosted_high_uj"):
+                row.setdefault(name, None)
         ledger.add_rows(
             connection,
             asked,

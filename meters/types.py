@@ -244,6 +244,11 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     simulated: bool = False
     answer_budget: str | None = None  # what the policy asked the backend to keep its answer to
     earlier: str | None = None  # answers that were asked for and not given to the client, as JSON
+    # Of the estimate: what others' APIs take, where engines with meters were asked as well. No
+    # window ever replaces it.
+    hosted_j: float | None = None
+    hosted_low_j: float | None = None
+    hosted_high_j: float | None = None
     arm: str | None = None  # of an experiment: "hold_out" was served as asked, "treated" was not
     replica: str = ""
     user_hash: str | None = None  # of whom the caller named; only where its team wants it kept

@@ -157,7 +157,7 @@ def _spent_in_rows(
         .where(shares.c.request_id == c.request_id)
         .scalar_subquery()
     )
-    energy = func.coalesce(metered, c.energy_uj)
+    energy = func.coalesce(metered + func.coalesce(c.hosted_uj, 0), c.energy_uj)
     tokens = func.coalesce(c.prompt_tokens, 0) + func.coalesce(c.output_tokens, 0)
     rows = (
         select(

@@ -29,7 +29,7 @@ from meters.types import (
     Window,
 )
 from policies.records import decision_to_json, record
-from proxy.attempts import Recount, as_counted, tokens_counted, whole
+from proxy.attempts import Recount, as_counted, hosted_part, tokens_counted, whole
 from proxy.backends import Engine
 from proxy.flight import Flight
 
@@ -474,6 +474,7 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
     if prompt is None and told is not None:
         prompt = told.prompt_tokens
     energy = estimate.energy_j if estimate else None
+    hosted = hosted_part(flight, again or flight.estimate) if flight.earlier and energy else None
     hit = flight.cache in CACHE_HITS
     # What runs nowhere avoids nothing, and neither does an answer that nobody got.
     other: _Other = None, None, None
@@ -505,6 +506,9 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
         attempts=flight.attempts + flight.tried,
         answer_budget=flight.budget.name if flight.budget is not None else None,
         earlier=earlier_in(flight) if flight.earlier else None,
+        hosted_j=hosted.mid if hosted else None,
+        hosted_low_j=hosted.low if hosted else None,
+        hosted_high_j=hosted.high if hosted else None,
         task=told.task if told else None,
         prompt_tokens=prompt,
         prompt_tokens_counted=counted,

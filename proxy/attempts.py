@@ -53,6 +53,7 @@ def give_up(flight: Flight) -> None:
             kind="given up",
             backend=engine.name,
             node=engine.node,
+            hosted=engine.facts.engine == "api",
             sent_s=flight.start_s if flight.sent_s is None else flight.sent_s,
             end_s=time.monotonic(),
             first_token_s=None,
@@ -78,6 +79,21 @@ def whole(flight: Flight, counted: Estimate | None = None) -> Estimate | None:
         *before, last = flight.earlier
         return last.estimate and with_earlier(last.estimate, before)
     return with_earlier(estimate, flight.earlier)
+
+
+def hosted_part(flight: Flight, last: Estimate | None) -> Band | None:
+    """Of the joules of all that was sent, those of others' APIs, where engines of ours were asked
+    as well; None else. ``last`` is the estimate of the attempt that answered."""
+    asked = [(attempt.hosted, attempt.estimate) for attempt in flight.earlier]
+    if flight.sent_s is not None and flight.engine is not None:
+        asked.append((flight.engine.facts.engine == "api", last))
+    if {hosted for hosted, _ in asked} != {True, False}:
+        return None
+    bands = [estimate.energy_j if estimate else None for hosted, estimate in asked if hosted]
+    known = [band for band in bands if band is not None]
+    if len(known) < len(bands):
+        return None
+    return Band(*(sum(column) for column in zip(*known, strict=True)))
 
 
 def with_earlier(estimate: Estimate, earlier: Sequence[Attempt]) -> Estimate:

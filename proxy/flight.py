@@ -67,6 +67,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None
     estimate: Estimate | None
     against: str = ""  # what its checks found
+    hosted: bool = False  # another's API, which no meter reads
 
 
 class Flight:

@@ -448,14 +448,16 @@ def _at_node_hours(
 
 
 def of_others(dims: Sequence[Dim], dim: Ints, evidence: Ints, sites: Sites) -> NDArray[np.bool_]:
-    """Which cells of GPUs are of others' APIs; idle energy never is."""
+    """Which cells of GPUs are of others' APIs; idle energy never is, nor what a meter read of an
+    engine that was asked before an API answered."""
     either = np.array(
         [[sites.is_hosted(d.backend, how) for how in (False, True)] for d in dims]
         or [[False, False]],
         dtype=bool,
     )
     modelled = (evidence == EVIDENCE.index(Evidence.MODELLED)).astype(np.int64)
-    found: NDArray[np.bool_] = (dim >= 0) & either[np.maximum(dim, 0), modelled]
+    read = evidence == EVIDENCE.index(Evidence.METERED)
+    found: NDArray[np.bool_] = (dim >= 0) & ~read & either[np.maximum(dim, 0), modelled]
     return found
 
 
@@ -527,10 +529,14 @@ def _weigh(
         ]
         or [1.0]
     )
-    has_dim = base.dim >= 0
     at_dim, at_node = np.maximum(base.dim, 0), np.maximum(base.node, 0)
-    zone = np.where(has_dim, dim_zone[at_dim], site_zone[at_node]).astype(np.int64)
-    pue = np.where(has_dim, dim_pue[at_dim], site_pue[at_node])
+    # What an engine drew that was asked before another answered was drawn where that engine is.
+    dim_node = np.array([nodes.place(d.node) if d.node else -1 for d in raw.dims] or [-1])
+    of_dim = base.dim >= 0
+    elsewhere = of_dim & (base.node >= 0) & (base.node != dim_node[at_dim])
+    of_dim &= ~elsewhere | ~np.array([n in sites.nodes for n in nodes.names] or [False])[at_node]
+    zone = np.where(of_dim, dim_zone[at_dim], site_zone[at_node]).astype(np.int64)
+    pue = np.where(of_dim, dim_pue[at_dim], site_pue[at_node])
 
     # Places in a row of hours, without the sorting that finding distinct ones would take.
     first_s = int(base.hour_s.min()) if len(base.hour_s) else 0

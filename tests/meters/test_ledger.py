@@ -177,6 +177,25 @@ def test_estimates_stand_in_only_for_requests_without_a_share(ledger: Ledger) ->
     assert (all_of_it.metered_j, all_of_it.estimated_j, all_of_it.energy_j) == (4.0, 3.0, 7.0)
 
 
+@pytest.mark.parametrize("window_first", [True, False])
+def test_what_no_meter_reads_stays_beside_what_one_read(ledger: Ledger, window_first: bool) -> None:
+    """An API's part in a request that an engine had a part in, too."""
+    both = record(1, energy_j=100.0, node="api", hosted_j=40.0)
+    if not window_first:
+        ledger.write([both])
+    ledger.write(attributions=[attribution(1, {"req-1": 70.0}, end_s=NOON_S + 20.0)])
+    ledger.write([both])
+    found = ledger.receipt("req-1")
+    assert found is not None
+    assert (found.state, found.energy_j, found.attributed_j) == ("partial", 110.0, 70.0)
+    assert found.evidence is both.evidence
+    assert [sums.energy_j for sums in whole_day(ledger)] == [110.0]
+    for from_s, to_s in ((NOON_S, NOON_S + 3600.0), (NOON_S + 5.0, NOON_S + 60.0)):
+        spent = ledger.spent(from_s, to_s, teams=[both.team])  # of roll-ups, and of rows
+        assert spent.energy_uj == 110_000_000
+    assert ledger.check().balanced
+
+
 def test_parts_that_miss_the_meter_are_booked_as_unattributed(ledger: Ledger) -> None:
     wrong = attribution(1, {"req-1": 5.0}, metered_j=100.0)  # its parts add up to 66 J
     ledger.write(attributions=[wrong])
@@ -354,13 +373,14 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
         connection.execute(text("ALTER TABLE window_totals DROP COLUMN windows"))
         for table in ("team_days", "organisations", "dashboard_frozen", "own_hours"):
             connection.execute(text(f"DROP TABLE {table}"))
-        for column in ("arm", "intensity_tier", "user_hash"):
+        hosted = ("hosted_uj", "hosted_low_uj", "hosted_high_uj")
+        for column in ("arm", "intensity_tier", "user_hash", *hosted):
             connection.execute(text(f"ALTER TABLE requests DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE dims DROP COLUMN arm"))
         connection.execute(text("UPDATE ledger_meta SET version = 1"))
     ledger.close()
     newer = Ledger(ledger_url)
-    assert newer.migrated == [2, 3, 4, 5, 6, 7]
+    assert newer.migrated == [2, 3, 4, 5, 6, 7, 8]
     assert newer.check() == before
     newer.write([record(2)], [attribution(2, {"req-2": 5.0})])
     assert newer.check().balanced

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from meters.simulated_physics import EngineConfig
 from policies.records import replay_decision
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, Upstream
-from tests.joulegate_server import Config, Joulegate, Reply
+from tests.joulegate_server import Config, Joulegate, Reply, config_of
 from tests.proxy.two_backends import (
     ASK,
     LARGE,
@@ -102,6 +103,32 @@ def test_a_faulty_first_answer_is_replaced_and_both_are_on_the_books(
     assert earlier["energy_j"] > 0.0
     expected = alone.mid + earlier["energy_j"]
     assert receipt["energy"]["estimated_j"]["mid"] == pytest.approx(expected)
+
+
+def test_an_apis_part_is_told_apart_which_no_window_replaces(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    small.play(saying(""))
+    api = {"engine": "api", "gpu": None, "params_b": None}
+    declared = {"declared_energy": {"j_per_output_token": 20.0}}
+    config = config_of(
+        {**SMALL, "url": small.base_url},
+        {**LARGE, "url": large.base_url, **api, **declared},
+        **cascade(),
+    )
+    running = joulegate(config)
+    reply = running.post(ASK)
+    assert reply.header("x-joulegate-escalated-from") == "m@small"
+    record = running.record(reply.header("x-request-id"))
+    (earlier,) = json.loads(record.earlier or "[]")
+    assert record.output_tokens == 3
+    assert record.hosted_j == pytest.approx(60.0)
+    assert record.hosted_low_j is not None
+    assert record.hosted_high_j is not None
+    assert record.hosted_low_j < 60.0 < record.hosted_high_j
+    assert record.energy_j == pytest.approx(60.0 + earlier["energy_j"])
+    alone = running.record(running.post({**ASK, "model": "m@large"}).header("x-request-id"))
+    assert alone.hosted_j is None
 
 
 def test_a_first_answer_that_breaks_off_is_replaced(

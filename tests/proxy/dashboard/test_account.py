@@ -204,6 +204,32 @@ def test_an_api_that_is_no_longer_configured_stays_an_api(tmp_path: Path) -> Non
     assert {line.key: line.host_uj for line in engine.lines["backend"]}["gpt"] > 0
 
 
+def test_an_engine_and_an_api_that_both_answered_are_both_in_the_account(tmp_path: Path) -> None:
+    """A cascade's first answer, metered at home, and the API's that replaced it."""
+    both = record(
+        1,
+        5,
+        backend="gpt",
+        group="gpt",
+        node="gpt",
+        zone="DE",
+        pue=1.0,
+        evidence=Evidence.MODELLED,
+        hosted_j=40.0,
+        hosted_low_j=30.0,
+        hosted_high_j=60.0,
+    )
+    home = Site(node="n", zone="FR", pue=1.5)
+    sites = Sites(nodes={"n": home}, hosted=frozenset({"gpt"}), own=frozenset({"b@fp8"}))
+    s = snapshot(tmp_path, [both], [divided(5, {"r1": 90.0})], sites=sites)
+    assert s.total.active_uj == (90 + 40) * 10**6
+    api_ug = 40e6 * 500 / 3.6e6
+    assert s.scopes[1].location_ug == round(api_ug)
+    drawn_ug = 90e6 * (1 + HOST_PER_GPU_J) * 1.5 * 100 / 3.6e6
+    assert s.scopes[0].location_ug == pytest.approx(drawn_ug, abs=2)
+    assert s.range.high_ug - s.range.mid_ug > 0.4 * api_ug
+
+
 def test_intensities_set_by_hand_are_each_backends_own_and_contracts_hold_there(
     tmp_path: Path,
 ) -> None:
