@@ -39,6 +39,10 @@ from estimators.prompts_fit import (
 from estimators.text import DENSE, TextFeatures
 
 _RIDGES = (3.0, 10.0, 40.0)
+# Of a score of 0 or 1 that is as often one as the other, and of the logarithm of lengths that
+# mostly lie within a factor of two.
+_PRIOR_VARIANCE = 0.25
+_DOUBT = 2.0  # values that it weighs as much as
 _MASSES = (5.0, 30.0)  # prompts' worth of the backend's mean in a kind's table
 # How sharply a kind's scores decide: of a regression alone, and of words and a regression together.
 _SHARPNESS = ((4.0,), (8.0,), (16.0,), (32.0,))
@@ -200,6 +204,13 @@ def _weights(evidence: Evidence, effective: float) -> tuple[Matrix, Matrix]:
     right = np.linalg.solve(root, members @ evidence.truth[seen] + lean @ even)
     found, _ = nnls(root.T, right)
     return found[:count], found[count:]
+
+
+def _variance(values: Matrix) -> float:
+    """How much single values scatter. A few that are all alike do not show that they never differ,
+    so the prior weighs as much as some values."""
+    scatter = float(values.var()) if values.size else 0.0
+    return (values.size * scatter + _DOUBT * _PRIOR_VARIANCE) / (values.size + _DOUBT)
 
 
 def fit_head(
@@ -415,10 +426,7 @@ def fit(
         blocks.append(prompts.loadings @ np.column_stack([particular @ axes.T, common]))
         biases.append(np.zeros(kept + 1))
         variance = np.array(
-            [
-                np.var(target[some][seen[:, m], m]) if seen[:, m].any() else 0.25
-                for m in range(target.shape[1])
-            ]
+            [_variance(target[some][seen[:, m], m]) for m in range(target.shape[1])]
         )
         number = seen.sum(0)
         masses = np.concatenate([nothing, *(onehot.T @ seen for onehot in onehots_here)])

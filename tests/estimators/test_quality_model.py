@@ -160,6 +160,14 @@ def test_a_handful_of_outcomes_gives_their_mean(number: int) -> None:
     assert np.isfinite(said.lengths).all()
 
 
+@pytest.mark.parametrize(("number", "low"), [(1, 0.5), (5, 0.9), (30, 0.98)])
+def test_a_few_answers_that_are_all_right_do_not_make_it_sure(number: int, low: float) -> None:
+    rows = [Scored(f"question {n}", "a", 1.0, None, None) for n in range(number)]
+    said = learn(rows).predict(read("question 3"))
+    assert said.quality is not None
+    assert 0.0 < said.quality[0, 0] < low
+
+
 def test_scores_without_lengths_and_lengths_without_scores() -> None:
     scores = learn([row._replace(output_tokens=None) for row in outcomes(60)])
     assert scores.predict(read("x")).lengths is None
