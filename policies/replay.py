@@ -18,6 +18,7 @@ import msgspec
 
 from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
+from policies.cascade import Cascade
 from policies.fleet import FluidEngine, Served, Sleep
 from policies.guarantee import Guarantee
 from policies.limits import is_open, serves
@@ -169,6 +170,9 @@ class _Run:
         self.policy = policy
         self.promise = _guarantee_in(policy)
         self.debt = self.promise.first_debt if self.promise is not None else 0.0
+        self.pass_rate = _pass_rate_in(policy)
+        self.second: dict[int, tuple[int, Arrival, Estimate]] = {}  # who answers again, by key
+        self.began_s: dict[int, float] = {}  # when a request came that is answered again
         self.estimator = estimator
         self.random = random.Random(seed)
         self.engines = [_engine(estimator.physics(b), b, sleep) for b in self.backends]
@@ -214,6 +218,7 @@ class _Run:
             hour=arrival.hour,
             previous_backend=self.previous.get(kind),
             quality_debt=self.debt,
+            pass_rate=self.pass_rate,
             draw=self.random.random(),
         )
         places, backends = self.asked.get(arrival.asked) or self.candidates(arrival.asked)
@@ -227,8 +232,21 @@ class _Run:
             self.refusals.update(r.code for r in refusal.rejections)
             return
         place = self.index[decision.chosen]
-        self.serve(key, arrival, place, estimates[places.index(place)])
+        estimate = estimates[places.index(place)]
         self.previous[kind] = decision.chosen
+        second = decision.escalate_to
+        if second is None or self.random.random() < (self.pass_rate or 0.0):
+            self.chosen.append(place)
+            self.answer(estimate)
+            self.serve(key, arrival, place, estimate, arrival.at_s)
+            return
+        better = self.index[second]
+        last = estimates[places.index(better)]
+        self.chosen.append(better)
+        self.answer(last)
+        self.second[key] = better, arrival, last
+        self.began_s[key] = arrival.at_s
+        self.serve(key, arrival, place, estimate, arrival.at_s)
 
     def candidates(self, asked: str) -> tuple[list[int], list[Backend]]:
         """The backends that a model name leaves open, with their places; all of them for a name
@@ -241,43 +259,62 @@ class _Run:
         self.asked[asked] = found = (places, [self.backends[i] for i in places])
         return found
 
-    def serve(self, key: int, arrival: Arrival, place: int, estimate: Estimate) -> None:
+    def serve(
+        self, key: int, arrival: Arrival, place: int, estimate: Estimate, at_s: float
+    ) -> None:
+        """One answer, whether it is the client's or one that fails its checks."""
         backend, engine = self.backends[place], self.engines[place]
-        self.chosen.append(place)
-        if engine is not None:
-            self.note(engine.advance(arrival.at_s))
-            engine.submit(key, arrival.prompt_tokens, arrival.output_tokens)
-            self.loads[place] = engine.load
-        else:
-            if estimate.energy_j is None:
-                self.unknown_energy = True
-            else:
-                self.outside_j[place] = self.outside_j.get(place, 0.0) + estimate.energy_j.mid
-            if estimate.latency_s is not None:
-                self.latency_s.append(estimate.latency_s.mid)
-            if estimate.ttft_s is not None:
-                self.ttft_s.append(estimate.ttft_s.mid)
         if estimate.energy_j is not None:
             for end in range(3):
                 self.energies[end] += estimate.energy_j[end]
+        if self.money_usd is not None:
+            price = _price(backend, arrival)
+            self.money_usd = None if price is None else self.money_usd + price
+        if engine is not None:
+            self.note(engine.advance(at_s))
+            engine.submit(key, arrival.prompt_tokens, arrival.output_tokens)
+            self.loads[place] = engine.load
+            return
+        if estimate.energy_j is None:
+            self.unknown_energy = True
+        else:
+            self.outside_j[place] = self.outside_j.get(place, 0.0) + estimate.energy_j.mid
+        began_s = self.began_s.get(key, at_s)
+        latency_s = 0.0 if estimate.latency_s is None else estimate.latency_s.mid
+        if key in self.second:
+            self.note([Served(key, at_s, at_s, at_s + latency_s)])
+            return
+        if estimate.latency_s is not None:
+            self.latency_s.append(at_s - began_s + latency_s)
+        if estimate.ttft_s is not None:
+            self.ttft_s.append(at_s - began_s + estimate.ttft_s.mid)
+
+    def answer(self, estimate: Estimate) -> None:
+        """What the client gets in the end."""
         if estimate.quality is not None:
             self.quality_known += 1
             for end in range(3):
                 self.quality[end] += estimate.quality[end]
             if self.promise is not None:
                 self.debt = self.promise.owe(self.debt, estimate.quality.mid)
-        if self.money_usd is not None:
-            price = _price(backend, arrival)
-            self.money_usd = None if price is None else self.money_usd + price
 
     def note(self, served: Sequence[Served]) -> None:
         for one in served:
-            self.ttft_s.append(one.first_token_s - one.arrival_s)
-            self.latency_s.append(one.end_s - one.arrival_s)
+            again = self.second.pop(one.key, None)
+            if again is not None:  # it fails its checks, and another answers now
+                place, arrival, estimate = again
+                engine = self.engines[place]
+                at_s = one.end_s if engine is None else max(one.end_s, engine.now_s)
+                self.serve(one.key, arrival, place, estimate, at_s)
+                continue
+            arrival_s = self.began_s.pop(one.key, one.arrival_s)
+            self.ttft_s.append(one.first_token_s - arrival_s)
+            self.latency_s.append(one.end_s - arrival_s)
 
     def result(self) -> tuple[Replayed, Choices]:
-        for engine in self.engines:
-            if engine is not None:
+        working = [engine for engine in self.engines if engine is not None]
+        while any(engine.next_event_s < float("inf") for engine in working):
+            for engine in working:
                 # To the end of what it serves, and no idle time beyond the others' ends.
                 while engine.next_event_s < float("inf"):
                     self.last_s = max(self.last_s, engine.next_event_s)
@@ -365,6 +402,18 @@ def _quantiles(values: array[float]) -> Quantiles | None:
     ordered = sorted(values)
     last = len(ordered) - 1
     return Quantiles(*(ordered[round(q * last)] for q in (0.5, 0.95, 0.99)))
+
+
+def _pass_rate_in(policy: object) -> float | None:
+    """The share of first answers expected to pass, of the cascade that a policy rests on or hands
+    over to; the proxy, too, knows one for each policy."""
+    if isinstance(policy, Cascade):
+        return policy.pass_rate
+    parts = [getattr(policy, name, None) for name in ("policy", "strategy", "plain", "otherwise")]
+    parts += [rule for _, rule in getattr(policy, "rules", ())]
+    parts += [arm for arm, _ in getattr(policy, "arms", {}).values()]
+    rates = (_pass_rate_in(part) for part in parts if part is not None)
+    return next((rate for rate in rates if rate is not None), None)
 
 
 def _guarantee_in(policy: object) -> Guarantee | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 
 import msgspec
@@ -22,6 +23,9 @@ COLUMNS = {
     "task": ("task",),
     "asked": ("model", "model_asked", "asked"),
 }
+
+
+MOST_TOKENS = 1_000_000_000
 
 
 class LedgerRequest(msgspec.Struct):
@@ -58,12 +62,13 @@ def read_trace(path: str, most: int | None = None, asked: str | None = None) -> 
         if _is_export(path):
             found = list(_exported(path, most, asked))
             return _from_zero(path, found)
-        with Path(path).open(newline="", encoding="utf-8") as file:
+        # What spreadsheets write begins with a mark of its encoding.
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             header = [name.strip() for name in next(rows, [])]
             places = _places(path, header)
-            found = list(_arrivals(path, rows, places, most, asked))
-    except (OSError, UnicodeDecodeError) as error:
+            found = list(_arrivals(path, rows, places, len(header), most, asked))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadTrace(
             f"{path}: {error}. Name a readable CSV file or an export of the ledger."
         ) from None
@@ -132,15 +137,18 @@ def _arrivals(
     path: str,
     rows: Iterator[list[str]],
     places: Mapping[str, int],
+    columns: int,
     most: int | None,
     asked: str | None,
 ) -> Iterator[Arrival]:
     at, prompt, output = places["at"], places["prompt"], places["output"]
     team, task, model = places.get("team"), places.get("task"), places.get("asked")
-    taken = 0
+    taken, last = 0, max(places.values())
     for number, row in enumerate(rows, 2):
         if not any(row):
             continue
+        if len(row) <= last:
+            raise BadTrace(f"{path}, line {number}: {len(row)} columns; the header has {columns}")
         if most is not None and taken >= most:
             return
         try:
@@ -157,7 +165,7 @@ def _arrivals(
                 asked or (row[model] if model is not None else "") or "auto",
                 int(at_s // 3600) % 24,
             )
-        except (ValueError, IndexError) as error:
+        except ValueError as error:
             raise BadTrace(f"{path}, line {number}: {error}") from None
 
 
@@ -168,9 +176,13 @@ def seconds(text: str) -> float:
     """
     text = text.strip()
     try:
-        return float(text)
+        stamp_s = float(text)
     except ValueError:
         pass
+    else:
+        if not isfinite(stamp_s):
+            raise ValueError(f"{text!r} is no time stamp")
+        return stamp_s
     # Azure's have seven digits behind the second; Python reads six.
     whole, dot, fraction = text.partition(".")
     digits = fraction.rstrip("Z+:-0123456789")
@@ -187,7 +199,7 @@ def seconds(text: str) -> float:
 
 
 def _tokens(text: str) -> int:
-    tokens = int(float(text))
-    if tokens < 0:
-        raise ValueError(f"{text!r} tokens; should be 0 or more")
-    return tokens
+    tokens = float(text)
+    if not 0 <= tokens < MOST_TOKENS:
+        raise ValueError(f"{text!r} tokens; should be from 0 to {MOST_TOKENS:,}")
+    return int(tokens)

@@ -86,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
             estimator=settings.estimator,
         )
         estimator.know(facts)
+        for name in names:
+            if book.needs(name).answer_budgets:
+                print(f"{name}: its answer budgets are left out", file=sys.stderr)
         results: list[Replayed] = []
         first = None
         elsewhere: list[tuple[str, Choices]] = []

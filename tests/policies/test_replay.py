@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from estimators.types import Backend, Band, Estimate, Features, Load
@@ -46,6 +47,7 @@ class Known:
     def __init__(self, known: dict[str, StepPhysics] | None = None, loaded: bool = True) -> None:
         self.known = known or {"m@bf16": LLAMA_8B_BF16, "m@int4": LLAMA_8B_INT4}
         self.loaded = loaded  # whether its estimates look at the load
+        self.outside_j = 5.0  # of what has no physics
 
     def physics(self, backend: Backend) -> StepPhysics | None:
         return self.known.get(backend.name)
@@ -57,7 +59,7 @@ class Known:
 
     def _one(self, backend: Backend, load: Load) -> Estimate:
         physics = self.physics(backend)
-        joules = 5.0
+        joules = self.outside_j
         if physics is not None:
             sharers = load.running + 1.0 if self.loaded else 1.0
             joules = 200 * (physics.token_j + physics.step_j / sharers)
@@ -208,3 +210,38 @@ def test_a_policy_that_stays_with_the_model_asked_for_is_given_only_that_model()
     assert seen == {("a@x", "a@y"), tuple(b.name for b in backends)}
     assert list(choices)[1] is None
     assert result.refusals == {"not_asked_for": 4}
+
+
+@pytest.mark.parametrize("second", ["m@bf16", "api"])
+def test_a_cascade_s_second_answers_are_in_its_figures(second: str) -> None:
+    better = {"m@bf16": BIG, "api": msgspec.structs.replace(API, group="m")}[second]
+    known = Known({"m@int4": LLAMA_8B_INT4, "m@bf16": LLAMA_8B_BF16}, loaded=False)
+    known.outside_j = 5_000.0  # dear enough for a first try to be worthwhile
+    floor = (better.quality or 0.0) - 0.01
+    policies = read_policies(
+        {
+            "direct": {"limits": {"min_quality": floor}},
+            "never": {"limits": {"min_quality": floor}, "cascade": {"pass_rate": "100 %"}},
+            "half": {"limits": {"min_quality": floor}, "cascade": {"pass_rate": "50 %"}},
+        }
+    ).policies
+    found = {
+        name: replay(trace(400, gap_s=9.0), [SMALL, better], policies[name], known)[0]
+        for name in ("direct", "never", "half")
+    }
+    half = found["half"]
+    assert found["direct"].backends == {second: 400}
+    assert found["never"].backends == {"m@int4": 400}
+    assert half.backends[second] == pytest.approx(200, abs=40)
+    assert half.requests == 400
+    share = half.backends[second] / 400
+    for figure in ("active_energy_j", "money_usd")[: 2 if second == "m@bf16" else 1]:
+        first, direct, both = (
+            getattr(found[name], figure) or 0.0 for name in ("never", "direct", "half")
+        )
+        assert both == pytest.approx(first + share * direct, rel=0.1), figure
+    assert half.quality is not None
+    assert half.quality.mid == pytest.approx(0.7 + share * ((better.quality or 0.0) - 0.7))
+    assert half.latency_s is not None
+    assert found["direct"].latency_s is not None
+    assert half.latency_s.p95 > found["direct"].latency_s.p95  # after both answers

@@ -98,12 +98,24 @@ def test_only_as_many_as_asked_for_and_none_that_were_never_counted(tmp_path: Pa
         ("a,b\n1,2\n", "line 1: there is no column timestamp or TIMESTAMP"),
         ("timestamp,prompt_tokens,output_tokens\n1,2,x\n", "line 2"),
         ("timestamp,prompt_tokens,output_tokens\n1,2,3\n1,-2,3\n", "line 3"),
+        (
+            "timestamp,prompt_tokens,output_tokens\n1,2,inf\n",
+            "line 2: 'inf' tokens; should be from",
+        ),
+        ("timestamp,prompt_tokens,output_tokens\ninf,2,3\n", "line 2: 'inf' is no time stamp"),
+        ("timestamp,prompt_tokens,output_tokens\n1,2\n", "line 2: 2 columns; the header has 3"),
+        (f"timestamp,prompt_tokens,output_tokens\n1,2,{'9' * 200_000}\n", "field larger than"),
         ("timestamp,prompt_tokens,output_tokens\n", "no requests"),
     ],
 )
 def test_a_bad_trace_is_named_with_its_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(BadTrace, match=says):
         read_trace(written(tmp_path, text))
+
+
+def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
+    path = written(tmp_path, "\ufefftimestamp,prompt_tokens,output_tokens\n1,2,3\n")
+    assert len(read_trace(path)) == 1
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
