@@ -79,9 +79,15 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         return 0 < self.requests == self.unknown_requests and not self.facility_uj
 
     @property
+    def figured_requests(self) -> int:
+        """Requests with a figure, or that needed none: what means are of, as unknown is no 0."""
+        return self.requests - self.unknown_requests
+
+    @property
     def ug_per_1k_requests(self) -> float | None:
-        """Operational micro-grams per thousand requests; None without requests."""
-        return self.operational_ug / self.requests * 1e3 if self.requests else None
+        """Operational micro-grams per thousand requests with a figure; None without any."""
+        n = self.figured_requests
+        return self.operational_ug / n * 1e3 if n else None
 
     @property
     def g_per_1k_requests(self) -> float | None:

@@ -380,7 +380,7 @@ class Snapshots:
             ),
             market_instruments=instruments,
             embodied_known=embodied_known,
-            sci_g_per_request=sci(*units, float(total.requests)),
+            sci_g_per_request=sci(*units, float(total.figured_requests)),
             sci_g_per_mtok=sci(*units, (total.prompt_tokens + total.output_tokens) / 1e6),
             water_ml=sum(w for w in waters if w is not None)
             if waters and None not in waters

@@ -13,7 +13,7 @@ from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Attribution, Evidence, Share, UsageRecord, Window
 from proxy.dashboard import account as cells
-from proxy.dashboard.account import SUMMED
+from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.links import PAGES
 from proxy.dashboard.periods import parse
@@ -134,6 +134,12 @@ def test_unknown_is_counted_as_unknown_and_never_as_zero(tmp_path: Path) -> None
     s = snapshot(tmp_path, [lost, refused, record(3, 5)], [])
     assert (s.total.requests, s.total.unknown_requests) == (3, 1)
     assert s.covered == pytest.approx(2 / 3)
+    # means are of those with a figure
+    assert s.total.ug_per_1k_requests == pytest.approx(s.total.operational_ug / 2 * 1e3)
+    whole_g = (s.total.operational_ug + s.total.embodied_ug) / 1e6
+    assert s.sci_g_per_request == pytest.approx(whole_g / 2)
+    nothing = Line(key="", requests=3, unknown_requests=3, prompt_tokens=5)
+    assert nothing.ug_per_1k_requests is None
     by = {line.key: line for line in s.lines["evidence"]}
     assert by["unknown"].unknown_requests == 1
 
