@@ -13,7 +13,7 @@ import random
 import time
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import aiohttp
 import msgspec
@@ -28,7 +28,7 @@ from proxy.attempts import give_up, whole
 from proxy.auth import Caller, KeyRing
 from proxy.backends import Engine, upstream_model
 from proxy.cache import FUNCTIONS, Answer
-from proxy.cascading import Cascading
+from proxy.cascading import Cascading, Held
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.failed_keys import address_of
@@ -440,8 +440,10 @@ class Steps:
                 flight.sent_s = None  # refused there, and nothing ran
             ours = self._headers(flight, engine, warnings)
             theirs = upstream.response_headers(response)
-            content_type = response.headers.get("content-type", "")
-            if content_type.startswith("text/event-stream"):
+            events = response.headers.get("content-type", "").lower().startswith(EVENTS)
+            if not events and flight.stream and response.status == 200:
+                response, events = await self._looked_at(flight, response, engine)
+            if events:
                 await self._stream(flight, response, theirs + ours, send, hide_usage, keep, engine)
             else:
                 await self._whole(flight, response, theirs + ours, send, keep, engine)
@@ -466,6 +468,23 @@ class Steps:
         if refused:
             _left(flight)
         return refused
+
+    async def _looked_at(
+        self, flight: Flight, response: aiohttp.ClientResponse, engine: Engine
+    ) -> tuple[aiohttp.ClientResponse, bool]:
+        """The same answer, and whether it begins as events do: some servers of streams name no
+        type of content, or another one."""
+        if "content-length" in response.headers:
+            return response, False
+        flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
+        try:
+            first = await response.content.readany()
+        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
+            raise self._broken(flight, engine, error) from error
+        finally:
+            flight.deadline_s = None
+        held = cast(aiohttp.ClientResponse, Held(response, first, not first))
+        return held, first.removeprefix(BOM).lstrip().startswith(EVENT_FIELDS)
 
     async def _open(
         self,
@@ -614,7 +633,11 @@ class Steps:
             if flight.sample is not None:
                 flight.sample.hear(body)
             sort = response.headers.get("content-type", "")
-            known = body.lstrip()[:1] in JSON or sort.startswith(MEDIA) or flight.opaque
+            known = (
+                body.removeprefix(BOM).lstrip()[:1] in JSON
+                or sort.startswith(MEDIA)
+                or flight.opaque
+            )
             if flight.usage is None and not known:
                 engine.failed(now_s, self.settings.retries)
                 raise errors.upstream_failed(
@@ -943,6 +966,9 @@ class Steps:
 LONGEST_NAME = 256  # characters of a model's name
 JSON = (b"{", b"[")  # how an answer in JSON begins
 MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers that are not JSON
+EVENTS = "text/event-stream"
+EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # how a stream of events begins
+BOM = b"\xef\xbb\xbf"
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second

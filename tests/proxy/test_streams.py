@@ -3,6 +3,7 @@ taken out again."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -220,6 +221,53 @@ def test_a_line_longer_than_any_buffer_passes(running: Joulegate, upstream: Upst
     whole = written(answers.chat_events()[:1]) + long + written(answers.chat_events()[1:])
     upstream.play(answers.stream(answers.cut(whole, range(65_536, len(whole), 65_536))))
     assert running.post(ASK).body == whole
+
+
+@pytest.mark.parametrize("sort", ["Text/Event-Stream", "text/plain; charset=utf-8", None])
+def test_a_stream_is_known_by_what_it_is_where_its_type_does_not_say(
+    running: Joulegate, upstream: Upstream, sort: str | None
+) -> None:
+    events = [answers.event(one) for one in answers.chat_events(usage=True)]
+    named = {"content-type": sort} if sort else {}
+    gate = Gate()
+    head = answers.head(200, named, transfer_encoding="chunked")
+    rest = [answers.framed(b"".join(events[1:])), b"0\r\n\r\n"]
+    upstream.play([head, answers.framed(events[0]), gate, *rest])
+    connection = running.open(ASK)
+    response = connection.getresponse()
+    assert response.getheader("content-type") == sort
+    assert response.read1() == events[0]  # while the rest is still to come
+    gate.open()
+    assert response.read() == b"".join([*events[1:-2], events[-1]])
+    record = running.record(response.getheader("x-request-id"))
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 12, 3)
+    connection.close()
+
+
+@pytest.mark.parametrize("sort", ["application/json", "text/plain"])
+def test_a_whole_answer_to_who_asked_for_a_stream_is_passed_on(
+    running: Joulegate, upstream: Upstream, sort: str
+) -> None:
+    body = json.dumps(answers.CHAT).encode()
+    pieces = [body[:30], body[30:]]
+    upstream.play(answers.stream(pieces, headers={"content-type": sort}))
+    got = running.post(ASK)
+    assert (got.status, got.body) == (200, body)
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.output_tokens) == ("ok", 3)
+
+
+@pytest.mark.parametrize(("end", "status"), [(HANG, 504), (CUT, 502)])
+def test_an_answer_of_unknown_type_that_never_begins_is_a_status(
+    joulegate: Start, upstream: Upstream, end: End, status: int
+) -> None:
+    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.3}))
+    upstream.play([answers.head(200, transfer_encoding="chunked"), end])
+    failed = running.post(ASK)
+    assert failed.status == status
+    assert running.record(failed.header("x-request-id")).outcome == "failed"
+    assert running.proxy is not None
+    assert running.proxy.pool.engines[0].in_flight == 0
 
 
 # -- failures ------------------------------------------------------------------------------------
