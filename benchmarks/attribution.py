@@ -53,7 +53,7 @@ from meters.simulated_physics import (
 from meters.simulated_traffic import Run, simulate
 from meters.types import Activity, Around, EngineWork, StepPhysics, Window
 from proxy.accounts import AHEAD, BEHIND_S
-from proxy.steps import PROGRESS_S
+from proxy.relaying import PROGRESS_S
 
 # Plausible engines, different in every proportion; made up but for the first two's origin.
 ENGINES = {

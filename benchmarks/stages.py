@@ -70,7 +70,7 @@ def proxy_of(folder: Path) -> Proxy:
     quiet = msgspec.structs.replace(prepared.settings.retries, health_check_s=0)
     settings = msgspec.structs.replace(prepared.settings, retries=quiet)
     proxy = Proxy(settings, prepared.facts)
-    proxy.client = proxy.steps.client = AtOnce(settings.time)
+    proxy.client = proxy.steps.forwarding.client = AtOnce(settings.time)
     return proxy
 
 
@@ -136,8 +136,8 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
     request = features.peek(body)
     prompt = features.prompt_of(request)
     record = accounts.record_of(flight, proxy.replica)
-    assert steps.describe is not None
-    describe = steps.describe
+    assert steps.reading.describe is not None
+    describe = steps.reading.describe
 
     def decide() -> object:
         now_s = time.monotonic()
@@ -152,7 +152,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
     return {
         "key and headers": best_us(lambda: (proxy.keys.caller(HEADERS, 0.0), wishes_in({}))),
         "reading the body": best_us(lambda: features.prompt_of(features.peek(body))),
-        "counting tokens": best_us(lambda: steps.counter.count(prompt.text)),
+        "counting tokens": best_us(lambda: steps.reading.counter.count(prompt.text)),
         "kind of task": best_us(lambda: describe(prompt)),
         "estimates, four candidates": best_us(lambda: proxy.estimator.estimate(told, facts, loads)),
         "decision, estimates apart": best_us(decide)

@@ -16,6 +16,7 @@ from estimators.types import Backend, Estimate
 from meters.carbon import operational_g
 from proxy import budgets
 from proxy.alerts import Alerts
+from proxy.asgi import RawHeaders
 from proxy.attempts import Recount, as_counted, tokens_counted
 from proxy.auth import Caller
 from proxy.budgets import Amounts, Charge
@@ -25,9 +26,6 @@ from proxy.settings import Organisation
 from proxy.spending import Rules
 from proxy.store import Admission, AdmitRequest, Settlement, Store
 from proxy.store_local import LocalStore
-
-RawHeaders = list[tuple[bytes, bytes]]
-
 
 PATIENCE_S = 3.0  # how long a request waits for others to end, before it is refused
 PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25  # between two looks, at first and later

@@ -36,6 +36,7 @@ from proxy.admin import Admin
 from proxy.admission import Gate
 from proxy.aftermath import Aftermath
 from proxy.alerts import Alerts
+from proxy.asgi import Receive, Scope, Send
 from proxy.auth import Caller
 from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
@@ -72,7 +73,7 @@ from proxy.settings import Settings, Team
 from proxy.siblings import FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_of, to_sign_in
 from proxy.spending import seed_from
-from proxy.steps import Receive, Scope, Send, Steps
+from proxy.steps import Steps
 from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
@@ -428,7 +429,7 @@ class Proxy:
             partial(asyncio.to_thread, self.grid.refresher.stop),
             self.client.stop,
             self.store.close,
-            partial(asyncio.to_thread, self.steps.close),
+            partial(asyncio.to_thread, self.steps.reading.close),
             self.key_watch.stop if self.key_watch is not None else None,
             partial(asyncio.to_thread, self.own_book.stop) if self.own_book is not None else None,
             partial(asyncio.to_thread, self.drain.stop) if self.drain is not None else None,
@@ -525,7 +526,8 @@ class Proxy:
         self.carbon.sites = sites_of(settings, self.facts())
         if self.snapshots is not None:
             self.snapshots.take(self.carbon.sites, budgets_of(self.directory.teams))
-        self.steps.settings = self.judging.settings = settings
+        self.steps.take(settings)
+        self.judging.settings = settings
         self.store.hold_at_most(settings.cache.max_bytes)
         self.client.limits = settings.time
         self.health.rules = settings.retries

@@ -18,14 +18,15 @@ import orjson
 
 from policies.cascade import Checks, faults
 from proxy import upstream
-from proxy.backends import Engine, upstream_model
+from proxy.backends import upstream_model
+from proxy.endings import broken, left
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.features import Peek, elided
 from proxy.flight import Attempt, Flight
 from proxy.rewrite import with_fields
 from proxy.routing import Routed, Router
-from proxy.settings import Time
+from proxy.settings import Settings
 from proxy.sse import StreamWatcher, usage_in
 
 MOST_HELD = 8_388_608  # a longer answer goes out unchecked
@@ -84,22 +85,11 @@ Open = Callable[
 class Cascading:
     """Serves the requests that a policy gave to a thrifty backend first."""
 
-    def __init__(
-        self,
-        router: Router,
-        client: upstream.Upstream,
-        *,
-        open: Open,
-        broken: Callable[[Flight, Engine, BaseException], ApiError],
-        left: Callable[[Flight], None],
-    ) -> None:
-        """``open`` sends a request and gives the first response worth passing on, ``broken`` says
-        what a failure in the middle means, ``left`` takes a request's load off its engine."""
+    def __init__(self, router: Router, client: upstream.Upstream, open: Open) -> None:
+        """``open`` sends a request and gives the first response worth passing on."""
         self.router = router
         self.client = client
         self.open = open
-        self.broken = broken
-        self.left = left
 
     async def answered(
         self,
@@ -110,7 +100,7 @@ class Cascading:
         body: bytes,
         kept: list[tuple[int, int]],
         request: Peek,
-        limits: Time,
+        settings: Settings,
     ) -> aiohttp.ClientResponse:
         """The first answer where it passes, else the response of the backend after it. The first
         is kept, faulty as it is, where nobody else answers."""
@@ -126,7 +116,7 @@ class Cascading:
         assert flight.engine is not None
         if flight.served_by == routed.decision.escalate_to or response.status != 200:
             return response
-        held, against = await self._held(flight, routed, request, response, checks, limits, asks)
+        held, against = await self._held(flight, routed, request, response, checks, settings, asks)
         if held is not None and not against:
             return held
         before = (flight.engine, flight.usage, flight.first_token_s, flight.sent_s)
@@ -139,7 +129,7 @@ class Cascading:
             if response.status < 500 or held is None:
                 return response
             response.close()
-            self.left(flight)
+            left(flight)
         except ApiError:
             if held is None:
                 raise
@@ -155,7 +145,7 @@ class Cascading:
         request: Peek,
         response: aiohttp.ClientResponse,
         checks: Checks,
-        limits: Time,
+        settings: Settings,
         asked: bool,
     ) -> tuple[aiohttp.ClientResponse | None, list[str]]:
         """The first answer, whole, and what speaks against it; None where it broke off.
@@ -168,9 +158,9 @@ class Cascading:
         if length.isdigit() and int(length) > MOST_HELD:
             return response, []
         try:
-            body, complete = await self._read(flight, response, limits)
+            body, complete = await self._read(flight, response, settings)
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
-            self.broken(flight, engine, error)
+            broken(flight, error, settings.retries)
             passing.checked(routed.policy.name, False)
             return None, ["it broke off"]
         stream = response.headers.get("content-type", "").startswith("text/event-stream")
@@ -181,25 +171,25 @@ class Cascading:
         answer = in_stream(body) if stream else in_body(body)
         against = wrong(answer, request, checks)
         if not against and checks.judge is not None and answer is not None:
-            against = await self._judged(flight, checks.judge, answer, limits)
+            against = await self._judged(flight, checks.judge, answer, settings)
         passing.checked(routed.policy.name, not against)
         if asked and not stream:
             body = without_logprobs(body)
         return cast(aiohttp.ClientResponse, Held(response, body, complete)), against
 
     async def _read(
-        self, flight: Flight, response: aiohttp.ClientResponse, limits: Time
+        self, flight: Flight, response: aiohttp.ClientResponse, settings: Settings
     ) -> tuple[bytes, bool]:
         """The answer, and whether it is all of it; notes what attribution wants to know."""
         watcher = StreamWatcher()
         stream = response.headers.get("content-type", "").startswith("text/event-stream")
         parts: list[bytes] = []
         size, begun_s = 0, time.monotonic()
-        flight.deadline_s = begun_s + limits.between_chunks_s
+        flight.deadline_s = begun_s + settings.time.between_chunks_s
         complete = True
         while chunk := await response.content.readany():
             now_s = time.monotonic()
-            flight.deadline_s = now_s + limits.between_chunks_s
+            flight.deadline_s = now_s + settings.time.between_chunks_s
             parts.append(chunk)
             size += len(chunk)
             if stream:
@@ -217,7 +207,9 @@ class Cascading:
         flight.wait_s += time.monotonic() - begun_s
         return b"".join(parts), complete
 
-    async def _judged(self, flight: Flight, judge: str, answer: Answer, limits: Time) -> list[str]:
+    async def _judged(
+        self, flight: Flight, judge: str, answer: Answer, settings: Settings
+    ) -> list[str]:
         """What a judge says against the answer; nothing where it cannot be asked."""
         engines, told = self.router.pool.serving(judge), flight.features
         if not engines or told is None:
@@ -236,7 +228,7 @@ class Cascading:
         headers = upstream.request_headers({}, engine, flight.request_id)
         engine.started(0)
         try:
-            async with asyncio.timeout(limits.first_byte_s):
+            async with asyncio.timeout(settings.time.first_byte_s):
                 response = await self.client.post(engine, "/chat/completions", body, headers)
                 said = await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
@@ -274,7 +266,7 @@ class Cascading:
         """Put the first answer on the books as an attempt of this request, and clear the way."""
         engine, usage = flight.engine, flight.usage
         assert engine is not None
-        self.left(flight)
+        left(flight)
         flight.earlier.append(
             Attempt(
                 kind="answer",

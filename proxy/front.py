@@ -11,8 +11,9 @@ from typing import Any
 from starlette.responses import Response
 
 from proxy import errors
+from proxy.asgi import Receive, Scope, Send
 from proxy.endpoints import Endpoint
-from proxy.steps import Receive, Scope, Send, Steps
+from proxy.steps import Steps
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Message = MutableMapping[str, Any]
@@ -87,7 +88,7 @@ class Front:
             scope = {**scope, "path": "/v1" + path, "raw_path": raw_path}
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # in the copy: uvicorn leaves the body out
-        receive = _at_most(receive, self.steps.max_body_bytes)
+        receive = _at_most(receive, self.steps.reading.max_body_bytes)
         await self.app(scope, receive, self._dressed(send, cors))
 
     def _other(self, path: str) -> Endpoint | None:

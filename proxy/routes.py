@@ -143,8 +143,8 @@ class Routes:
         """A chat request in, the decision out; nothing is sent."""
         caller = self.caller(request)
         body = await request.body()
-        if len(body) > self.steps.max_body_bytes:
-            raise errors.body_too_large(self.steps.max_body_bytes)
+        if len(body) > self.steps.reading.max_body_bytes:
+            raise errors.body_too_large(self.steps.reading.max_body_bytes)
         skeleton, _ = features.elided(body)
         peeked = features.peek(skeleton)
         if not peeked.model:
@@ -153,7 +153,7 @@ class Routes:
         flight = Flight("route")
         wishes = wishes_in(headers)
         flight.caller, flight.session = caller, wishes.session
-        told = await self.steps.features_of(flight, peeked, skeleton, caller)
+        told = await self.steps.reading.features_of(flight, peeked, skeleton, caller)
         now_s = time.monotonic()
         try:
             routed = self.routing.decide(

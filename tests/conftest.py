@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,15 @@ pytest_plugins = [
 _numbers = itertools.count()
 
 threadpool_limits(1)  # as when serving: servers under test share the cores with this process
+
+
+@pytest.fixture(autouse=True)
+def log_level() -> Iterator[None]:
+    """What a config told this process to log is over with its test."""
+    logger = logging.getLogger("joulegate")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,6 @@ def test_a_part_that_cannot_be_ended_keeps_no_other_from_it(
         assert running.post(body).status == 200
         stop()
     assert "the driver is gone" in caplog.text
-    assert not proxy.steps.small._thread.is_alive()
+    assert not proxy.steps.reading.small._thread.is_alive()
     assert proxy.drain is not None
     assert proxy.drain.backlog_bytes == 0

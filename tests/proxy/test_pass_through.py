@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy import steps
+from proxy import relaying
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
@@ -225,7 +225,7 @@ def test_a_stream_that_was_compressed_unasked_arrives_as_it_is_written(
 def test_an_answer_too_large_to_be_held_is_unpacked_too(
     running: Joulegate, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(steps, "MAX_HELD_BYTES", 100)
+    monkeypatch.setattr(relaying, "MAX_HELD_BYTES", 100)
     body = json.dumps(answers.CHAT).encode()
     upstream.play(answers.answer(gzip.compress(body), headers={"content-encoding": "gzip"}))
     assert running.post(ODD).body == body
