@@ -206,6 +206,7 @@ class Proxy:
             sites_of(settings, [engine.facts for engine in self.pool.engines]),
             self.telemetry.request,
             self.telemetry.divided,
+            alone=settings.redis.url is None and settings.server.workers == 1,
         )
         otlp = settings.otlp
         self.otlp = (
@@ -634,9 +635,23 @@ class Proxy:
             log.warning("the ledger cannot be read (%s)", type(error).__name__)
             return []
 
-    def refresh_metrics(self) -> None:
-        """Set the gauges, just before they are read."""
+    async def count_late(self) -> None:
+        """Count the energy of requests whose windows came to other replicas, or to none."""
+        late, metered_j = self.carbon.late(time.time()), dict[str, float]()
+        if late and self.ledger is not None:
+            try:
+                found = await asyncio.to_thread(self.ledger.metered, late)
+            except SQLAlchemyError as error:
+                log.warning("the ledger cannot be read (%s)", type(error).__name__)
+                found = {}
+            for (request_id, _), energy_j in found.items():
+                metered_j[request_id] = metered_j.get(request_id, 0.0) + energy_j
+        self.carbon.count_late(late, metered_j)
+
+    async def refresh_metrics(self) -> None:
+        """Count what is due and set the gauges, just before they are read."""
         metrics = self.telemetry
+        await self.count_late()
         self.carbon.refresh(time.time())
         metrics.in_flight.set(self.steps.in_flight)
         metrics.imbalance.set(self.accounts.imbalance_j)

@@ -1,16 +1,17 @@
 """Energy by cause and carbon as Prometheus counters, in joules and grams.
 
 A share of a window is counted when the window is divided, under the request it belongs to; shares
-of requests that are still running wait for their record. Where none comes within WAIT_S, since no
-meter reads there or it is away, the estimate is counted, and shares that come later are not. Each
-replica counts the windows that it divided, so sums over replicas are right. No user or key is ever
-a label.
+of requests that are still running wait for their record. Where none comes within WAIT_S, another
+replica may have divided its windows: the ledger knows. Where it knows none either, since no meter
+reads there or it is away, the estimate is counted, and shares that come later are not. Each replica
+counts the requests that it served, so sums over replicas are right. No user or key is ever a label.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
@@ -59,7 +60,10 @@ class CarbonMetrics:
         sites: Sites,
         request_counted: Callable[[Flight, UsageRecord], None] | None = None,
         window_counted: Callable[[Attribution], None] | None = None,
+        alone: bool = True,
     ) -> None:
+        """``alone``: no other process serves requests on the same nodes."""
+        self._alone = alone
         self._book = book
         self.sites = sites
         # Zones that are asked for now: of others the newest hour is of long ago, as it should be.
@@ -69,7 +73,7 @@ class CarbonMetrics:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._waiting: OrderedDict[str, list[_Waiting]] = OrderedDict()
         self._unmetered: OrderedDict[str, tuple[float, _Known, _Waiting]] = OrderedDict()
-        self._estimated: OrderedDict[str, None] = OrderedDict()  # counted without a window
+        self._counted: OrderedDict[str, None] = OrderedDict()  # without a window of ours
         self.energy = Tally(
             "joulegate_energy_joules",
             "Energy by cause: metered shares of requests, or their estimate where no meter reads.",
@@ -123,31 +127,43 @@ class CarbonMetrics:
             shares = self._waiting.pop(record.request_id, ())
             for share in shares:
                 self._count(known, share)
-            if record.energy_j and not shares:
-                self._expect(record, known)
-            self._count_estimates(record.end_s)
+            self._expect(record, known, bool(shares))
         self._count_avoided(record)
 
-    def _expect(self, record: UsageRecord, known: _Known) -> None:
-        """A request with an estimate and, so far, no window."""
-        estimate = _Waiting(record.energy_j or 0.0, record.start_s, record.evidence)
-        if self.sites.is_hosted(record.backend, record.evidence is Evidence.MODELLED):
-            self._count(known, estimate)
-        else:
+    def _expect(self, record: UsageRecord, known: _Known, metered: bool) -> None:
+        """Count what is of others' APIs; what a window may still say of an engine waits."""
+        hosted = self.sites.is_hosted(record.backend, record.evidence is Evidence.MODELLED)
+        whole_j = record.energy_j or 0.0
+        hosted_j = whole_j if hosted and record.hosted_j is None else record.hosted_j or 0.0
+        if hosted_j > 0:
+            self._count(known, _Waiting(hosted_j, record.start_s, record.evidence))
+        if whole_j - hosted_j > 0 and not metered:
+            estimate = _Waiting(whole_j - hosted_j, record.start_s, record.evidence)
             self._unmetered[record.request_id] = record.end_s + WAIT_S, known, estimate
+            if len(self._unmetered) > REMEMBERED:
+                self.count_late([next(iter(self._unmetered))], {})
 
-    def _count_estimates(self, now_s: float) -> None:
-        """Count the estimates of requests that no window came for."""
-        waiting = self._unmetered
-        while waiting:
-            request_id, (due_s, known, estimate) = next(iter(waiting.items()))
-            if due_s > now_s and len(waiting) <= REMEMBERED:
-                break
-            del waiting[request_id]
-            self._count(known, estimate)
-            self._estimated[request_id] = None
-            if len(self._estimated) > REMEMBERED:
-                self._estimated.popitem(last=False)
+    def late(self, now_s: float) -> list[str]:
+        """Requests that no window came for, here, though it is time."""
+        due = itertools.takewhile(lambda one: one[1][0] <= now_s, self._unmetered.items())
+        return [request_id for request_id, _ in due]
+
+    def count_late(self, request_ids: Iterable[str], metered_j: Mapping[str, float]) -> None:
+        """Count these: what windows of other replicas gave them, or else what was estimated."""
+        for request_id in request_ids:
+            waiting = self._unmetered.pop(request_id, None)
+            if waiting is None:
+                continue  # a window came meanwhile
+            _, known, part = waiting
+            read_j = metered_j.get(request_id)
+            if read_j is not None:
+                made_up = part.evidence is Evidence.SIMULATED
+                how = Evidence.SIMULATED if made_up else Evidence.METERED
+                part = _Waiting(read_j, part.at_s, how)
+            self._count(known, part)
+            self._counted[request_id] = None
+            if len(self._counted) > REMEMBERED:
+                self._counted.popitem(last=False)
 
     def divided(self, attribution: Attribution) -> None:
         """Count a divided window."""
@@ -155,7 +171,7 @@ class CarbonMetrics:
             self._window_counted(attribution)
         middle_s = (attribution.start_s + attribution.end_s) / 2
         for share in attribution.shares:
-            if share.energy_j <= 0 or share.request_id in self._estimated:
+            if share.energy_j <= 0 or share.request_id in self._counted:
                 continue
             self._unmetered.pop(share.request_id, None)
             part = _Waiting(share.energy_j, middle_s, attribution.evidence)
@@ -166,7 +182,8 @@ class CarbonMetrics:
             self._waiting.setdefault(share.request_id, []).append(part)
             if len(self._waiting) > REMEMBERED:
                 _, lost = self._waiting.popitem(last=False)
-                self.unattributed.add((), sum(each.energy_j for each in lost))
+                if self._alone:  # else others count what they served
+                    self.unattributed.add((), sum(each.energy_j for each in lost))
         if attribution.idle_j > 0:
             site = self.sites.site(attribution.node)
             node = _Known(
@@ -182,8 +199,7 @@ class CarbonMetrics:
             self.unattributed.add((), attribution.unattributed_j)
 
     def refresh(self, now_s: float) -> None:
-        """Set the gauges of every zone in use, and count what is due."""
-        self._count_estimates(now_s)
+        """Set the gauges of every zone in use."""
         zones = {site.zone for site in self.sites.nodes.values() if site.zone}
         fetched = None if self.fetched is None else self.fetched()
         self.intensity.clear()  # of sources that were used before, and of zones that are not now
@@ -211,7 +227,8 @@ class CarbonMetrics:
         evidence = part.evidence.value
         self.energy.add((*labels, component, evidence), part.energy_j)
         whole_j = part.energy_j
-        if not self.sites.is_hosted(known.backend, part.evidence is Evidence.MODELLED):
+        read = part.evidence is Evidence.METERED  # of an engine that was asked before an API
+        if read or not self.sites.is_hosted(known.backend, part.evidence is Evidence.MODELLED):
             host_j = modelled_host_j(part.energy_j)
             told = evidence if part.evidence is Evidence.SIMULATED else Evidence.MODELLED.value
             self.energy.add((*labels, "host", told), host_j)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import msgspec
@@ -53,7 +53,7 @@ class Routes:
         routing: Router,
         find_receipt: Callable[[str], Receipt | None],
         registry: CollectorRegistry,
-        refresh: Callable[[], None],
+        refresh: Callable[[], Awaitable[None]],
         ready: Callable[[], dict[str, str]],
         feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
         judging: Callable[[], dict[str, Any]],
@@ -248,7 +248,7 @@ class Routes:
         """Prometheus' page; it tells of every team: where there are keys, it needs an admin's."""
         if self.caller(request).role != "admin":
             raise errors.forbidden("Metrics tell of every team: they need an administrator's key.")
-        self.refresh()
+        await self.refresh()
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -99,13 +99,16 @@ def test_where_no_meter_reads_the_estimate_is_counted(
     metrics.divided(window(1.0))  # the node was metered, and its meter went away
     for number in range(3):
         metrics.finished(record(request_id=f"r{number}", end_s=HOUR_S + 20.0 * number))
-    metrics.refresh(HOUR_S + 20.0 + carbon_metrics.WAIT_S)
-    assert energy(registry, "gpu_active", "calibrated") == 20.0
+    due = metrics.late(HOUR_S + 20.0 + carbon_metrics.WAIT_S)
+    assert due == ["r0", "r1"]
+    metrics.count_late(due, {"r1": 7.0})  # whose windows another replica divided
+    assert energy(registry, "gpu_active", "calibrated") == 10.0
+    assert energy(registry, "gpu_active", "metered") == 7.0
     late = msgspec.structs.replace(window(), shares=(Share("w", "r0", 5.0), Share("w", "r2", 6.0)))
     metrics.divided(late)
-    metrics.refresh(HOUR_S + 1000.0)
-    assert energy(registry, "gpu_active", "calibrated") == 20.0
-    assert energy(registry, "gpu_active", "metered") == 6.0
+    assert metrics.late(HOUR_S + 1000.0) == []
+    assert energy(registry, "gpu_active", "calibrated") == 10.0
+    assert energy(registry, "gpu_active", "metered") == 13.0
 
 
 def test_hosted_apis_get_no_host_of_their_own(
@@ -123,11 +126,22 @@ def test_an_intensity_set_by_hand_and_what_is_ours_hold_in_metrics_too(
     sites = Sites(nodes={"n": site}, hosted=frozenset(), own=frozenset({"b@fp8"}))
     metrics = CarbonMetrics(registry, IntensityBook(AnnualTable(zones={"FR": 100.0})), sites)
     metrics.finished(record(pue=1.0, energy_j=3.6e6, evidence=Evidence.MODELLED))
-    metrics.refresh(HOUR_S + 100.0)
+    metrics.count_late(metrics.late(HOUR_S + 100.0), {})
     assert energy(registry, "host", "modelled") == pytest.approx(3.6e6 * HOST_PER_GPU_J)
     labels = {"team": "t", "backend": "b@fp8", "zone": "FR", "method": "location"}
     grams = registry.get_sample_value("joulegate_co2e_grams_total", labels)
     assert grams == pytest.approx((1 + HOST_PER_GPU_J) * 25.0)
+
+
+def test_an_apis_part_is_counted_once_beside_what_an_engine_drew(
+    metrics: CarbonMetrics, registry: CollectorRegistry
+) -> None:
+    metrics.finished(record(energy_j=10.0, hosted_j=4.0, evidence=Evidence.MODELLED))
+    metrics.divided(window(5.0))
+    assert metrics.late(HOUR_S + 100.0) == []
+    assert energy(registry, "gpu_active", "modelled") == 4.0
+    assert energy(registry, "gpu_active", "metered") == 5.0
+    assert energy(registry, "host", "modelled") == pytest.approx(5.0 * HOST_PER_GPU_J)
 
 
 def test_simulated_grams_are_never_counted_as_location_based(
