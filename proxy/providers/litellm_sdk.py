@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from multidict import CIMultiDict
@@ -107,6 +107,8 @@ NEEDS_STATE = ("previous_response_id", "conversation", "background", "prompt")
 # How the SDK calls an OpenAI-compatible server when nothing but its chat completions is to be used.
 OVER_CHAT = "hosted_vllm"
 
+# Headers of a refusal that reach the client.
+WHEN_AGAIN = ("retry-after", "x-should-retry", "x-ratelimit-", "anthropic-ratelimit-")
 # How the SDK tells of a provider that it got no answer from.
 _NOBODY_THERE = re.compile(
     r"cannot connect to|connection (?:error|refused)|connect call failed", re.I
@@ -132,10 +134,19 @@ def sdk() -> Any:
 class Bridged:
     """One answer of the SDK, with what the request path uses of an aiohttp response."""
 
-    def __init__(self, status: int, content_type: str, chunks: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self,
+        status: int,
+        content_type: str,
+        chunks: AsyncIterator[bytes],
+        more: Iterable[tuple[str, str]] = (),
+    ) -> None:
         self.status = status
-        self.headers: CIMultiDict[str] = CIMultiDict({"content-type": content_type})
-        self.raw_headers = ((b"content-type", content_type.encode()),)
+        self.headers: CIMultiDict[str] = CIMultiDict([("content-type", content_type), *more])
+        self.raw_headers = tuple(
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in self.headers.items()
+        )
         self.closed = False
         self._chunks = chunks
         self.content = self
@@ -175,6 +186,9 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     }.get(path, (None, frozenset(), _chat_events))
     if call is None:
         return _refused(404, f"{settings.provider} is not served at {path}.")
+    odd = malformed(path, fields)
+    if odd is not None:
+        return _refused(400, f"Invalid value for {odd!r}: it cannot be read as what it should be.")
     if path == "/responses":
         for name in NEEDS_STATE:
             if fields.get(name):
@@ -203,11 +217,54 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         said = str(getattr(error, "message", error))
         if status >= 500 and _NOBODY_THERE.search(said):
             return _refused(503, f"The backend {engine.name} cannot be reached. Try again.")
-        return _refused(status, said)
+        if status < 400:  # what it sent was no answer
+            status = 502
+        return _refused(status, said, _passed_on_of(error), _own_error(said) if over_chat else None)
     if fields.get("stream"):
         return Bridged(200, "text/event-stream", _unbroken(events(answer)))
     whole = json.dumps(answer) if isinstance(answer, dict) else answer.model_dump_json()
     return Bridged(200, "application/json", _once(whole.encode()))
+
+
+def malformed(path: str, fields: Mapping[str, Any]) -> str | None:
+    """The name of a field that has not the shape it must have; None where all have it. The SDK
+    fails at one as it fails at a backend that is broken."""
+    for name in ("messages", "tools"):
+        value = fields.get(name)
+        if value is not None and not _are_objects(value):
+            return name
+    if path == "/messages":
+        for name in ("messages", "max_tokens"):
+            if fields.get(name) is None:
+                return name
+    given = fields.get("input")
+    if path == "/responses" and not (isinstance(given, str) or _are_objects(given)):
+        return "input"
+    return None
+
+
+def _are_objects(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _passed_on_of(error: Exception) -> list[tuple[str, str]]:
+    """What a backend said beside its refusal of when to try again."""
+    given: Any = getattr(error, "litellm_response_headers", None)
+    return [
+        (name.lower(), str(value))
+        for name, value in dict(given or {}).items()
+        if name.lower().startswith(WHEN_AGAIN)
+    ]
+
+
+def _own_error(said: str) -> bytes | None:
+    """The backend's own error, which the SDK puts after words of its own."""
+    body = said[max(said.find("{"), 0) :]
+    try:
+        error = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return body.encode() if isinstance(error, dict) else None
 
 
 async def _unbroken(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -245,8 +302,14 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _refused(status: int, message: str) -> Bridged:
-    return Bridged(status, "application/json", _once(_error(status, message)))
+def _refused(
+    status: int,
+    message: str,
+    more: Iterable[tuple[str, str]] = (),
+    body: bytes | None = None,
+) -> Bridged:
+    body = _error(status, message) if body is None else body
+    return Bridged(status, "application/json", _once(body), more)
 
 
 def _error(status: int, message: str) -> bytes:

@@ -117,6 +117,47 @@ def test_an_upstreams_refusal_keeps_its_status(running: Joulegate, upstream: Ups
         client_of(running).responses.create(model="tiny", input="hello")
 
 
+def test_an_upstreams_refusal_says_when_to_try_again_in_its_own_words(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    when = {"retry-after": "7", "retry-after-ms": "7000", "x-ratelimit-remaining-requests": "0"}
+    refusal = answers.failure(429, "busy", "Slow down.", when)
+    upstream.play(refusal)
+    for path in ("/v1/responses", "/v1/messages"):
+        refused = running.post({**MESSAGE, "input": "hello"}, path=path)
+        assert (refused.status, refused.code) == (429, "busy")
+        assert refused.json()["error"]["message"] == "Slow down."
+        for name, value in when.items():
+            assert refused.header(name) == value
+
+
+@pytest.mark.parametrize(
+    ("path", "odd"),
+    [
+        ("/v1/responses", {"input": 5}),
+        ("/v1/responses", {"input": [5]}),
+        ("/v1/responses", {}),
+        ("/v1/responses", {"input": "hello", "tools": [5]}),
+        ("/v1/messages", {"messages": "hello", "max_tokens": 9}),
+        ("/v1/messages", {"messages": [5], "max_tokens": 9}),
+        ("/v1/messages", {"messages": MESSAGE["messages"]}),
+    ],
+)
+def test_what_cannot_be_translated_is_the_clients_mistake_and_no_failure_of_a_backend(
+    running: Joulegate, upstream: Upstream, path: str, odd: dict[str, object]
+) -> None:
+    refused = running.post({"model": "tiny", **odd}, path=path)
+    assert (refused.status, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+    assert upstream.received == []
+    assert running.proxy is not None
+    assert running.proxy.pool.engines[0].failures_in_a_row == 0
+
+
+def test_an_upstream_that_answers_no_json_is_a_502(running: Joulegate, upstream: Upstream) -> None:
+    upstream.play(answers.answer(b"<html>", headers={"content-type": "text/html"}))
+    assert running.post({**MESSAGE, "input": "hello"}, path="/v1/responses").status == 502
+
+
 def test_without_a_bridge_both_are_passed_through(joulegate: Start, upstream: Upstream) -> None:
     running = joulegate(config_of(upstream.base_url))
     usage = {"input_tokens": 5, "output_tokens": 2}
