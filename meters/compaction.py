@@ -11,7 +11,18 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, String, case, cast, delete, func, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    String,
+    case,
+    cast,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
 
 from meters.rows import hour_of
 from meters.schema import changes, requests, shares, window_totals, windows
@@ -44,8 +55,8 @@ def fold(connection: Connection, before_s: float) -> Folded:
     windows_before = _count(connection, window_totals)
     shares_before = _count(connection, shares)
     _fold_shares(connection, until)
+    _fold_windows(connection, windows, until)  # while it is known which of them were divided
     _fold_windows(connection, window_totals, until)
-    _fold_windows(connection, windows, until)
     forgotten = connection.execute(
         update(requests)
         .where(requests.c.hour_s < until, requests.c.decision.is_not(None))
@@ -106,13 +117,15 @@ def _fold_windows(connection: Connection, table: Any, until: int) -> None:
     summed += [name for name in (*work, "read_bytes", "windows") if name in table.c]
     kept = [c.name for c in table.c if c.name in {"node", "hour_s", "evidence", "meter"}]
     inner = select(_folded_id(table).label("folded_id"), table).where(_old(table, until)).subquery()
-    columns = ["window_id", "start_s", "end_s", *kept, *summed]
+    read = [name for name in ("host_windows",) if name in table.c]
+    columns = ["window_id", "start_s", "end_s", *kept, *summed, *read]
     rows = select(
         inner.c.folded_id,
         func.min(inner.c.start_s),
         func.max(inner.c.end_s),
         *(func.min(inner.c[name]) for name in kept),
         *(_sum_of_known(inner.c[name], table.c[name]) for name in summed),
+        *(_sum_where(inner.c[name], inner.c.host_energy_uj) for name in read),
     ).group_by(inner.c.folded_id)
     made = connection.execute(rows).all()
     connection.execute(delete(table).where(_old(table, until)))
@@ -126,6 +139,11 @@ def _sum_of_known(column: Any, like: Any) -> Any:
     if like.name.endswith("_uj"):
         return total
     return case((func.count() == func.count(column), total))
+
+
+def _sum_where(column: Any, known: Any) -> Any:
+    """The sum over the rows where the other column is known."""
+    return cast(func.sum(case((known.is_not(None), column), else_=0)), BigInteger)
 
 
 def cast_sum(column: Any, like: Any) -> Any:

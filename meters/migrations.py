@@ -79,6 +79,13 @@ def _to_8(connection: Connection) -> None:
         connection.execute(text(f"ALTER TABLE requests ADD COLUMN {name} BIGINT"))
 
 
+def _to_9(connection: Connection) -> None:
+    """Windows that were folded into one say of how many of them the host was read."""
+    connection.execute(
+        text("ALTER TABLE windows ADD COLUMN host_windows BIGINT NOT NULL DEFAULT 1")
+    )
+
+
 def _leave_room(connection: Connection) -> None:
     """Half of each page of the roll-ups that every batch adds to. PostgreSQL writes a changed row
     anew; beside the old one it needs no new entry in the index, and the room is used again soon.
@@ -98,6 +105,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     6: _to_6,
     7: _to_7,
     8: _to_8,
+    9: _to_9,
 }
 VERSION = 1 + len(STEPS)
 

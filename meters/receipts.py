@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import msgspec
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, case, func, select
 
 from meters.bulk import rows_where
 from meters.exact import from_micro
@@ -121,8 +121,10 @@ def metered(connection: Connection, request_ids: Collection[str]) -> dict[tuple[
 
 def _shares(connection: Connection, request_id: str) -> list[tuple[int, WindowShare]]:
     w = window_totals.c
+    # of a folded hour only where each of its windows had it
+    host = case((windows.c.host_windows >= w.windows, windows.c.host_energy_uj))
     rows = connection.execute(
-        select(shares.c.energy_uj, window_totals, windows.c.host_energy_uj)
+        select(shares.c.energy_uj, window_totals, host.label("host_energy_uj"))
         .join(window_totals, w.window_id == shares.c.window_id)
         .outerjoin(windows, windows.c.window_id == w.window_id)
         .where(shares.c.request_id == request_id)

@@ -135,7 +135,7 @@ class Changes:
         if row["host_energy_uj"] is not None:
             sums = self.node_hours[row["node"], row["hour_s"], row["evidence"], row["meter"]]
             sums["host_energy_uj"] += row["host_energy_uj"]
-            sums["host_known"] += 1
+            sums["host_known"] += row["host_windows"]
 
     def team_days(self) -> Sums:
         """What ``energy_hours`` change by day, node and team."""
@@ -238,7 +238,7 @@ def expected_host_hours() -> Select[Any]:
         select(
             *keys,
             func.sum(w.host_energy_uj).label("host_energy_uj"),
-            func.count(w.host_energy_uj).label("host_known"),
+            func.sum(w.host_windows).label("host_known"),
         )
         .where(w.host_energy_uj.is_not(None))
         .group_by(*keys)

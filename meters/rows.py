@@ -120,6 +120,7 @@ def window_row(window: Window) -> Row:
     """One window as a row of ``windows``. Raises ValueError for a figure that is not finite."""
     row = _WINDOW.row(window)
     row["hour_s"] = hour_of(window.start_s)
+    row["host_windows"] = 1
     return row
 
 

@@ -118,6 +118,8 @@ windows = Table(
     Column("hour_s", BigInteger, nullable=False),  # start of the hour of start_s
     Column("energy_uj", BigInteger, nullable=False),
     Column("host_energy_uj", BigInteger),
+    # of the windows that were folded into it, those whose host was read
+    Column("host_windows", BigInteger, nullable=False, server_default="1"),
     Column("idle_power_w", Double),
     Column("prompt_tokens", Double),
     Column("cached_prompt_tokens", Double),

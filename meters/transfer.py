@@ -145,10 +145,13 @@ def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
             row.setdefault("user_hash", None)
             for name in ("hosted_uj", "hosted_low_uj", "hosted_high_uj"):
                 row.setdefault(name, None)
+        seen = by_table.pop(windows.name, [])
+        for row in seen:
+            row.setdefault("host_windows", 1)
         ledger.add_rows(
             connection,
             asked,
-            by_table.pop(windows.name, []),
+            seen,
             divided,
             open_from_s=0,
         )

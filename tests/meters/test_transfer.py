@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import func, select
 
 from meters import transfer
 from meters.ledger import Ledger
 from meters.ourselves import OwnSums
+from meters.schema import windows
 from meters.types import Attribution, UsageRecord, Window
 from proxy.settings import Settings, Team
 from proxy.teams import TeamStore
@@ -140,6 +142,33 @@ def test_folding_keeps_every_sum(full: Ledger) -> None:
     assert (now.state, now.settled) == (receipt.state, receipt.settled)
     assert len(now.shares) == 1
     assert now.record.decision is None
+    with full.database.read() as connection:
+        assert connection.scalar(select(func.count()).select_from(windows)) == 361
+    assert full.undivided("gpu-1", NOON_S, NOON_S + 3600) == []
+    assert now.shares[0].host_energy_j is None  # it was read in half of that hour's windows
+
+
+def test_a_receipt_keeps_its_host_when_its_windows_are_folded(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ends = [(NOON_S + n, NOON_S + n + 1.0) for n in range(8, 14)]
+    ledger.write(
+        [record(1)],
+        [attribution(n, {"req-1": 7.0}, start_s=a, end_s=b) for n, (a, b) in enumerate(ends)],
+        [
+            window(n, start_s=a, end_s=b, energy_j=68.0, host_energy_j=20.0)
+            for n, (a, b) in enumerate(ends)
+        ],
+    )
+    before = ledger.receipt("req-1")
+    ledger.compact(NOON_S + 3600)
+    after = ledger.receipt("req-1")
+    balance = ledger.check()
+    ledger.close()
+    assert before is not None
+    assert after is not None
+    assert sum(share.host_energy_j or 0.0 for share in before.shares) == 120.0
+    assert [share.host_energy_j for share in after.shares] == [120.0]
+    assert balance.balanced
 
 
 def test_a_window_of_a_folded_hour_is_not_counted_again(full: Ledger) -> None:
