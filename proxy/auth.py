@@ -81,6 +81,7 @@ class KeyRing:
     def replace(self, callers: Mapping[str, Caller]) -> None:
         """Use these keys from now on; an open ring stays open only while there are none."""
         self._callers = dict(callers)
+        self.failed.look_again()
         # once there were keys, revoking the last one must not let everybody in
         self.open = self.open and not self._callers
 

@@ -65,6 +65,13 @@ class FailedKeys:
         if len(self._minutes) > MAX_ADDRESSES:
             self._minutes.popitem(last=False)
 
+    def look_again(self) -> None:
+        """Other keys are good now: one that was sent again and again may be among them. How many
+        different ones an address tried still counts. From any thread."""
+        for _, wrong in list(self._minutes.values()):
+            for hashed in list(wrong):
+                wrong[hashed] = 1
+
 
 def address_of(scope: Mapping[str, Any]) -> str:
     """The peer's address of an ASGI scope; empty where there is none, as on a Unix socket."""

@@ -6,7 +6,11 @@ import sys
 from collections.abc import Callable
 from urllib.parse import urlencode
 
+import pytest
+
 from proxy import failed_keys
+from proxy.auth import Caller, KeyRing, digest
+from proxy.errors import ApiError
 from proxy.failed_keys import MAX_ADDRESSES, FailedKeys, network_of
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, config_of
 
@@ -52,6 +56,24 @@ def test_a_client_with_an_old_key_shuts_out_only_itself(joulegate: Start) -> Non
     running = guarded(joulegate)
     assert statuses(running, *["old"] * 4) == [401, 401, 401, 429]
     assert statuses(running, KEY) == [200]
+
+
+def test_a_key_that_became_good_is_looked_at_again_and_a_guesser_is_not() -> None:
+    ring = KeyRing({"of another": Caller(team="a")}, FailedKeys(3))
+
+    def tries(*keys: bytes) -> None:
+        for key in keys:
+            assert ring.lookup_from("1.2.3.4", key, 0.0) is None
+
+    tries(b"late", b"late", b"late")
+    with pytest.raises(ApiError, match="Too many"):
+        tries(b"late")
+    ring.replace({digest("late"): Caller(team="a")})
+    assert ring.lookup_from("1.2.3.4", b"late", 0.0) is not None
+    tries(b"x", b"y")
+    ring.replace({digest("late"): Caller(team="b")})
+    with pytest.raises(ApiError, match="Too many"):
+        tries(b"z")
 
 
 def test_requests_without_a_key_are_no_guesses(joulegate: Start) -> None:
