@@ -97,7 +97,8 @@ def keepable(response_headers: Mapping[str, str], body: bytes) -> bool:
 def cacheable(request: Peek, body: bytes, endpoint: str, rules: Cache) -> bool:
     """Whether this request's answer may come from the cache and go into it.
 
-    Not what calls tools (their world changes) or what is large; sampled answers only where the
+    Not what calls tools (their world changes), what goes on with a conversation that the backend
+    keeps (it is another one then), or what is large; sampled answers only where the
     config asks for it, unless a seed makes them repeatable.
     """
     if not rules.enabled or len(body) > rules.max_answer_bytes:
@@ -106,4 +107,6 @@ def cacheable(request: Peek, body: bytes, endpoint: str, rules: Cache) -> bool:
         return False
     if endpoint in FUNCTIONS:
         return True
+    if endpoint == "responses" and b'"conversation"' in body:
+        return False
     return rules.sampled or request.temperature == 0 or request.seed is not None

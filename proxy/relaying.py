@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 
 import aiohttp
@@ -21,6 +22,7 @@ from proxy.sse import StreamWatcher, usage_in
 
 BOM = b"\xef\xbb\xbf"
 JSON = (b"{", b"[")  # how an answer in JSON begins
+IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*\{')
 MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers that are not JSON
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 MAX_PROGRESS = 4_096
@@ -82,6 +84,8 @@ class Relaying:
                 raise errors.upstream_failed(
                     f"The backend {engine.name} answered with something that is not JSON."
                 )
+            if flight.usage is None and IS_ERROR.match(body):  # whatever its status says
+                flight.outcome = "failed"
         else:
             flight.outcome = "failed"
         headers.append(content_length(str(len(body))))
@@ -152,7 +156,7 @@ class Relaying:
                         flight.progress.append((now_s, float(watcher.events)))
                 if watcher.done and not flight.booked:  # clients read no further than this
                     flight.usage, flight.end_s = watcher.usage, now_s
-                    if watcher.failed:
+                    if watcher.failed or response.status >= 400:
                         flight.outcome = "failed"
                     await self.answering.book(flight)
                 flight.sending = True
@@ -196,7 +200,7 @@ class Relaying:
             flight.error = failure
             flight.outcome = "failed"
             rest = rest + b"data: " + failure.body() + b"\n\n"
-        elif watcher.failed:
+        elif watcher.failed or response.status >= 400:
             flight.outcome = "failed"
         if not flight.headers_sent:
             flight.headers_sent = True

@@ -54,6 +54,12 @@ def test_sampled_answers_are_cached_only_where_asked_for() -> None:
     assert cache.cacheable(features.peek(body), body, "chat.completions", rules)
 
 
+def test_what_goes_on_with_a_kept_conversation_is_not_cached() -> None:
+    for more, expected in ((b"", True), (b',"conversation":"conv_1"', False)):
+        body = b'{"model":"m","input":"and then?","temperature":0' + more + b"}"
+        assert cache.cacheable(features.peek(body), body, "responses", Cache()) is expected
+
+
 def test_what_is_computed_and_not_sampled_is_always_cached() -> None:
     body = b'{"model":"m","input":"x"}'
     for endpoint, expected in (("embeddings", True), ("rerank", True), ("responses", False)):

@@ -232,6 +232,27 @@ def test_an_upstream_s_own_error_arrives_unchanged(
     assert (record.status, record.outcome) == (status, "failed")
 
 
+OWN = answers.event({"detail": "No."})
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        answers.stream([b"event: error\n" + OWN], 429),
+        answers.stream([b"event: error\n" + OWN + answers.event("[DONE]")], 400),
+        answers.answer({"error": {"message": "No.", "code": 502}}),  # as OpenRouter may
+    ],
+    ids=["in an event", "with an end", "with the status of an answer"],
+)
+def test_an_upstream_s_error_is_one_however_it_is_sent(
+    running: Joulegate, upstream: Upstream, script: Any
+) -> None:
+    upstream.play(script)
+    failed = running.post({**ASK, "stream": True})
+    assert b"No." in failed.body
+    assert running.record(failed.header("x-request-id")).outcome == "failed"
+
+
 def test_what_a_backend_was_not_made_for_is_no_failure_of_it(
     running: Joulegate, upstream: Upstream
 ) -> None:
