@@ -78,7 +78,7 @@ class NodeBook:
 
     def _count_missing(self, window: Window) -> None:
         run, _, number = window.window_id.rpartition(":")
-        if not number.isdigit():
+        if not number.isascii() or not number.isdigit() or len(number) > 18:
             return
         highest = self._numbers.get(run)
         if highest is None:

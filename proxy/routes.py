@@ -205,7 +205,7 @@ class Routes:
         """What the hold-out of the caller's team proves; ``days`` back from now, 30 if not said."""
         caller = self.caller(request)
         days = request.query_params.get("days", "30")
-        if not days.isdigit() or not 1 <= int(days) <= 3660:
+        if not days.isascii() or not days.isdigit() or not 1 <= int(days[:9]) <= 3660:
             raise errors.invalid_body(
                 "'days' should be a whole number of days.", code="invalid_value", param="days"
             )

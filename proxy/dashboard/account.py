@@ -307,6 +307,7 @@ def build(
     simulated: bool,
 ) -> Account:
     """The account of ``team``; with ``simulated`` only what was simulated, else all the rest."""
+    sites = _with_gone(sites, raw)
     nodes = _Names()
     zones = _Names()
     parts = [
@@ -328,6 +329,28 @@ def build(
         factors=factors,
         dim_zone=dim_zone,
     )
+
+
+def _with_gone(sites: Sites, raw: Raw) -> Sites:
+    """With places for nodes that the config no longer names, as most of the team's requests there
+    have them: an engine that was taken out has idled where it was."""
+    counts = np.zeros(len(raw.dims), dtype=np.int64)
+    np.add.at(counts, raw.asked[:, 1], raw.asked[:, ASKED["requests"]])
+    found: dict[str, tuple[int, Dim]] = {}
+    for d, count in zip(raw.dims, counts.tolist(), strict=True):
+        if not d.node or d.node in sites.nodes or not (d.zone or d.pue):
+            continue
+        if sites.is_hosted(d.backend, d.evidence == Evidence.MODELLED.value):
+            continue
+        if d.node not in found or count > found[d.node][0]:
+            found[d.node] = count, d
+    if not found:
+        return sites
+    gone = {
+        node: Site(node=node, zone=d.zone or None, pue=d.pue, pue_source="as it was recorded")
+        for node, (_, d) in found.items()
+    }
+    return msgspec.structs.replace(sites, nodes={**sites.nodes, **gone})
 
 
 def _reconcile(raw: Raw, idle: Idle, simulated: bool) -> Reconciliation:

@@ -40,7 +40,7 @@ class FormTokens:
 
     def valid(self, token: str, viewer: Viewer, now_s: float | None = None) -> bool:
         until, _, signature = token.partition(".")
-        if not until.isdigit() or len(until) > 12:
+        if not token.isascii() or not until.isdigit() or len(until) > 12:
             return False
         fresh = int(until) >= (time.time() if now_s is None else now_s)
         return hmac.compare_digest(signature, self._sign(viewer, int(until))) and fresh

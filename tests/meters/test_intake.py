@@ -222,6 +222,13 @@ def test_more_cached_than_prompt_tokens_is_as_many() -> None:
     assert desk.kept[0].cached_prompt_tokens == 10.0
 
 
+@pytest.mark.parametrize("number", ["²", "9" * 5000])
+def test_ids_that_only_look_like_numbers_are_ids(number: str) -> None:
+    desk = Desk()
+    assert desk.refused(window(0, window_id=f"gpu-1:run:{number}"), window(1)) == []
+    assert desk.intake.nodes()["gpu-1"].missing == 0
+
+
 def test_what_cannot_be_kept_is_asked_for_again() -> None:
     desk = Desk()
     desk.send(window(0))

@@ -55,6 +55,8 @@ def test_a_hold_out_in_the_running_proxy_proves_its_savings(
     assert 10 <= len(held) <= 40
     assert "as if we were not there" in decided(running, held[0]).reason
     deadline_s = time.monotonic() + 20.0
+    for days in ("0", "x", "%C2%B2", "9" * 5000):
+        assert running.get(f"/v1/savings?days={days}").status == 400
     while True:
         found = running.get("/v1/savings?days=1").json()["data"]
         if found and found[0]["held_out"] + found[0]["treated"] == 60:

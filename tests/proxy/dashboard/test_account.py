@@ -210,6 +210,15 @@ def test_an_api_that_is_no_longer_configured_stays_an_api(tmp_path: Path) -> Non
     assert {line.key: line.host_uj for line in engine.lines["backend"]}["gpt"] > 0
 
 
+def test_an_engine_that_was_taken_out_of_the_config_idled_where_it_was(tmp_path: Path) -> None:
+    args = [record(1, 5)], [divided(5, {"r1": 100.0}, idle_j=900.0)]
+    here = Site(node="n", zone="FR", pue=1.5)
+    before = snapshot(tmp_path, *args, sites=Sites(nodes={"n": here}))
+    after = snapshot(tmp_path, [], [], sites=Sites())
+    assert after.total == before.total
+    assert [f.zone for f in after.factors] == ["FR"]
+
+
 def test_an_engine_and_an_api_that_both_answered_are_both_in_the_account(tmp_path: Path) -> None:
     """A cascade's first answer, metered at home, and the API's that replaced it."""
     both = record(

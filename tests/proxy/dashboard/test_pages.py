@@ -187,6 +187,8 @@ def test_forms_from_elsewhere_or_without_a_token_are_refused(page: Page, site: s
     url = f"{site}/dashboard/search/freeze"
     form = {"period": "2026-10", "tz": "UTC", "token": "1.2"}
     assert page.request.post(url, form=form).status == 403
+    for odd in ("²³.x", "99999999999.é"):
+        assert page.request.post(url, form=form | {"token": odd}).status == 403
     page.goto(f"{site}/dashboard/search/overview?period=2026-10")
     token = page.locator("input[name=token]").get_attribute("value")
     good = form | {"token": str(token)}
