@@ -18,13 +18,14 @@ from proxy.endings import broken, left
 from proxy.errors import ApiError
 from proxy.flight import Admitted, Flight
 from proxy.settings import Settings
-from proxy.sse import StreamWatcher, usage_in
+from proxy.sse import StreamWatcher, TokenUsage, usage_in, usage_in_part
 
 BOM = b"\xef\xbb\xbf"
 JSON = (b"{", b"[")  # how an answer in JSON begins
 IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*\{')
 MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers that are not JSON
 MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
+EDGE_BYTES = 4_096  # of their beginnings and ends, where the usage stands
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
 
@@ -68,9 +69,7 @@ class Relaying:
         flight.first_token_s = None  # a whole answer does not say when its first token came
         flight.end_s = now_s
         if response.status < 400:
-            flight.usage = usage = usage_in(body)
-            if usage is not None and usage.prompt_tokens is None and flight.endpoint in FUNCTIONS:
-                usage.prompt_tokens = usage.total_tokens  # all that Jina and Voyage tell
+            flight.usage = _for(flight, usage_in(body))
             if flight.sample is not None:
                 flight.sample.hear(body)
             sort = response.headers.get("content-type", "")
@@ -84,14 +83,15 @@ class Relaying:
                 raise errors.upstream_failed(
                     f"The backend {engine.name} answered with something that is not JSON."
                 )
-            if flight.usage is None and IS_ERROR.match(body):  # whatever its status says
+            if IS_ERROR.match(body):  # whatever its status says
                 flight.outcome = "failed"
         else:
             flight.outcome = "failed"
         headers.append(content_length(str(len(body))))
         headers.append(overhead(flight, now_s))
         await self.answering.send(flight, send, response.status, headers, body)
-        if can_keep(keep) and response.status == 200 and flight.usage is not None:
+        fine = response.status == 200 and flight.outcome == "ok"
+        if can_keep(keep) and fine and flight.usage is not None:
             await self.cached.keep(flight, keep, response, body)
 
     async def _relay(
@@ -105,7 +105,9 @@ class Relaying:
         headers.append(overhead(flight, time.monotonic()))
         flight.headers_sent = True
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        first = last = b""
         async for chunk in response.content.iter_any():
+            first, last = first or chunk[:EDGE_BYTES], (last + chunk)[-EDGE_BYTES:]
             flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
             flight.sending = True
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -114,6 +116,8 @@ class Relaying:
         left(flight)
         flight.body_sent = True
         flight.end_s = time.monotonic()
+        if response.status < 400:
+            flight.usage = _for(flight, usage_in_part(last) or usage_in_part(first))
         await self.answering.book(flight)
         await send({"type": "http.response.body", "body": b""})
 
@@ -212,3 +216,10 @@ class Relaying:
         await send({"type": "http.response.body", "body": rest})
         if held is not None and watcher.done and not watcher.failed and failure is None:
             await self.cached.keep(flight, keep, response, b"".join(held) + rest)
+
+
+def _for(flight: Flight, usage: TokenUsage | None) -> TokenUsage | None:
+    """An answer's usage, where nothing is written with all tokens as the prompt's."""
+    if usage is not None and usage.prompt_tokens is None and flight.endpoint in FUNCTIONS:
+        usage.prompt_tokens = usage.total_tokens  # all that Jina and Voyage tell
+    return usage

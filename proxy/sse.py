@@ -7,6 +7,7 @@ re-serialises; bytes of an event that is complete and wanted leave exactly as th
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -123,6 +124,7 @@ _COUNTS = (
 )
 _usage = msgspec.json.Decoder(_UsageOnly)
 _typed = msgspec.json.Decoder(_Typed)
+_json = json.JSONDecoder()
 _tokens = msgspec.json.Decoder(TokenUsage | None)
 
 
@@ -131,6 +133,19 @@ def usage_in(body: bytes) -> TokenUsage | None:
     try:
         return _usage_of(_usage.decode(body).usage)
     except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def usage_in_part(part: bytes) -> TokenUsage | None:
+    """The last ``usage`` in a part of an answer that is too large to be read; None where there is
+    none that is whole."""
+    key = part.rfind(b'"usage"')
+    brace = part.find(b"{", key)
+    if key < 0 or part[key + 7 : brace].strip() != b":":
+        return None
+    try:
+        return _salvaged(_json.raw_decode(part[brace:].decode("utf-8", "replace"))[0])
+    except ValueError:
         return None
 
 

@@ -125,8 +125,9 @@ def test_cache_control_is_honoured(joulegate: Start, upstream: Upstream) -> None
         answers.answer({"usage": {"prompt_tokens": 1}}, headers={"cache-control": "no-store"}),
         answers.failure(400, "bad", "No."),
         answers.answer({"error": "no usage, so not an answer"}),
+        answers.answer({"error": {"message": "No."}, "usage": {"prompt_tokens": 1}}),
     ],
-    ids=["tool call", "no-store", "error", "no usage"],
+    ids=["tool call", "no-store", "error", "no usage", "an error all the same"],
 )
 def test_what_is_no_complete_plain_answer_is_not_kept(
     joulegate: Start, upstream: Upstream, script: Any

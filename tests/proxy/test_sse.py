@@ -171,6 +171,24 @@ def test_of_an_odd_usage_what_can_be_read_is(
         assert found is None or found.cached_tokens is None
 
 
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (b'5}],"model":"m","usage": {"prompt_tokens":7,"x":{"y":1}}}', 7),
+        (b'{"usage":{"total_tokens":9,"prompt_tokens":8},"data":[1', 8),
+        (b'"usage":{"prompt_tokens":1},"usage" : {"prompt_tokens":2}', 2),
+        (b'"usage":{"prompt_tok', None),
+        (b'"usage":null,"data":[{', None),
+        (b'"usage"', None),
+        (b'\xff{"usage":{"prompt_tokens":3}}\xe2', 3),
+        (b"", None),
+    ],
+)
+def test_the_usage_is_found_in_a_part_of_an_answer(part: bytes, expected: int | None) -> None:
+    found = sse.usage_in_part(part)
+    assert (None if found is None else found.prompt_tokens) == expected
+
+
 def test_the_details_of_an_odd_usage_are_read_too() -> None:
     usage = {
         "input_tokens": 12.0,

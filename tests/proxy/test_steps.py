@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from proxy import relaying
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
@@ -213,6 +214,24 @@ def test_where_nothing_is_written_all_tokens_are_the_prompts(
     got = running.post({"model": "tiny", "input": "a", "query": "a", "documents": []}, path=path)
     record = running.record(got.header("x-request-id"))
     assert (record.prompt_tokens, record.usage_source) == (56, "upstream")
+
+
+@pytest.mark.parametrize("usage_first", [True, False])
+def test_the_usage_of_what_is_too_large_to_be_held_is_read(
+    joulegate: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, usage_first: bool
+) -> None:
+    monkeypatch.setattr(relaying, "MAX_HELD_BYTES", 10_000)
+    parts: list[dict[str, object]] = [
+        {"usage": {"prompt_tokens": 4321, "total_tokens": 4321}},
+        {"data": [{"index": n, "embedding": [0.25] * 100} for n in range(100)]},
+    ]
+    whole = {k: v for part in (parts if usage_first else parts[::-1]) for k, v in part.items()}
+    upstream.play(answers.answer(whole))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "a"}, path="/v1/embeddings")
+    assert got.json() == whole
+    record = running.record(got.header("x-request-id"))
+    assert (record.prompt_tokens, record.usage_source) == (4321, "upstream")
 
 
 def test_sound_passes_as_it_came(joulegate: Start, upstream: Upstream) -> None:
