@@ -9,7 +9,7 @@ that allow it get such candidates, since a budget changes the request.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -24,12 +24,13 @@ PROMPT_WEIGHT = 0.5
 class AnswerBudget(msgspec.Struct, frozen=True, kw_only=True):
     """One way to ask for less. Factors are what is expected before anything was learnt."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(min_length=1)]
     reasoning_effort: str | None = None  # minimal | low | medium | high
-    max_tokens: int | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     directive: str | None = None  # put before the conversation as a system message
-    output_factor: float = 1.0  # expected length against the same backend without it
-    quality_factor: float = 1.0
+    # expected length against the same backend without it
+    output_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    quality_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
 def variant(backend: Backend, budget: AnswerBudget) -> Backend:

@@ -76,6 +76,11 @@ def condition(value: object, path: Path) -> Condition:
     def numbers(key: str) -> Range | None:
         return span(asked[key], (*path, key)) if key in asked else None
 
+    left = numbers("budget_left")
+    if left is not None and max(left.low or 0.0, left.high or 0.0) > 1.0:
+        message = f"is a share of the budget: write {str(asked['budget_left']).strip()} %"
+        raise PolicyError((*path, "budget_left"), message)
+
     return Condition(
         team=names("team"),
         tag=names("tag"),
@@ -84,5 +89,5 @@ def condition(value: object, path: Path) -> Condition:
         prompt_tokens=numbers("prompt_tokens"),
         hour=hours(asked["hour"], (*path, "hour")) if "hour" in asked else None,
         intensity=numbers("intensity"),
-        budget_left=numbers("budget_left"),
+        budget_left=left,
     )

@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
+from estimators.text import TASKS
 from estimators.types import Backend
 from policies.language import Book, Spec
 from policies.limits import LOCAL, UPPER, serves, within
 from policies.ranking import INF
 from policies.types import Candidate, Limits
-from policies.wording import Path, nearest
+from policies.wording import Path, Range, nearest
 
 
 class TeamRules(msgspec.Struct, frozen=True):
@@ -76,7 +77,8 @@ def _parts(path: Path, spec: Spec) -> Iterator[tuple[Path, Spec]]:
 
 def _names(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Finding]:
     """Names that nothing has: backends, groups, regions, providers."""
-    known = {b.name for b in backends} | {b.group for b in backends}
+    variants = {b.name for b in backends}
+    known = variants | {b.group for b in backends}
     regions = {b.region for b in backends if b.region}
     providers = {b.provider or LOCAL for b in backends}
     for at, part in _parts(path, spec):
@@ -96,9 +98,9 @@ def _names(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Find
             allowed = limits.backends or ()
             asked.append(((*at, "limits", "backends"), allowed, known, "backend or model"))
         if part.compare_with:
-            asked.append(((*at, "compare_with"), (part.compare_with,), known, "backend"))
+            asked.append(((*at, "compare_with"), (part.compare_with,), variants, "backend"))
         if part.canary:
-            asked.append(((*at, "canary", "backend"), (part.canary.backend,), known, "backend"))
+            asked.append(((*at, "canary", "backend"), (part.canary.backend,), variants, "backend"))
         if part.cascade and part.cascade.judge:
             judge = (part.cascade.judge,)
             asked.append(((*at, "cascade", "judge"), judge, known, "backend or model"))
@@ -138,6 +140,12 @@ def _conditions(
             hint = f" Did you mean {close!r}?" if close else ""
             message = f"never applies: nobody can ask for the model {names[0]!r}.{hint}"
             yield Finding("contradiction", False, (*at, "model"), message)
+        kinds = [task for task in condition.task or () if task not in TASKS]
+        if kinds:
+            close = nearest(kinds[0], TASKS)
+            hint = f" Did you mean {close!r}?" if close else f" Known: {', '.join(TASKS)}."
+            message = f"no request is of the kind {kinds[0]!r}.{hint}"
+            yield Finding("unknown_name", False, (*at, "task"), message)
         if teams and condition.team and not set(condition.team) & set(teams):
             close = nearest(condition.team[0], teams)
             hint = f" Did you mean {close!r}?" if close else ""
@@ -166,6 +174,8 @@ def _covers(a: object, b: object) -> bool:
     for field in msgspec.structs.fields(type(a)):  # type: ignore[arg-type]
         of_a, of_b = getattr(a, field.name), getattr(b, field.name)
         if of_a is None or of_a == of_b:
+            continue
+        if isinstance(of_a, Range) and isinstance(of_b, Range) and of_a.covers(of_b):
             continue
         if not (isinstance(of_a, tuple) and isinstance(of_b, tuple) and set(of_b) <= set(of_a)):
             return False
@@ -249,6 +259,7 @@ def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -
         yield Finding("unknown_name", True, (*path, "policy"), message)
         return
     yield from _satisfiable(path, team.limits, backends, True)
+    yield from _unknown_in_limits((*path, "limits"), team.limits, backends)
     spec = book.specs.get(team.policy or "")
     if spec is not None and not team.answer_budgets and book.needs(spec.name).answer_budgets:
         message = (
@@ -264,6 +275,24 @@ def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -
         for finding in _satisfiable(path, both, backends, refuses):
             message = f"together with policy {spec.name!r}, {finding.message}"
             yield msgspec.structs.replace(finding, path=(*path, "policy"), message=message)
+
+
+def _unknown_in_limits(
+    path: Path, limits: Limits, backends: Sequence[Backend]
+) -> Iterator[Finding]:
+    """Names in a team's lists that nothing has, beside others that something has."""
+    named = {b.name for b in backends} | {b.group for b in backends}
+    regions = {b.region for b in backends if b.region}
+    lists = (("backends", limits.backends, named), ("regions", limits.regions, regions))
+    for field, given, known in lists:
+        for name in given or ():
+            if name not in known:
+                close = nearest(name, known)
+                hint = f" Did you mean {close!r}?" if close else ""
+                message = f"no backend has the name {name!r}.{hint}"
+                if field == "regions":
+                    message = f"no backend is in the region {name!r}.{hint}"
+                yield Finding("unknown_name", False, (*path, field), message)
 
 
 def _unreachable(

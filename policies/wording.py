@@ -46,6 +46,18 @@ class Range(msgspec.Struct, frozen=True):
     high: float | None = None
     strict: bool = False
 
+    def covers(self, other: Range) -> bool:
+        """Whether every number in the other lies in it."""
+        below = self.low is None or (
+            other.low is not None
+            and (other.low > self.low or (other.low == self.low and self.strict <= other.strict))
+        )
+        return below and (
+            self.high is None
+            or (other.high is not None and other.high < self.high)
+            or (other.high == self.high and self.strict <= other.strict)
+        )
+
     def holds(self, value: float) -> bool:
         """Whether a value lies in it."""
         if self.strict:
@@ -150,7 +162,7 @@ def share_of(value: object, path: Path, most: float = 1.0) -> tuple[float, str |
         raise PolicyError(path, f"should be a share such as 0.97 or 97 %, not {value!r}")
     amount = float(found[1]) / (100.0 if found[2] else 1.0)
     if amount > most:
-        hint = f" Write {amount:g} % if that is meant." if amount <= 100 else ""
+        hint = f" Write {amount:g} % if that is meant." if amount <= 100 and not found[2] else ""
         raise PolicyError(path, f"should be at most {most:.0%}, not {amount:.0%}.{hint}")
     return amount, found["of"]
 

@@ -6,15 +6,19 @@ import difflib
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
+from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named
+from estimators.text import TASKS
 from estimators.types import Backend
 from meters.intensity.table import AnnualTable
 from meters.intensity.types import Tier
 from policies.language import Book
+from policies.wording import nearest
 from proxy import config_file, facts, policy_book, predicting
 from proxy import settings as settings_file
 from proxy.backends import provider_of
@@ -91,7 +95,9 @@ def warnings(settings: Settings) -> Iterator[str]:
     if not settings.keys_configured:
         yield "no keys: anyone on this machine may call, and nobody else"
     yield from addresses(settings)
+    yield from precisions(settings)
     yield from zones(settings)
+    yield from unknown_names(settings)
     for backend in settings.backends:
         if backend.gpu is None and provider_of(backend) is None:
             yield (
@@ -113,6 +119,41 @@ def addresses(settings: Settings) -> Iterator[str]:
                 f"{backend.full_name}: its url has no path, and engines speak OpenAI's API under "
                 f"/v1: {url}/v1"
             )
+
+
+def precisions(settings: Settings) -> Iterator[str]:
+    """Precisions that nothing is predicted for."""
+    for backend in settings.backends:
+        if backend.gpu is None:
+            continue
+        try:
+            precision_named(backend.precision)
+        except UnknownPrecision as error:
+            close = nearest(backend.precision, WEIGHT_BYTES)
+            hint = f" Did you mean {close!r}?" if close else ""
+            yield f"{backend.full_name}: {error} Its energy is unknown.{hint}"
+
+
+def unknown_names(settings: Settings) -> Iterator[str]:
+    """Names that are looked up later, and that nothing has."""
+    for backend in settings.backends:
+        for task in backend.quality_by_task:
+            if task not in TASKS:
+                yield (
+                    f"{backend.full_name}: no request is of the kind {task!r} in quality_by_task; "
+                    f"known: {', '.join(TASKS)}"
+                )
+    nodes = {backend.node or backend.full_name for backend in settings.backends}
+    for node in settings.meters.tokens:
+        if node not in nodes:
+            yield f"meters.tokens: no backend has the node {node!r}, so its windows are refused"
+    usual = settings.carbon.default_counterfactual
+    names = {name for b in settings.backends for name in (b.full_name, b.model)}
+    if usual is not None and usual not in names:
+        yield f"carbon.default_counterfactual: there is no backend {usual!r}"
+    file = settings.carbon.intensity_file
+    if file is not None and not Path(file).is_file():
+        yield f"carbon.intensity_file: there is no file {file}"
 
 
 def zones(settings: Settings) -> Iterator[str]:

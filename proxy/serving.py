@@ -115,7 +115,8 @@ def prepare(
         backends, started = simulated_pair()
         settings = msgspec.structs.replace(settings, backends=backends)
     known, _, unwise = checking.understood(settings, document)
-    for warning in [*unwise, *checking.addresses(settings), *checking.zones(settings)]:
+    doubts = [*checking.addresses(settings), *checking.precisions(settings)]
+    for warning in [*unwise, *doubts, *checking.zones(settings)]:
         log.warning("%s", warning)
     return Prepared(settings, known, started)
 

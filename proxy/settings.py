@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -27,6 +28,12 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Whole = Annotated[int, Meta(ge=0)]
 
 
+LEDGERS = ("postgresql", "sqlite")  # each with a driver behind a +, too
+REDISES = (
+    "redis",
+    "rediss",
+    *(f"{r}+{k}" for r in ("redis", "rediss") for k in ("sentinel", "cluster")),
+)
 BUDGETED = ("requests", "tokens", "energy_j", "carbon_g", "money_usd")
 OVERHEAD = "judging"  # the team that energy spent on judging is booked on
 
@@ -577,11 +584,8 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
         seen[backend.full_name] = index
         if backend.provider == "openai" and not backend.url:
             yield Problem(line, config_file.key_text(path), "'url' is missing. Add it.")
-        if backend.url and not backend.url.startswith(("http://", "https://")):
-            message = f"should start with http:// or https://; it is {backend.url!r}."
-            yield Problem(
-                document.line((*path, "url")), config_file.key_text((*path, "url")), message
-            )
+        yield from _contradictions_in_address((*path, "url"), backend.url, document)
+        yield from _contradictions_in_names(index, settings, document)
         if backend.gpu and backend.num_gpus and backend.params_b is None and not backend.hf_config:
             message = "has a gpu but no params_b or hf_config, so its energy cannot be predicted."
             yield Problem(line, config_file.key_text(path), message)
@@ -591,6 +595,21 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
     for name, organisation in settings.organisations.items():
         yield from contradictions_of_organisation(name, organisation, settings, document)
     yield from _contradictions_of_sign_in(settings.sign_in, document)
+    for where, url in (
+        (("budget_alerts", "url"), settings.budget_alerts.url),
+        (("otlp", "url"), settings.otlp.url),
+    ):
+        yield from _contradictions_in_address(where, url, document)
+    for where, url, known in (
+        (("ledger", "url"), settings.ledger.url, LEDGERS),
+        (("redis", "url"), settings.redis.url, REDISES),
+    ):
+        scheme, found, _ = (url or "").partition("://")
+        if known is LEDGERS:  # a file's name is SQLite's
+            scheme = scheme.partition("+")[0] if found else "sqlite"
+        if url and scheme.lower() not in known:
+            message = f"should start with one of {', '.join(f'{s}://' for s in known)}."
+            yield Problem(document.line(where), config_file.key_text(where), message)
     groups = {backend.model for backend in settings.backends}
     for group, others in settings.fallbacks.items():
         for name in (group, *others):
@@ -598,6 +617,43 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
                 path_ = ("fallbacks", group)
                 message = f"there is no backend of model {name!r}."
                 yield Problem(document.line(path_), config_file.key_text(path_), message)
+
+
+def _contradictions_in_address(
+    path: KeyPath, url: str | None, document: Document
+) -> Iterator[Problem]:
+    if url is None:
+        return
+    message = None
+    try:
+        parts = urlsplit(url)
+        if not url.startswith(("http://", "https://")):
+            message = f"should start with http:// or https://; it is {url!r}."
+        elif not parts.hostname or any(letter.isspace() for letter in url):
+            message = f"is no address: {url!r}."
+        elif parts.port == 0:
+            message = "has the port 0."
+    except ValueError as error:
+        message = f"is no address ({error})."
+    if message is not None:
+        yield Problem(document.line(path), config_file.key_text(path), message)
+
+
+def _contradictions_in_names(
+    index: int, settings: Settings, document: Document
+) -> Iterator[Problem]:
+    """What a client could not ask for, or would ask another one for."""
+    backend = settings.backends[index]
+    for key in ("model", "name"):
+        name = getattr(backend, key) or ""
+        path: KeyPath = ("backends", index, key)
+        message = None
+        if name == "auto" or name.startswith("auto:"):
+            message = f"{name!r} leaves the choice open. Take another name."
+        elif name not in ("", backend.model) and any(b.model == name for b in settings.backends):
+            message = f"{name!r} is the model of others. Take another name."
+        if message is not None:
+            yield Problem(document.line(path), config_file.key_text(path), message)
 
 
 def _contradictions_of_sign_in(sign_in: SignInSettings, document: Document) -> Iterator[Problem]:

@@ -141,9 +141,12 @@ def _expiry(text: str | None, now_s: float) -> float | None:
     if re.fullmatch(r"[\d.]+[smhd]", text):
         return now_s + seconds(text)
     try:
-        return unix_time(text)
+        at_s = unix_time(text)
     except ValueError:
         raise CommandError(f"{text!r} is not a time. Write 2027-01-31, or 90d.") from None
+    if at_s <= now_s:
+        raise CommandError(f"{text} has passed, so nobody could use the key. Name a later time.")
+    return at_s
 
 
 def _print_key(made: NewKey, as_json: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from estimators.types import Backend
 from policies.findings import Finding, TeamRules, check_figures, check_policies
 from policies.language import read_policies
@@ -72,7 +74,7 @@ def test_limits_that_only_together_cannot_be_kept_are_found() -> None:
 
 
 def test_a_rule_can_be_impossible_by_itself() -> None:
-    keys = {"rules": [{"when": {"task": "x"}, "limits": {"min_quality": 0.99}}]}
+    keys = {"rules": [{"when": {"task": "code"}, "limits": {"min_quality": 0.99}}]}
     assert only(findings({"p": keys})).path == ("policies", "p", "rules", 0, "limits")
 
 
@@ -180,3 +182,45 @@ def test_limits_below_what_one_token_takes_are_found_and_only_warned_of() -> Non
     assert "11 J" in only(found({"max_energy_j": 4.5, "regions": ["eu"]})).message
     assert "price is known" in only(found({"max_money_usd": 1.0})).message
     assert only(found({}, t=TeamRules(limits=Limits(max_ttft_s=0.1)))).path[:2] == ("teams", "t")
+
+
+def test_what_is_looked_up_by_name_and_kind_has_to_be_one() -> None:
+    for written, path in (
+        ({"canary": {"backend": "big"}}, ("policies", "p", "canary", "backend")),
+        ({"compare_with": "big"}, ("policies", "p", "compare_with")),
+    ):
+        assert [f.path for f in findings({"p": written}) if f.error] == [path]
+    rules = [{"when": {"task": ["code", "cdoe"]}, "objective": "carbon"}]
+    (finding,) = findings({"p": {"rules": rules}})
+    assert (finding.error, finding.path[-1]) == (False, "task")
+    assert "Did you mean 'code'?" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "hidden"),
+    [
+        ("> 100", "> 4000", True),
+        ("> 100", "> 100", True),
+        (">= 100", "> 100", True),
+        ("> 100", ">= 100", False),
+        ("> 4000", "> 100", False),
+        ("< 4000", "100-3000", True),
+        ("100-3000", "100-3000", True),
+        ("100-3000", "> 200", False),
+    ],
+)
+def test_a_range_within_an_earlier_one_never_gets_its_turn(
+    first: str, second: str, hidden: bool
+) -> None:
+    rules = [
+        {"when": {"prompt_tokens": first}, "objective": "carbon"},
+        {"when": {"prompt_tokens": second}, "objective": "money"},
+    ]
+    assert any("never applies" in f.message for f in findings({"p": {"rules": rules}})) is hidden
+
+
+def test_a_team_s_lists_name_what_there_is() -> None:
+    limits = Limits(backends=("m", "n0body"), regions=("eu", "euu"))
+    fleet = [Backend(name="m@fp8", group="m", region="eu")]
+    told = check_policies(read_policies({}), fleet, {"t": TeamRules(limits=limits)})
+    assert {f.path[-1] for f in told if not f.error} == {"backends", "regions"}

@@ -212,6 +212,18 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str | int, ...], str, str | None]] = 
         None,
     ),
     (
+        {"p": {"rules": [{"when": {"budget_left": "< 10"}, "use": "pinned"}]}},
+        ("p", "rules", 0, "when", "budget_left"),
+        "write < 10 %",
+        None,
+    ),
+    (
+        {"p": {"answer_budgets": [{"name": "x", "max_tokens": 0}]}},
+        ("p", "answer_budgets", 0),
+        "max_tokens",
+        None,
+    ),
+    (
         {"p": {"rules": [{"when": {"prompt_tokens": "many"}, "use": "pinned"}]}},
         ("p", "rules", 0, "when", "prompt_tokens"),
         "a range such as",

@@ -167,3 +167,43 @@ def test_a_key_that_is_two_teams_or_nobodys_is_a_mistake(keys: str, says: str) -
     (problem,) = problems(f"teams: {{{keys.replace('00}', repr('0' * 64) + '}')}}}\n")
     assert says in problem
     assert problem.startswith("line 1: teams.")
+
+
+BACKEND = "backends: [{model: m, url: 'http://x/v1'}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("ledger: {url: 'postgres://u:p@h/db'}", "ledger.url: should start with one of postgresql"),
+        ("ledger: {url: 'mysql+x://h/db'}", "ledger.url: should start with one of postgresql"),
+        ("redis: {url: 'localhost:6379'}", "redis.url: should start with one of redis://"),
+        ("budget_alerts: {url: hooks.example.org}", "budget_alerts.url: should start with http://"),
+        ("otlp: {url: 'http://'}", "otlp.url: is no address"),
+        ("backends: [{model: m, url: 'http://x:99999/v1'}]", "backends[0].url: is no address"),
+        ("backends: [{model: m, url: 'http://x/v1 '}]", "backends[0].url: is no address"),
+        ("backends: [{model: auto, url: 'http://x/v1'}]", "'auto' leaves the choice open"),
+        (
+            "backends: [{model: m, url: 'http://x/v1'}, {model: n, name: m, url: 'http://x/v1'}]",
+            "backends[1].name: 'm' is the model of others",
+        ),
+    ],
+)
+def test_addresses_and_names_that_cannot_work_are_mistakes(text: str, says: str) -> None:
+    given = text if text.startswith("backends") else BACKEND + text
+    (problem,) = problems(given + "\n")
+    assert says in problem
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ledger: {url: books.db}",
+        "ledger: {url: 'sqlite:///books.db'}",
+        "ledger: {url: 'postgresql+psycopg://u:p@h/db'}",
+        "redis: {url: 'rediss+cluster://h'}",
+        "backends: [{model: m, url: 'http://[::1]:8000/v1/'}, {model: m, name: n, url: 'http://x'}]",
+    ],
+)
+def test_addresses_and_names_that_work_are_none(text: str) -> None:
+    settings.from_document(config_file.parse(text, "c.yaml", {}))

@@ -245,3 +245,25 @@ def test_init_writes_a_config_that_check_likes(
     assert main(["check", str(path)]) == 0
     assert main(["init", "--out", str(path)]) == 1
     assert "--force" in capsys.readouterr().err
+
+
+def test_check_warns_of_names_that_are_only_looked_up_later(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (
+        "meters: {tokens: {gpu-1: secret}}\n"
+        "carbon: {default_counterfactual: lama, intensity_file: /nowhere.csv}\n"
+    )
+    odd = CONFIG.replace("precision: int4", "precision: itn4, quality_by_task: {cdoe: 0.5}")
+    config.write_text(odd + more)
+    assert main(["check", str(config), "--json"]) == 0
+    told = "\n".join(json.loads(capsys.readouterr().out)["warnings"])
+    for said in (
+        "llama@itn4: unknown precision 'itn4'.",
+        "Did you mean 'int4'?",
+        "no request is of the kind 'cdoe' in quality_by_task",
+        "no backend has the node 'gpu-1'",
+        "there is no backend 'lama'",
+        "there is no file /nowhere.csv",
+    ):
+        assert said in told

@@ -55,6 +55,7 @@ def test_a_team_its_keys_and_their_ends(config: str, capsys: Output) -> None:
         (["keys", "create", "--team", "nobody"], "teams create nobody"),
         (["keys", "revoke", "abc"], "no key abc"),
         (["keys", "create", "--team", "ops", "--expires", "soon"], "not a time"),
+        (["keys", "create", "--team", "ops", "--expires", "2020-01-31"], "has passed"),
         (["teams", "create", "ops"], "in the config file"),
         (["ledger", "import", "missing.jsonl"], "cannot be read"),
         (["ledger", "compact", "--older-than", "1h"], "Name 2d or more"),
