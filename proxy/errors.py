@@ -15,6 +15,8 @@ import orjson
 from policies.types import Rejection
 
 Headers = list[tuple[bytes, bytes]]
+# Endpoints whose clients tell events by their names, and pass over those that have none.
+NAMED_EVENTS = frozenset({"messages", "responses"})
 
 
 class ApiError(Exception):
@@ -52,6 +54,18 @@ class ApiError(Exception):
         if self.details:
             error["joulegate"] = self.details
         return orjson.dumps({"error": error})
+
+    def event(self, endpoint: str) -> bytes:
+        """The error in a stream that has begun, as clients of that endpoint's API look for it."""
+        body = self.body()
+        if endpoint not in NAMED_EVENTS:
+            return b"data: " + body + b"\n\n"
+        error = orjson.loads(body)["error"]
+        told = {"type": "error", "code": self.code, "message": self.message, "param": self.param}
+        if endpoint == "messages":
+            told = {"type": "error"}
+            error["type"] = "api_error"
+        return b"event: error\ndata: " + orjson.dumps({**told, "error": error}) + b"\n\n"
 
     def headers(self) -> Headers:
         headers: Headers = [(b"content-type", b"application/json")]

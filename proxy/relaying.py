@@ -183,6 +183,7 @@ class Relaying:
                             held = None  # too large to be kept
                     await send({"type": "http.response.body", "body": out, "more_body": True})
                 flight.sending = False
+            midway = watcher.midway
             rest = watcher.end()
             ended = watcher.done or watcher.finished or watcher.failed or flight.opaque
             if not ended and response.status < 400:
@@ -190,7 +191,7 @@ class Relaying:
                     f"The backend {engine.name} ended the stream before the answer was complete."
                 )
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
-            rest = b""
+            rest, midway = b"", watcher.midway
             failure = broken(flight, error, self.settings.retries, fault=not watcher.done)
             failure = None if watcher.done else failure  # nothing is missing after "[DONE]"
         finally:
@@ -203,7 +204,7 @@ class Relaying:
                 raise failure
             flight.error = failure
             flight.outcome = "failed"
-            rest = rest + b"data: " + failure.body() + b"\n\n"
+            rest = (b"\n\n" if midway else b"") + failure.event(flight.endpoint)
         elif watcher.failed or response.status >= 400:
             flight.outcome = "failed"
         if not flight.headers_sent:

@@ -206,6 +206,11 @@ class StreamWatcher:
         self._last_was_cr = False
         self._hid = False  # the last event was not passed on
 
+    @property
+    def midway(self) -> bool:
+        """Whether what was passed on ends within an event."""
+        return self._passing or (bool(self._event) and not self.hide_usage)
+
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; the bytes to pass on now."""
         if not self._event and not self._passing and self._whole_events(chunk):

@@ -326,6 +326,20 @@ def test_a_failure_in_the_middle_is_an_error_event_and_no_done(
     assert record.output_tokens  # what was generated until then is charged
 
 
+@pytest.mark.parametrize("ask", [ASK, ASK_USAGE], ids=["usage hidden", "usage asked"])
+@pytest.mark.parametrize("end", [True, False], ids=["ends", "dies"])
+def test_an_error_event_stands_alone_where_a_stream_ends_within_one(
+    running: Joulegate, upstream: Upstream, ask: dict[str, Any], end: bool
+) -> None:
+    first, *_, last = (answers.event(one) for one in answers.chat_events()[:3])
+    upstream.play(answers.stream([first + last[:30], *([] if end else [CUT])], end=end))
+    got = running.post(ask)
+    assert got.body.startswith(first)
+    begun, error = got.body[len(first) :].split(b'data: {"error":')
+    assert begun in (b"", last[:30] + b"\n\n")
+    assert b"upstream_failed" in error
+
+
 def test_the_openai_client_raises_at_the_error_event(
     running: Joulegate, upstream: Upstream
 ) -> None:
