@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
@@ -100,7 +101,11 @@ class _Item(_Message):
 # Above this, embedded files are cut out before a body is read: base64 holds nothing that routing
 # needs, and reading 20 MB of it would stall every other request for milliseconds.
 ELIDE_BYTES = 262_144
-_BASE64 = b";base64,"
+WINDOW_BYTES = 65_536
+LEAST_FIELD_BYTES = 4_096  # of data in a field that is worth cutting out
+_BASE64, _DATA = b";base64,", b'"data"'
+_STRING = re.compile(rb'[ \t\r\n]*:[ \t\r\n]*"')
+_BASE64_TEXT = re.compile(rb"[A-Za-z0-9+/_-]{1024}")
 
 # Lenient as engines are, which take "0.7" and 100.0: the body goes on as it came.
 _peek = msgspec.json.Decoder(Peek, strict=False)
@@ -120,25 +125,48 @@ IMAGES = frozenset({"image_url", "input_image", "image"})  # types of parts
 
 
 def elided(body: bytes) -> tuple[bytes, list[tuple[int, int]]]:
-    """The body without its base64 data, and the parts (start, end) of it that were kept."""
-    if len(body) < ELIDE_BYTES:
-        return body, [(0, len(body))]
+    """The body without its base64 data, and the parts (start, end) of it that were kept.
+
+    Data is what follows ``;base64,``, and where a field called ``data`` has it, as sound in a chat
+    and images in a Messages request do. Looked for a window at a time, since what is found need
+    not be searched.
+    """
+    size = len(body)
+    if size < ELIDE_BYTES:
+        return body, [(0, size)]
     kept: list[tuple[int, int]] = []
-    start = 0
-    while True:
-        found = body.find(_BASE64, start)
-        if found < 0:
-            break
-        data = found + len(_BASE64)
+    start = at = 0
+    while at < size:
+        end = at + WINDOW_BYTES
+        url = body.find(_BASE64, at, end + len(_BASE64))
+        field = body.find(_DATA, at, end + len(_DATA) if url < 0 else url)
+        if field >= 0:
+            data = _string_after(body, field + len(_DATA))
+        elif url >= 0:
+            data = url + len(_BASE64)
+        else:
+            at = end
+            continue
         quote = body.find(b'"', data)  # base64 has no quotes and no backslashes
         if quote < 0:
             break
-        kept.append((start, data))
-        start = quote
-    kept.append((start, len(body)))
+        if field < 0 or (
+            quote - data >= LEAST_FIELD_BYTES and _BASE64_TEXT.match(body, data, quote)
+        ):
+            kept.append((start, data))
+            start = at = quote
+        else:
+            at = data
+    kept.append((start, size))
     if len(kept) == 1:
         return body, kept
     return b"".join(body[a:b] for a, b in kept), kept
+
+
+def _string_after(body: bytes, at: int) -> int:
+    """Where the string of a field begins, whose name ends there; there where it is none."""
+    found = _STRING.match(body, at)
+    return found.end() if found else at
 
 
 def peek(body: bytes) -> Peek:

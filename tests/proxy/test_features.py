@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 
 import pytest
@@ -168,3 +169,67 @@ def test_embedded_files_are_cut_out_before_reading() -> None:
     assert len(skeleton) < 1_000
     assert features.prompt_of(features.peek(skeleton)).last == "hello"
     assert [body[a:b] for a, b in kept] == [skeleton[: kept[0][1]], skeleton[kept[0][1] :]]
+
+
+BULK = base64.b64encode(bytes(range(256)) * 2_000).decode()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "input_audio", "input_audio": {"data": BULK, "format": "wav"}},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": BULK}},
+        {"type": "input_file", "file_data": f"data:application/pdf;base64,{BULK}"},
+    ],
+    ids=["sound", "an image of a message", "a file"],
+)
+@pytest.mark.parametrize("space", ["", " "])
+def test_sound_and_images_of_other_apis_are_cut_out_too(
+    part: dict[str, object], space: str
+) -> None:
+    content = [{"type": "text", "text": "before"}, part, part, {"type": "text", "text": "after"}]
+    asked = {"messages": [{"role": "user", "content": content}], "model": "m"}
+    body = json.dumps(asked, separators=(",", f":{space}")).encode()
+    skeleton, kept = features.elided(body)
+    assert len(skeleton) < 1_000
+    assert b"".join(body[a:b] for a, b in kept) == skeleton
+    prompt = features.prompt_of(features.peek(skeleton))
+    assert prompt.last == "before\nafter"
+    assert features.peek(skeleton).model == "m"
+
+
+@pytest.mark.parametrize(
+    "data", ["some words " * 40_000, ["x"] * 90_000, 5, "short", 'with a " in it ' * 30_000]
+)
+def test_what_is_only_called_data_is_kept(data: object) -> None:
+    body = json.dumps({"data": data, "padding": "p " * 150_000, "model": "m"}).encode()
+    assert features.elided(body) == (body, [(0, len(body))])
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                ";base64,",
+                '"data":"',
+                '"data": "',
+                "A" * 5_000,
+                '"',
+                ",",
+                "x" * 65_530,
+                "\\",
+                '"data"',
+            ]
+        ),
+        max_size=12,
+    )
+)
+def test_what_is_kept_are_parts_in_order_and_what_is_cut_out_is_base64(parts: list[str]) -> None:
+    body = ("".join(parts) + " " * features.ELIDE_BYTES).encode()
+    skeleton, kept = features.elided(body)
+    assert skeleton == b"".join(body[a:b] for a, b in kept)
+    edges = [edge for part in kept for edge in part]
+    assert edges == sorted(edges)
+    assert (edges[0], edges[-1]) == (0, len(body))
+    for (_, start), (end, _) in itertools.pairwise(kept):
+        assert b'"' not in body[start:end]
