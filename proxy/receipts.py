@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from meters.receipts import Receipt
+from meters.receipts import Receipt, WindowShare
 from meters.types import Evidence, UsageRecord
 from policies.explanation import explained
 from policies.records import decision_from_json
@@ -49,8 +49,21 @@ def decision_of(recorded: str | None) -> dict[str, Any] | None:
     return {**msgspec.to_builtins(decision), "explained": explained(decision)}
 
 
-def as_json(receipt: Receipt) -> dict[str, Any]:
-    """The body of ``GET /v1/usage/{request_id}``. Unknown is null, never 0."""
+# What a window says of everybody on its node, second by second.
+_OF_ALL = ("metered_j", "idle_j", "external_j", "unattributed_j", "host_energy_j")
+
+
+def _window(share: WindowShare, whole: bool) -> dict[str, Any]:
+    told: dict[str, Any] = msgspec.to_builtins(share)
+    return told if whole else {name: told[name] for name in told if name not in _OF_ALL}
+
+
+def as_json(receipt: Receipt, whole_windows: bool = True) -> dict[str, Any]:
+    """The body of ``GET /v1/usage/{request_id}``. Unknown is null, never 0.
+
+    ``whole_windows``: with what each window held beside the request's share; one can tell from it
+    when other teams were busy on the node, as from its hours on the dashboard.
+    """
     record = receipt.record
     energy_j = receipt.energy_j
     carbon_g = record.carbon_g
@@ -102,7 +115,7 @@ def as_json(receipt: Receipt) -> dict[str, Any]:
             "attributed_j": receipt.attributed_j,
             "settled": receipt.settled,
             "covered": receipt.covered,
-            "windows": [msgspec.to_builtins(share) for share in receipt.shares],
+            "windows": [_window(share, whole_windows) for share in receipt.shares],
         },
         "carbon": {
             "carbon_g": carbon_g,

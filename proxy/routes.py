@@ -181,7 +181,7 @@ class Routes:
                 f"There is no request {request_id!r} of your team. Its id is in the "
                 "x-request-id header of the answer."
             )
-        body = receipts.as_json(receipt)
+        body = receipts.as_json(receipt, caller.role in ("lead", "admin"))
         text = self.routing.book.texts.get(receipt.record.policy_version)
         body["policy_text"] = None if text is None else msgspec.json.decode(text)["policy"]
         return answer(body)
