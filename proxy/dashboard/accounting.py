@@ -14,14 +14,15 @@ import msgspec
 from meters.intensity import Tier
 from meters.types import Evidence
 
-METHOD_VERSION = "1"
+METHOD_VERSION = "2"
 
 METHOD: tuple[tuple[str, str], ...] = (
     (
         "Boundary",
         "Energy of GPUs that served requests, the idle energy allotted to the team, and the host "
-        "(CPU and memory), each times PUE. Embodied hardware and water are stated apart. Not "
-        "included: networks, client devices, training, and hardware of hosted APIs.",
+        "(CPU and memory), each times PUE; figures of hosted APIs hold their building's overhead. "
+        "Embodied hardware and water are stated apart. Not included: networks, client devices, "
+        "training, and hardware of hosted APIs.",
     ),
     (
         "Operational, location-based",
@@ -36,8 +37,8 @@ METHOD: tuple[tuple[str, str], ...] = (
         "Evidence",
         "metered: a hardware counter, attributed. calibrated: our estimator, taught by this "
         "engine's own windows. benchmark: our estimator, from published measurements. modelled: "
-        "parametric. Unknown is counted as unknown and never as 0. Simulated figures are kept in "
-        "a book of their own and are never added to others.",
+        "parametric. Unknown is counted as unknown and never as 0, in means neither. Simulated "
+        "figures are kept in a book of their own and are never added to others.",
     ),
     (
         "Idle",
@@ -65,8 +66,9 @@ METHOD: tuple[tuple[str, str], ...] = (
         "Savings",
         "Against the model asked for (or the organisation's declared default for auto), frozen "
         "when the request was decided, with the same estimator on both sides and corrected by "
-        "measured/predicted of what was served. Claimed only where the range excludes zero; never "
-        "subtracted from the footprint. A randomised hold-out, where one ran, is stated beside it.",
+        "measured/predicted of what was served. An answer that nobody got avoids nothing. Claimed "
+        "only where the range excludes zero; never subtracted from the footprint. A randomised "
+        "hold-out, where one ran, is stated beside it.",
     ),
     (
         "References",
