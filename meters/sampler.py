@@ -276,7 +276,7 @@ class Sampler:
         try:
             return open_host()
         except MeterUnavailable as why:
-            log.info("host energy is not read: %s", why)
+            log.info("%s: host energy is not read: %s", self._node, why)
             self._open_host = None
             return None
 
@@ -321,11 +321,11 @@ class Sampler:
     def _problem(self, part: str, why: str) -> None:
         if self._problems.get(part) != why:
             self._problems[part] = why
-            log.warning("%s: %s", part, why)
+            log.warning("%s, %s: %s", self._node, part, why)
 
     def _solve(self, part: str) -> None:
         if self._problems.pop(part, None) is not None:
-            log.warning("%s: it is read again", part)
+            log.warning("%s, %s: it is read again", self._node, part)
 
 
 def new_run() -> str:

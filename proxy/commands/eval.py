@@ -14,10 +14,12 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from estimators.evaluated import Answered, Mean, Row, by_task, table
+from policies.wording import nearest
 from proxy import pareto_plot, prompt_set, serving
 from proxy.commands import CommandError
 from proxy.evaluating import Client, ProxyAway, Run
@@ -61,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             client = Client(url, args.key)
             if args.config is not None:
                 client.wait_for_meters()
-            backends = args.backend or _all(client)
+            backends = _named(client, args.backend)
             work = Run(client, items, backends, Path(args.out))
             work.answer(max(1, args.parallel), _progress("answered"))
             unread = work.judge(args.judge, _progress("judged")) if args.judge else 0
@@ -111,17 +113,33 @@ def show(rows: list[Row]) -> None:
         )
 
 
-def _all(client: Client) -> list[str]:
+def _named(client: Client, wanted: list[str] | None) -> list[str]:
+    """The backends that are wanted, all where none is named. Raises CommandError."""
+    models = _models(client)
+    known = [
+        backend["name"]
+        for model in models
+        for backend in model.get("joulegate", {}).get("backends", ())
+    ]
+    if wanted is None:
+        return list(dict.fromkeys(known))
+    served = [*known, *(model["id"] for model in models)]
+    wild = any("*" in name for name in served)
+    for name in wanted:
+        if name not in served and not wild:
+            close = nearest(name, served)
+            hint = f"Did you mean {close!r}?" if close else f"Known: {', '.join(known)}."
+            raise CommandError(f"There is no backend {name!r}. {hint}")
+    return wanted
+
+
+def _models(client: Client) -> list[dict[str, Any]]:
     status, _, models = client.call("GET", "/v1/models")
     if status != 200:
         message = ((models or {}).get("error") or {}).get("message", f"status {status}")
         raise ProxyAway(f"The proxy says: {message}")
-    found = [
-        backend["name"]
-        for model in models["data"]
-        for backend in model.get("joulegate", {}).get("backends", ())
-    ]
-    return list(dict.fromkeys(found))
+    found: list[dict[str, Any]] = models["data"]
+    return found
 
 
 def _write(path: str, text: str) -> None:

@@ -205,7 +205,9 @@ def test_a_missed_answer_lengthens_the_window_and_loses_no_tokens(engine: Engine
     assert running.sampler.status().problems == ()
 
 
-def test_hardware_that_is_not_there_is_named_and_tried_again() -> None:
+def test_hardware_that_is_not_there_is_named_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     meter = Counter()
     meter.failing = "no GPU here: do this"
     with Running(meter) as running:
@@ -213,6 +215,8 @@ def test_hardware_that_is_not_there_is_named_and_tried_again() -> None:
         meter.failing = None
         wait_for(lambda: len(running.windows) >= 1)
         assert running.sampler.status().problems == ()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["n1, meter: no GPU here: do this", "n1, meter: it is read again"]
 
 
 def test_a_meter_that_fails_under_way_comes_back_without_wrong_windows() -> None:

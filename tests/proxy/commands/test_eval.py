@@ -89,6 +89,8 @@ def test_checked_answers_make_a_table_a_plot_and_a_table_of_qualities_that_a_con
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     running = joulegate(config_of(servers))
+    assert run(running, tmp_path, sums(1), "--backend", "smal") == 1
+    assert "There is no backend 'smal'. Did you mean 'small'?" in capsys.readouterr().err
     plot, saved = tmp_path / "front.svg", tmp_path / "quality.json"
     assert run(running, tmp_path, sums(12), "--plot", str(plot), "--save", str(saved)) == 0
     small, large = json.loads(capsys.readouterr().out)["backends"]
