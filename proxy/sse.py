@@ -8,11 +8,13 @@ re-serialises; bytes of an event that is complete and wanted leave exactly as th
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, cast
 
 import msgspec
 
 MAX_LINE_BYTES = 1_048_576  # beyond this a line is passed on unread: memory stays bounded
+EDGE_BYTES = 4_096  # of its beginning and its end, which are read all the same
 
 
 # What no answer has is no count of tokens, and neither sums nor the ledger would hold it.
@@ -124,6 +126,7 @@ _COUNTS = (
 )
 _usage = msgspec.json.Decoder(_UsageOnly)
 _typed = msgspec.json.Decoder(_Typed)
+_NAME = re.compile(rb'(?:^event: ?|"type": ?")([a-z_.]+)', re.M)
 _json = json.JSONDecoder()
 _tokens = msgspec.json.Decoder(TokenUsage | None)
 
@@ -203,6 +206,7 @@ class StreamWatcher:
         self._data: bytes | None = None  # its data so far
         self._line_start = 0  # where in _event the unfinished line begins
         self._passing = False  # inside a line too long to hold
+        self._edge = b""  # the end, so far, of a line too long to hold
         self._last_was_cr = False
         self._hid = False  # the last event was not passed on
 
@@ -252,7 +256,10 @@ class StreamWatcher:
         self._event += line
         if not line.endswith((b"\n", b"\r")):
             if self._passing or len(self._event) > MAX_LINE_BYTES:
-                self._passing = True  # cannot be judged any more: let it through as it comes
+                if not self._passing:
+                    self._passing = True  # too long to be held: let it through as it comes
+                    self._inspect_beginning(bytes(self._event[:EDGE_BYTES]))
+                self._edge = (self._edge + self._event)[-EDGE_BYTES:]
                 out += self._event
                 self._event.clear()
                 self._line_start = 0
@@ -270,6 +277,10 @@ class StreamWatcher:
         text = bytes(self._event[self._line_start :]).rstrip(b"\r\n")
         self._line_start = len(self._event)
         if self._passing:
+            usage = usage_in_part((self._edge + self._event)[-EDGE_BYTES:]) if self._edge else None
+            if usage is not None:
+                self.usage = usage.after(self.usage)
+            self._edge = b""
             out += self._event
             self._event.clear()
             self._line_start = 0
@@ -331,6 +342,14 @@ class StreamWatcher:
         elif event.type.endswith("delta") and event.type != "message_delta":
             self.events += 1
         return True
+
+    def _inspect_beginning(self, beginning: bytes) -> None:
+        """Note what the beginning of an event says that is too long to be held, as one that ends a
+        response with an image in it."""
+        found = _NAME.search(beginning)
+        name = found[1].decode() if found else ""
+        self.failed = self.failed or name in ERRORS
+        self.finished = self.finished or name in LAST
 
     def _inspect_rest(self) -> None:
         text = bytes(self._event[self._line_start :]).rstrip(b"\r\n")

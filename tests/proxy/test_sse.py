@@ -60,6 +60,23 @@ def feed(watcher: StreamWatcher, data: bytes, cuts: list[int]) -> bytes:
     return out + watcher.end()
 
 
+@pytest.mark.parametrize("named", [b"event: response.completed\n", b""], ids=["named", "typed"])
+@pytest.mark.parametrize("size", [4_093, 65_536, 1_048_577, 10_000_000])
+def test_the_last_event_is_known_however_long_it_is(named: bytes, size: int) -> None:
+    usage = {"input_tokens": 5, "output_tokens": 4}
+    response = {"output": "x" * 1_200_000, "usage": usage, "metadata": {}}
+    last = {"type": "response.completed", "response": response}
+    if named:  # as vLLM has it, whose types come last
+        last = {"response": response, "type": "response.completed"}
+    whole = named + event(last) + event({"type": "rest"})
+    watcher = StreamWatcher()
+    passed = b"".join(watcher.feed(whole[at : at + size]) for at in range(0, len(whole), size))
+    assert passed + watcher.end() == whole
+    assert watcher.finished
+    assert watcher.usage is not None
+    assert (watcher.usage.prompt_tokens, watcher.usage.completion_tokens) == (5, 4)
+
+
 @given(st.sampled_from(STREAMS), st.lists(st.integers(0, 10_000), max_size=60))
 def test_bytes_pass_unchanged_however_they_are_cut(data: bytes, cuts: list[int]) -> None:
     watcher = StreamWatcher()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from proxy import relaying
+from proxy import relaying, sse
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
@@ -167,6 +167,23 @@ def test_an_error_that_a_response_ends_with_is_the_last_that_its_client_gets(
     assert got.body == b"".join(events)
     record = running.record(got.header("x-request-id"))
     assert (record.outcome, record.output_tokens) == ("failed", 1)
+
+
+def test_a_response_with_an_image_in_it_ends_as_any_other(
+    joulegate: Start, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "MAX_LINE_BYTES", 10_000)
+    image = {"type": "image_generation_call", "result": "A" * 50_000}
+    usage = {"input_tokens": 7, "output_tokens": 5}
+    response = {"output": [image], "usage": usage}
+    last = json.dumps({"type": "response.completed", "response": response})
+    whole = b"".join([*RESPONSES[:2], named("response.completed", last)])
+    upstream.play(answers.stream(answers.cut(whole, range(0, len(whole), 4_000))))
+    running = joulegate(config_of(upstream.base_url))
+    got = running.post({"model": "tiny", "input": "hi", "stream": True}, path="/v1/responses")
+    assert got.body == whole
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 7, 5)
 
 
 @pytest.mark.parametrize("prompt_tokens", [-5, 2**70])
