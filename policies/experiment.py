@@ -19,6 +19,23 @@ from policies.types import Candidate, Decision, Limits, Policy, Request
 Z_80 = 1.2816  # the normal quantile of an 80 % interval
 
 
+def t_80(draws: int) -> float:
+    """Likewise Student's, where the spread is known from so many draws: few of them tell it badly.
+
+    Fisher's expansion around the normal quantile (Cornish and Fisher 1937; Abramowitz and Stegun
+    26.7.5). Raises ValueError for fewer than two.
+    """
+    if draws < 2:
+        raise ValueError(f"{draws} draws tell no spread")
+    n, z = draws - 1, Z_80
+    if n == 1:
+        return 3.0777  # the expansion is too short for it
+    first = (z**3 + z) / (4 * n)
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return z + first + second + third
+
+
 class HeldOut:
     """A ``share`` of requests gets what would have served without us, where that fits the limits.
 

@@ -8,7 +8,7 @@ import msgspec
 
 from meters.arms import ArmSums, arm_sums
 from meters.ledger import Ledger
-from policies.experiment import Z_80
+from policies.experiment import t_80
 
 
 class Validated(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,7 +68,8 @@ def compared(simulated: bool, treated: ArmSums | None, held_out: ArmSums | None)
         return found
     (mean_t, error_t), (mean_h, error_h) = mean(treated), mean(held_out)
     ratio = mean_t / mean_h
-    half = Z_80 * sqrt(error_t**2 + (ratio * error_h) ** 2) / mean_h
+    draws = min(treated.conversations, held_out.conversations)
+    half = t_80(draws) * sqrt(error_t**2 + (ratio * error_h) ** 2) / mean_h
     return msgspec.structs.replace(
         found, saved=1.0 - ratio, saved_low=1.0 - ratio - half, saved_high=1.0 - ratio + half
     )

@@ -14,11 +14,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from policies.experiment import t_80
 from proxy.dashboard.account import Account, unknown_requests
 from proxy.dashboard.queries import ASKED, DAY_S
 
 HELD_OUT, TREATED = "hold_out", "treated"
-Z_80 = 1.2816  # the normal quantile of an 80 % interval
 
 
 class HoldOut(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,9 @@ def _with_saving(
         return found
     saved = 1.0 - (e[0] / n[0]) / (e[1] / n[1])
     each = 1.0 - (left_e[0] / left_n[0]) / (left_e[1] / left_n[1])
-    half = Z_80 * math.sqrt((blocks - 1) / blocks * float(((each - each.mean()) ** 2).sum()))
+    half = t_80(blocks) * math.sqrt(
+        (blocks - 1) / blocks * float(((each - each.mean()) ** 2).sum())
+    )
     return msgspec.structs.replace(
         found, saved=float(saved), saved_low=float(saved - half), saved_high=float(saved + half)
     )

@@ -147,3 +147,28 @@ def test_one_conversation_proves_nothing() -> None:
         ne=20.0,
     )
     assert mean(two) == (10.0, pytest.approx(2.0))  # half the difference of the two
+
+
+def test_few_conversations_leave_a_wide_interval_that_covers_as_often_as_it_says() -> None:
+    dice, covered = random.Random(11), 0
+
+    def arm(name: str, conversations: int) -> ArmSums:
+        joules = [dice.lognormvariate(0.0, 0.5) for _ in range(conversations)]
+        return ArmSums(
+            arm=name,
+            simulated=False,
+            conversations=conversations,
+            requests=conversations,
+            energy_j=sum(joules),
+            metered=0,
+            nn=float(conversations),
+            ee=sum(j * j for j in joules),
+            ne=sum(joules),
+        )
+
+    for _ in range(1000):
+        found = compared(False, arm("treated", 20), arm("hold_out", 3))
+        assert found.saved_low is not None
+        assert found.saved_high is not None
+        covered += found.saved_low <= 0.0 <= found.saved_high
+    assert 760 <= covered <= 900

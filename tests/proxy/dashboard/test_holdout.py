@@ -3,13 +3,14 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Evidence
-from proxy.dashboard.holdout import HoldOut
+from proxy.dashboard.holdout import HoldOut, _with_saving
 from proxy.dashboard.periods import parse
 from proxy.dashboard.snapshot import Snapshots
 from tests.proxy.dashboard.test_account import record
@@ -85,6 +86,22 @@ def test_two_days_are_too_few_to_say(tmp_path: Path) -> None:
     assert found is not None
     assert found.saved is None
     assert not found.validates
+
+
+def test_three_days_of_no_difference_prove_a_saving_one_time_in_ten() -> None:
+    """The range is one of 80 %: a tenth lies below it, however few days there are."""
+    dice = np.random.default_rng(5)
+    counts = np.array([[36.0] * 3, [4.0] * 3])
+    proved = covered = 0
+    for _ in range(600):
+        joules = np.array([[dice.lognormal(0, 0.7, int(n)).sum() for n in row] for row in counts])
+        found = _with_saving(HoldOut(requests=12, treated=108), counts, joules)
+        assert found.saved_low is not None
+        assert found.saved_high is not None
+        proved += found.validates
+        covered += found.saved_low <= 0.0 <= found.saved_high
+    assert 0.77 * 600 <= covered <= 0.89 * 600
+    assert proved <= 0.115 * 600
 
 
 def test_without_an_experiment_there_is_nothing_to_say(tmp_path: Path) -> None:
