@@ -158,7 +158,7 @@ class Relaying:
                     elif now_s - noted_s > PROGRESS_S and len(flight.progress) < MAX_PROGRESS:
                         noted_s = now_s
                         flight.progress.append((now_s, float(watcher.events)))
-                if watcher.done and not flight.booked:  # clients read no further than this
+                if watcher.complete and not flight.booked:  # clients read no further than this
                     flight.usage, flight.end_s = watcher.usage, now_s
                     if watcher.failed or response.status >= 400:
                         flight.outcome = "failed"
@@ -192,8 +192,8 @@ class Relaying:
                 )
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             rest, midway = b"", watcher.midway
-            failure = broken(flight, error, self.settings.retries, fault=not watcher.done)
-            failure = None if watcher.done else failure  # nothing is missing after "[DONE]"
+            failure = broken(flight, error, self.settings.retries, fault=not watcher.complete)
+            failure = None if watcher.complete else failure  # nothing is missing
         finally:
             flight.usage = watcher.usage
             flight.deadline_s = None

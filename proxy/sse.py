@@ -115,6 +115,8 @@ LAST = frozenset(
 )
 ERRORS = frozenset({"error", "response.failed"})
 NOTHING = msgspec.Raw()
+# Those after which nothing comes: an image may be one of several.
+VERY_LAST = frozenset({"response.completed", "response.incomplete", "message_stop"})
 _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
@@ -201,6 +203,7 @@ class StreamWatcher:
         self.usage: TokenUsage | None = None
         self.done = False  # "[DONE]" was seen
         self.failed = False  # an error event was seen
+        self.complete = False  # "[DONE]" was seen, or what other APIs end with
         self.finished = False  # a finish_reason was seen
         self._event = bytearray()  # the unfinished event's bytes
         self._data: bytes | None = None  # its data so far
@@ -300,7 +303,7 @@ class StreamWatcher:
         """Note what an event says; whether to pass it on."""
         data = data.strip()
         if data == b"[DONE]":
-            self.done = True
+            self.done = self.complete = True
             return True
         if b'"choices"' not in data and self._inspect_typed(data):
             return True
@@ -339,6 +342,7 @@ class StreamWatcher:
             self.failed = True
         elif event.type in LAST:
             self.finished = True
+            self.complete = self.complete or event.type in VERY_LAST
         elif event.type.endswith("delta") and event.type != "message_delta":
             self.events += 1
         return True

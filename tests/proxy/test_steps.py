@@ -139,6 +139,28 @@ def test_streams_of_other_apis_that_break_off_say_so(
     assert running.record(got.header("x-request-id")).outcome == "failed"
 
 
+@pytest.mark.parametrize(
+    ("path", "events"), [("/v1/responses", RESPONSES), ("/v1/messages", MESSAGES)]
+)
+def test_streams_of_other_apis_are_complete_with_their_last_event(
+    joulegate: Start, upstream: Upstream, path: str, events: list[bytes]
+) -> None:
+    upstream.play(answers.stream([*events, HANG], end=False))
+    running = joulegate(config_of(upstream.base_url))
+    asked = {"model": "tiny", "input": "hi", "stream": True}
+    connection = running.open(asked, path=path)
+    response = connection.getresponse()
+    whole = b"".join(events)
+    assert response.read(len(whole)) == whole
+    connection.close()  # while the backend still holds its own
+    record = running.record(response.getheader("x-request-id"))
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 7, 5)
+    assert running.proxy is not None
+    engine = running.proxy.pool.engines[0]
+    until(lambda: engine.in_flight == 0)
+    assert engine.failures_in_a_row == 0
+
+
 def test_the_usage_of_a_whole_answer_of_another_api_is_read(
     joulegate: Start, upstream: Upstream
 ) -> None:
