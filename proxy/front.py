@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from starlette.responses import Response
@@ -13,10 +13,13 @@ from starlette.responses import Response
 from proxy import errors
 from proxy.asgi import Receive, Scope, Send
 from proxy.endpoints import Endpoint
+from proxy.errors import ApiError
 from proxy.steps import Steps
+from proxy.web_pages import Pages
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Message = MutableMapping[str, Any]
+NOTHING: Mapping[str, str] = {}
 
 ENDPOINTS = {
     "/v1/chat/completions": Endpoint("chat.completions", "/chat/completions", chat=True),
@@ -48,6 +51,11 @@ _ALLOWED_HEADERS = (
     b"x-joulegate-max-energy-j,x-joulegate-max-ttft-ms,x-joulegate-tags,"
     b"x-joulegate-task,x-joulegate-quality,*"
 )
+NO_OTHER_PAGES = (
+    "Another site's page sent this, or it came by a name that is not this machine's. Without keys "
+    "only programs and pages of this machine may call: add keys under 'teams', or name the page's "
+    "origin in server.cors_origins."
+)
 _EXPOSED = (b"access-control-expose-headers", b"*")
 
 
@@ -58,6 +66,9 @@ class Front:
         self.steps = steps
         self.app = app
         self.cors_origins = cors_origins
+        sign_in = steps.settings.sign_in  # read at start, like the origins
+        self.guests = sign_in.guests
+        self.pages = Pages([*cors_origins, sign_in.public_url])
         self.endpoints = dict(ENDPOINTS)
         self.endpoints |= {path.removeprefix("/v1"): e for path, e in ENDPOINTS.items()}
 
@@ -67,6 +78,10 @@ class Front:
             return
         method, path = scope["method"], scope["path"]
         cors = self._cors(scope) if self.cors_origins else ()
+        if (self.steps.keys.open or self.guests) and self.pages.refuses(scope["headers"]):
+            error = errors.forbidden(NO_OTHER_PAGES)
+            await _refused(error, scope, receive, self._dressed(send, cors))
+            return
         if method == "POST":
             endpoint = self.endpoints.get(path) or self._other(path)
             if endpoint is not None:
@@ -79,9 +94,8 @@ class Front:
             return
         elif path in self.endpoints:
             error = errors.method_not_allowed(method)
-            headers = {name.decode(): value.decode() for name, value in error.headers()}
-            refusal = Response(error.body(), error.status, headers | {"allow": "POST"})
-            await refusal(scope, receive, self._dressed(send, cors))
+            dressed = self._dressed(send, cors)
+            await _refused(error, scope, receive, dressed, {"allow": "POST"})
             return
         if path.startswith(ALSO_WITHOUT_V1):
             raw_path = b"/v1" + scope.get("raw_path", path.encode())
@@ -135,6 +149,13 @@ class Front:
         ]
         await send({"type": "http.response.start", "status": 204, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
+
+
+async def _refused(
+    error: ApiError, scope: Scope, receive: Receive, send: Send, more: Mapping[str, str] = NOTHING
+) -> None:
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    await Response(error.body(), error.status, {**headers, **more})(scope, receive, send)
 
 
 def _with_headers(send: Send, more: Iterable[tuple[bytes, bytes]]) -> Send:

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of, reply
+from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of, reply
 
 Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -191,6 +191,64 @@ def test_without_configured_origins_no_page_may_call(running: Joulegate) -> None
     said = running.get("/v1/chat/completions", method="OPTIONS", origin=PAGE)
     assert said.header("access-control-allow-origin") is None
     assert running.post(ASK, headers={"origin": PAGE}).header("access-control-allow-origin") is None
+
+
+def as_browsers_send(host: str | None, origin: str | None, **more: str) -> dict[str, str]:
+    return {k: v for k, v in {"host": host, "origin": origin, **more}.items() if v is not None}
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        (None, "https://elsewhere.example"),  # a page posts without being allowed to read
+        (None, "null"),  # from a sandboxed frame
+        ("elsewhere.example:4000", None),  # its own name has come to mean this machine
+        ("elsewhere.example:4000", "http://elsewhere.example:4000"),
+        ("elsewhere.example.", None),
+        ("[", None),
+    ],
+)
+def test_without_keys_no_other_sites_page_gets_in(
+    running: Joulegate, upstream: Upstream, host: str | None, origin: str | None
+) -> None:
+    sent = as_browsers_send(host, origin, **{"content-type": "text/plain"})
+    for path, body in (
+        ("/v1/chat/completions", ASK),
+        ("/admin/teams", {"team": "theirs"}),
+        ("/dashboard/sign-in", b"key=x"),
+    ):
+        said = running.post(body, path=path, headers=sent)
+        assert (said.status, said.code) == (403, "forbidden"), path
+    for path in ("/metrics", "/dashboard/default/overview", "/admin/teams"):
+        assert running.get(path, **sent).status == 403
+    assert upstream.received == []
+    assert running.get("/admin/teams").json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("host", "origin"),
+    [
+        ("localhost:4000", "http://localhost:3000"),
+        ("127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("[::1]:4000", "http://[::1]:4000"),
+        ("joulegate", None),
+        ("joulegate.internal:4000", "http://joulegate.internal:4000"),
+        ("127.0.0.1:4000", "chrome-extension://abcdefgh"),
+    ],
+)
+def test_without_keys_pages_and_programs_of_this_machine_get_in(
+    running: Joulegate, host: str | None, origin: str | None
+) -> None:
+    sent = as_browsers_send(host, origin)
+    assert running.post(ASK, headers=sent).status == 200
+    assert running.get("/metrics", **sent).status == 200
+
+
+def test_with_keys_any_name_will_do(joulegate: Start, upstream: Upstream) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    sent = as_browsers_send("gateway.example", "https://elsewhere.example")
+    sent["authorization"] = f"Bearer {KEY}"
+    assert running.post(ASK, headers=sent).status == 200
 
 
 # -- large bodies --------------------------------------------------------------------------------
