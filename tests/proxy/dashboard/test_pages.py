@@ -52,6 +52,7 @@ def test_a_lead_finds_a_month_sees_why_it_rose_and_opens_a_receipt(page: Page, s
     page.get_by_role("link", name="← 2026-09").click()
     page.get_by_role("link", name="2026-10 →").click()
     expect(page.locator(".headline")).to_contain_text(re.compile(r"[\d.]+.k?g CO₂e"))
+    expect(page.locator("main")).to_contain_text("Requests are refused by what their GPUs take")
     page.get_by_role("link", name="Each model on both sides").click()
     expect(page.get_by_role("heading", level=1)).to_contain_text("Why")
     page.get_by_role("link", name="llama-3.3-70b").first.click()
