@@ -14,6 +14,7 @@ from typing import Annotated, Any, cast
 import msgspec
 
 MAX_LINE_BYTES = 1_048_576  # beyond this a line is passed on unread: memory stays bounded
+MAX_EVENT_BYTES = 16 * MAX_LINE_BYTES  # and of all its lines together, an event
 EDGE_BYTES = 4_096  # of its beginning and its end, which are read all the same
 
 
@@ -206,7 +207,7 @@ class StreamWatcher:
         self.complete = False  # "[DONE]" was seen, or what other APIs end with
         self.finished = False  # a finish_reason was seen
         self._event = bytearray()  # the unfinished event's bytes
-        self._data: bytes | None = None  # its data so far
+        self._data: list[bytes] = []  # the lines of its data so far
         self._line_start = 0  # where in _event the unfinished line begins
         self._passing = False  # inside a line too long to hold
         self._edge = b""  # the end, so far, of a line too long to hold
@@ -291,13 +292,19 @@ class StreamWatcher:
                 self._passing = False
             return
         if text.startswith(b"data:"):
-            part = text[5:]
-            self._data = part if self._data is None else self._data + b"\n" + part
+            self._data.append(text[5:])
         elif not text:
-            self._hid = not (self._data is None or self._inspect(self._data))
+            self._hid = bool(self._data) and not self._inspect(b"\n".join(self._data))
             if not self._hid:
                 out += self._event
             self._reset(keep_cr=True)
+            return
+        if len(self._event) > MAX_EVENT_BYTES:  # of many lines, and no blank one to end it
+            self._passing = True
+            out += self._event
+            self._event.clear()
+            self._data.clear()
+            self._line_start = 0
 
     def _inspect(self, data: bytes) -> bool:
         """Note what an event says; whether to pass it on."""
@@ -358,13 +365,13 @@ class StreamWatcher:
     def _inspect_rest(self) -> None:
         text = bytes(self._event[self._line_start :]).rstrip(b"\r\n")
         if text.startswith(b"data:"):
-            self._data = text[5:] if self._data is None else self._data + b"\n" + text[5:]
-        if self._data is not None:
-            self._inspect(self._data)
+            self._data.append(text[5:])
+        if self._data:
+            self._inspect(b"\n".join(self._data))
 
     def _reset(self, *, keep_cr: bool = False) -> None:
         self._event.clear()
-        self._data = None
+        self._data.clear()
         self._line_start = 0
         if not keep_cr:
             self._last_was_cr = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import orjson
 import pytest
@@ -133,6 +134,25 @@ def test_a_line_without_an_end_does_not_fill_the_memory() -> None:
     end = b"\n\ndata: [DONE]\n\n"
     out += watcher.feed(end) + watcher.end()
     assert out == sent + end
+    assert watcher.done
+
+
+@pytest.mark.parametrize("line", [b"data: x\n", b": x\n", b"data:\r\n"])
+def test_lines_without_a_blank_one_fill_neither_memory_nor_time(
+    line: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "MAX_EVENT_BYTES", 2_000_000)
+    watcher = StreamWatcher(hide_usage=True)
+    block = line * 60_000
+    out, blocks = b"", 1 + sse.MAX_EVENT_BYTES // len(block)
+    begun_s = time.process_time()
+    for _ in range(blocks):
+        out += watcher.feed(block)
+    assert time.process_time() - begun_s < 4  # 0.3 s; 15 s where each line copies all before it
+    assert len(watcher._event) + len(watcher._data) < len(block)
+    end = b"\n\ndata: [DONE]\n\n"
+    out += watcher.feed(end) + watcher.end()
+    assert out == block * blocks + end
     assert watcher.done
 
 
