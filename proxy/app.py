@@ -591,9 +591,12 @@ class Proxy:
         """A finished request's estimate with the tokens that were really counted."""
         if flight.engine is None or flight.opaque:
             return None
-        facts = backend or flight.engine.facts
-        loads = (c.load for c in flight.candidates if c.backend.name == facts.name)
-        return self.estimator.at_lengths(told, facts, next(loads, Load()), output_tokens)
+        facts, load = backend or flight.engine.facts, Load()
+        for candidate in flight.candidates:  # where any model is served, it names the one
+            if candidate.backend.name == facts.name:
+                facts, load = candidate.backend, candidate.load
+                break
+        return self.estimator.at_lengths(told, facts, load, output_tokens)
 
     def note(self, record: UsageRecord) -> None:
         """A line in the log for a finished request, where the settings ask for one."""

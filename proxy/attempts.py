@@ -71,7 +71,9 @@ def whole(flight: Flight, counted: Estimate | None = None) -> Estimate | None:
     estimate = flight.estimate
     if estimate is not None and counted is not None:
         estimate = msgspec.structs.replace(
-            estimate, energy_j=counted.energy_j, carbon_g=counted.carbon_g
+            estimate,
+            energy_j=counted.energy_j or estimate.energy_j,
+            carbon_g=counted.carbon_g or estimate.carbon_g,
         )
     if not flight.earlier or estimate is None:
         return estimate

@@ -180,3 +180,6 @@ def test_each_model_of_a_provider_that_serves_any_has_its_own_energy_and_price(
         assert last["no-such-model"].money_usd is None
         # of the twelve and three tokens that were counted, not of the nine expected
         assert last["gpt-4o"].money_usd == pytest.approx((12 * 2.5 + 3 * 10) / 1e6)
+        took_j = last["gpt-4o"].energy_j
+        assert took_j is not None
+        assert 0.0 < took_j < float(found["gpt-4o"])
