@@ -195,7 +195,7 @@ class Relaying:
             failure = broken(flight, error, self.settings.retries, fault=not watcher.complete)
             failure = None if watcher.complete else failure  # nothing is missing
         finally:
-            flight.usage = watcher.usage
+            flight.usage = watcher.counts
             flight.deadline_s = None
             flight.end_s = clock()
             left(flight)

@@ -219,6 +219,17 @@ class StreamWatcher:
         """Whether what was passed on ends within an event."""
         return self._passing or (bool(self._event) and not self.hide_usage)
 
+    @property
+    def counts(self) -> TokenUsage | None:
+        """The usage, as far as it is one: Messages tell at once what they can only guess, and an
+        answer that broke off has no more than that."""
+        usage = self.usage
+        if usage is not None and not (self.complete or self.finished):
+            if (usage.completion_tokens or 0) < self.events:
+                usage.completion_tokens = None
+            usage.prompt_tokens = usage.prompt_tokens or None
+        return usage
+
     def feed(self, chunk: bytes) -> bytes:
         """Take the next bytes; the bytes to pass on now."""
         if not self._event and not self._passing and self._whole_events(chunk):

@@ -107,6 +107,7 @@ NEEDS_STATE = ("previous_response_id", "conversation", "background", "prompt")
 # How the SDK calls an OpenAI-compatible server when nothing but its chat completions is to be used.
 OVER_CHAT = "hosted_vllm"
 
+LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
 # Headers of a refusal that reach the client.
 WHEN_AGAIN = ("retry-after", "x-should-retry", "x-ratelimit-", "anthropic-ratelimit-")
 # How the SDK tells of a provider that it got no answer from.
@@ -124,6 +125,8 @@ def sdk() -> Any:
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         _sdk = importlib.import_module("litellm")
         _sdk.telemetry = False
+        for name in LOGGERS:  # what goes wrong is told by who calls it, without anybody's words
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
         _sdk.suppress_debug_info = True
         _sdk.drop_params = True
         _sdk.disable_hf_tokenizer_download = True

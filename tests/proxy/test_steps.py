@@ -208,6 +208,21 @@ def test_a_response_with_an_image_in_it_ends_as_any_other(
     assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 7, 5)
 
 
+@pytest.mark.parametrize("guess", [0, 1])
+def test_a_message_that_broke_off_is_counted_by_what_came_of_it(
+    joulegate: Start, upstream: Upstream, guess: int
+) -> None:
+    usage = f'{{"input_tokens":{7 * guess},"output_tokens":{guess}}}'
+    start = named("message_start", f'{{"type":"message_start","message":{{"usage":{usage}}}}}')
+    upstream.play(answers.stream([start, *MESSAGES[1:2] * 4, CUT], end=False))
+    running = joulegate(config_of(upstream.base_url))
+    asked = {**STREAM, "max_tokens": 9}
+    got = running.post(asked, path="/v1/messages")
+    record = running.record(got.header("x-request-id"))
+    assert (record.outcome, record.output_tokens, record.usage_source) == ("failed", 4, "counted")
+    assert record.prompt_tokens == (7 if guess else 8)  # 8 are counted here
+
+
 @pytest.mark.parametrize("prompt_tokens", [-5, 2**70])
 def test_counts_that_cannot_be_are_kept_out_of_the_books(
     joulegate: Start, upstream: Upstream, prompt_tokens: int

@@ -158,6 +158,17 @@ def test_an_upstream_that_answers_no_json_is_a_502(running: Joulegate, upstream:
     assert running.post({**MESSAGE, "input": "hello"}, path="/v1/responses").status == 502
 
 
+def test_what_a_backend_quotes_of_a_prompt_is_in_no_log(
+    running: Joulegate, upstream: Upstream, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = answers.event({"error": {"message": "in 'my secret'", "code": 500}})
+    upstream.play(answers.stream([answers.event(answers.chat_events()[1]), broken]))
+    asked = {**MESSAGE, "input": "my secret", "stream": True}
+    for path in ("/v1/messages", "/v1/responses"):
+        assert b"error" in running.post(asked, path=path).body
+    assert "secret" not in "".join(capfd.readouterr())
+
+
 def test_without_a_bridge_both_are_passed_through(joulegate: Start, upstream: Upstream) -> None:
     running = joulegate(config_of(upstream.base_url))
     usage = {"input_tokens": 5, "output_tokens": 2}
