@@ -37,35 +37,6 @@ VERDICT = (
 )
 
 
-class Held:
-    """A response whose answer, or the beginning of it, has been read; looks like a response."""
-
-    def __init__(self, response: aiohttp.ClientResponse, body: bytes, complete: bool) -> None:
-        self._response = response
-        self._body = body
-        self._complete = complete
-        self.status = response.status
-        self.headers = response.headers
-        self.raw_headers = response.raw_headers
-        self.content = self
-
-    @property
-    def closed(self) -> bool:
-        return self._response.closed
-
-    def close(self) -> None:
-        self._response.close()
-
-    async def readany(self) -> bytes:
-        if self._body:
-            body, self._body = self._body, b""
-            return body
-        return b"" if self._complete else await self._response.content.readany()
-
-    async def read(self) -> bytes:
-        return self._body if self._complete else self._body + await self._response.read()
-
-
 class Answer(msgspec.Struct):
     """What checks look at in one answer: its choices' texts and how they ended."""
 
@@ -167,7 +138,7 @@ class Cascading:
         if not stream:
             flight.usage = usage_in(body)
         if not complete:
-            return cast(aiohttp.ClientResponse, Held(response, body, complete)), []
+            return cast(aiohttp.ClientResponse, upstream.Held(response, body, complete)), []
         answer = in_stream(body) if stream else in_body(body)
         against = wrong(answer, request, checks)
         if not against and checks.judge is not None and answer is not None:
@@ -175,7 +146,7 @@ class Cascading:
         passing.checked(routed.policy.name, not against)
         if asked and not stream:
             body = without_logprobs(body)
-        return cast(aiohttp.ClientResponse, Held(response, body, complete)), against
+        return cast(aiohttp.ClientResponse, upstream.Held(response, body, complete)), against
 
     async def _read(
         self, flight: Flight, response: aiohttp.ClientResponse, settings: Settings
@@ -230,7 +201,8 @@ class Cascading:
         try:
             async with asyncio.timeout(settings.time.first_byte_s):
                 response = await self.client.post(engine, "/chat/completions", body, headers)
-                said = await response.read()
+                said, _ = await upstream.beginning(response, upstream.MAX_HELD_BYTES)
+                response.close()
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError):
             return []
         finally:

@@ -17,7 +17,7 @@ from proxy.answering import own_headers
 from proxy.asgi import RawHeaders, Send
 from proxy.attempts import give_up
 from proxy.backends import Engine, upstream_model
-from proxy.cascading import Cascading, Held
+from proxy.cascading import Cascading
 from proxy.endings import broken, left
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
@@ -26,7 +26,7 @@ from proxy.flight import Admitted, Flight
 from proxy.relaying import BOM, Relaying
 from proxy.routing import Routed, Router
 from proxy.settings import Settings
-from proxy.upstream import Upstream
+from proxy.upstream import Held, Upstream
 
 log = logging.getLogger("joulegate.forwarding")
 
@@ -74,7 +74,10 @@ class Forwarding:
             response = await self.cascading.answered(
                 flight, endpoint, routed, headers, body, kept, request, self.settings
             )
-        if hide_usage and await self._complains_of_usage(flight, response):
+        complains = False
+        if hide_usage and response.status in UNPROCESSABLE:
+            response, complains = await self._complains_of_usage(flight, response)
+        if complains:
             hide_usage, refusing = False, flight.engine
             response = await self._open(flight, endpoint, routed, headers, plain, parts)
             _refused_usage(refusing, flight.engine, response.status)
@@ -101,22 +104,25 @@ class Forwarding:
                 response.close()  # closes the connection unless all of the answer was read
             left(flight)
 
-    async def _complains_of_usage(self, flight: Flight, response: aiohttp.ClientResponse) -> bool:
-        """Whether the engine refused the request, and what it was asked for usage by is in its
-        reason: then it is to be asked again without."""
-        engine = flight.engine
-        if engine is None or response.status not in UNPROCESSABLE:
-            return False
+    async def _complains_of_usage(
+        self, flight: Flight, response: aiohttp.ClientResponse
+    ) -> tuple[aiohttp.ClientResponse, bool]:
+        """The same answer, and whether what the engine was asked for usage by is in its reason for
+        refusing the request: then it is to be asked again without."""
+        if response.headers.get("content-type", "").startswith(EVENTS):
+            return response, False
         flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
         try:
-            refused = await upstream.complains_of(response, b"stream_options")
+            said, all_of_it = await upstream.beginning(response, upstream.MAX_HELD_BYTES)
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             raise broken(flight, error, self.settings.retries) from error
         finally:
             flight.deadline_s = None
+        refused = b"stream_options" in said
         if refused:
             left(flight)
-        return refused
+            response.close()
+        return cast(aiohttp.ClientResponse, Held(response, said, all_of_it)), refused
 
     async def _looked_at(
         self, flight: Flight, response: aiohttp.ClientResponse, engine: Engine

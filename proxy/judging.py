@@ -35,7 +35,7 @@ from proxy.routing import Routed, Router
 from proxy.settings import OVERHEAD, Settings
 from proxy.sse import usage_in
 from proxy.tallies import Tally
-from proxy.upstream import Upstream, request_headers
+from proxy.upstream import MAX_HELD_BYTES, Upstream, beginning, request_headers
 
 log = logging.getLogger("joulegate.judging")
 
@@ -246,7 +246,8 @@ class Judging:
             async with asyncio.timeout(self.settings.time.total_s):
                 answer = await self.client.post(engine, PATH, orjson.dumps(body), headers)
                 flight.status = answer.status
-                raw = await answer.read()
+                raw, _ = await beginning(answer, MAX_HELD_BYTES)
+                answer.close()  # nothing that is larger is a verdict or an answer to judge
             if answer.status == 200:
                 flight.usage = usage_in(raw)
                 said = verdicts.answer_in(raw)

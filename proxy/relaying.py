@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from typing import cast
 
 import aiohttp
 
@@ -19,12 +20,12 @@ from proxy.errors import ApiError
 from proxy.flight import Admitted, Flight
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, TokenUsage, usage_in, usage_in_part
+from proxy.upstream import MAX_HELD_BYTES, Held, beginning
 
 BOM = b"\xef\xbb\xbf"
 JSON = (b"{", b"[")  # how an answer in JSON begins
 IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*\{')
 MEDIA = ("audio/", "image/", "video/", "application/octet-stream")  # answers that are not JSON
-MAX_HELD_BYTES = 8_388_608  # larger answers are relayed without being read
 EDGE_BYTES = 4_096  # of their beginnings and ends, where the usage stands
 MAX_PROGRESS = 4_096
 PROGRESS_S = 0.1  # a stream's progress is noted this often, for dividing windows of a second
@@ -59,7 +60,14 @@ class Relaying:
             if length is not None and int(length) > MAX_HELD_BYTES:
                 await self._relay(flight, response, [*headers, content_length(length)], send)
                 return
-            body = await response.read()
+            if length is not None:
+                body = await response.read()
+            else:
+                body, all_of_it = await beginning(response, MAX_HELD_BYTES)
+                if not all_of_it:
+                    response = cast(aiohttp.ClientResponse, Held(response, body, False))
+                    await self._relay(flight, response, headers, send)
+                    return
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             raise broken(flight, error, self.settings.retries) from error
         now_s = time.monotonic()
@@ -106,7 +114,7 @@ class Relaying:
         flight.headers_sent = True
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         first = last = b""
-        async for chunk in response.content.iter_any():
+        while chunk := await response.content.readany():
             first, last = first or chunk[:EDGE_BYTES], (last + chunk)[-EDGE_BYTES:]
             flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
             flight.sending = True

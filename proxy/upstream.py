@@ -66,6 +66,7 @@ HOP_BY_HOP = frozenset(
         b"strict-transport-security",
     }
 )
+MAX_HELD_BYTES = 8_388_608  # of an answer; what is larger is passed on, or left, unread
 # Content codings that are unpacked on the way.
 UNPACKED = frozenset({b"gzip", b"deflate", b"br", b"zstd"})
 # What is answered over chat completions where an engine has no such route.
@@ -77,6 +78,35 @@ _NOTHING_THERE = frozenset(
 )
 # Statuses that another backend may do better at.
 WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529})
+
+
+class Held:
+    """A response whose answer, or the beginning of it, has been read; looks like a response."""
+
+    def __init__(self, response: aiohttp.ClientResponse, body: bytes, complete: bool) -> None:
+        self._response = response
+        self._body = body
+        self._complete = complete
+        self.status = response.status
+        self.headers = response.headers
+        self.raw_headers = response.raw_headers
+        self.content = self
+
+    @property
+    def closed(self) -> bool:
+        return self._response.closed
+
+    def close(self) -> None:
+        self._response.close()
+
+    async def readany(self) -> bytes:
+        if self._body:
+            body, self._body = self._body, b""
+            return body
+        return b"" if self._complete else await self._response.content.readany()
+
+    async def read(self) -> bytes:
+        return self._body if self._complete else self._body + await self._response.read()
 
 
 class Connector(aiohttp.TCPConnector):
@@ -146,8 +176,11 @@ class Upstream:
             and response.status in NO_ROUTE
             and engine.settings.bridge is None
             and response.content_type != "text/event-stream"
-            and is_no_route(await response.read(), path)
         ):
+            said, whole = await beginning(response, MAX_HELD_BYTES)
+            if not is_no_route(said, path):
+                return cast(aiohttp.ClientResponse, Held(response, said, whole))
+            response.close()
             log.warning(
                 "backend %s has no %s: from now on it is asked over its chat completions",
                 engine.name,
@@ -177,11 +210,18 @@ def is_no_route(body: bytes, path: str) -> bool:
     return said in _NOTHING_THERE or f"/v1{path}" in said
 
 
-async def complains_of(response: aiohttp.ClientResponse, name: bytes) -> bool:
-    """Whether a refusal names that field. What was read is still there to be passed on."""
-    if response.headers.get("content-type", "").startswith("text/event-stream"):
-        return False
-    return name in await response.read()
+async def beginning(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, bool]:
+    """An answer, and whether that is all: where nobody said how long it is, or it unpacks, no more
+    than a little over ``limit`` bytes of it are read."""
+    pieces: list[bytes] = []
+    size = 0
+    while size <= limit:
+        piece = await response.content.readany()
+        if not piece:
+            return b"".join(pieces), True
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces), False
 
 
 def request_headers(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from proxy import relaying
+from proxy import upstream as upstream_module
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
@@ -229,6 +230,36 @@ def test_an_answer_too_large_to_be_held_is_unpacked_too(
     body = json.dumps(answers.CHAT).encode()
     upstream.play(answers.answer(gzip.compress(body), headers={"content-encoding": "gzip"}))
     assert running.post(ODD).body == body
+
+
+@pytest.mark.parametrize("coding", ["identity", "gzip"])
+@pytest.mark.parametrize("status", [b"200 OK", b"400 Bad Request"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_of_unknown_length_is_not_held_to_its_end(
+    running: Joulegate,
+    upstream: Upstream,
+    monkeypatch: pytest.MonkeyPatch,
+    coding: str,
+    status: bytes,
+    stream: bool,
+) -> None:
+    for module in (relaying, upstream_module):
+        monkeypatch.setattr(module, "MAX_HELD_BYTES", 10_000)
+    gate = Gate()
+    packer = zlib.compressobj(wbits=31)
+    flush = zlib.Z_FULL_FLUSH
+    parts = [json.dumps(answers.CHAT).encode() + b" " * 200_000, b" " * 1_000]
+    sent = [packer.compress(p) + packer.flush(flush) if coding == "gzip" else p for p in parts]
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-encoding: %b\r\n"
+    chunked = head % (status, coding.encode()) + b"transfer-encoding: chunked\r\n\r\n"
+    end = packer.flush() if coding == "gzip" else b" "
+    frames = [answers.framed(piece) for piece in (*sent, end)]
+    upstream.play([chunked, frames[0], gate, *frames[1:], b"0\r\n\r\n"])
+    got = running.open({**ASK, "stream": stream}).getresponse()  # while the rest is still to come
+    assert got.status == int(status[:3])
+    assert got.read(200_000).startswith(parts[0][:100])
+    gate.open()
+    got.read()
 
 
 @pytest.mark.parametrize("more", [answers.answer(answers.CHAT)[0], b"HTTP/1.1 408 Late\r\n\r\n"])
