@@ -18,6 +18,7 @@ from proxy import errors
 from proxy.errors import ApiError
 
 MAX_HEAD_BYTES = 65_536  # request line and headers; common servers take 8 to 64 kB
+IDLE_S = 75.0  # for anything to arrive on a new connection, as long as one is kept after an answer
 HEAD_S = 30.0  # for a head to arrive
 BODY_S = 300.0  # for a body to arrive: 32 MiB at 1 Mbit/s take 268 s
 MAX_JOINED_BYTES = 65_536  # larger bodies are not copied to go with their head
@@ -75,12 +76,18 @@ class Connection(HttpToolsProtocol):
     _resuming = False  # what is parsed now is the head that _decline made up
     _head_bytes = 0
     _slow: asyncio.TimerHandle | None = None  # runs while a message is incomplete
+    _silent: asyncio.TimerHandle | None = None  # runs until the first byte
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = OneSegment(transport, self.loop)  # type: ignore[assignment]
+        # Without a word: a client that keeps it for later would take one for its answer.
+        self._silent = self.loop.call_later(IDLE_S, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
+        if self._silent is not None:
+            self._silent.cancel()
+            self._silent = None
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -102,6 +109,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        if self._silent is not None:
+            self._silent.cancel()
         super().connection_lost(exc)
 
     def _decline(self, rest: bytes) -> None:

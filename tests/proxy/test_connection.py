@@ -177,6 +177,14 @@ def test_a_request_that_never_gets_complete_is_given_up(
     assert upstream.received == []
 
 
+def test_a_connection_on_which_nothing_comes_is_closed_without_a_word(
+    running: Joulegate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "IDLE_S", 0.05)
+    with socket.create_connection(("127.0.0.1", running.port), timeout=5) as sock:
+        assert sock.recv(1) == b""
+
+
 def test_a_slow_second_request_does_not_cut_off_the_answer_to_the_first(
     running: Joulegate, upstream: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
