@@ -27,7 +27,6 @@ from estimators.artefacts import load_prior
 from estimators.checks import backends
 from estimators.correction import Correction
 from estimators.energy import EnergyEstimator
-from estimators.greybox import Array
 from estimators.prior import Prior
 from estimators.rice import Rice
 from estimators.roofline import roofline_of
@@ -58,7 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(stored(prior, fingerprint(args.data)), end="\n\n")
         print(first_token_floor(rows), end="\n\n")
         print(baselines(rows, rice_of(args.data)), end="\n\n")
-        print(feedback(rows, start, held.get("new_model")), end="\n\n")
+        unseen = held.get("new_model") or hold_out(rows, start, ("new_model",), 0)["new_model"]
+        curves = curves_of(unseen)
+        print(feedback(curves), end="\n\n")
+        print(of_siblings(curves), end="\n\n")
         print(speed(), end="\n\n")
         for line in published(args.data, prior):
             print(line)
@@ -131,25 +133,51 @@ def _baseline(name: str, row: Row, rice: Rice) -> float:
     return per_token_wh * 3600.0 * gpus * row.output
 
 
-def feedback(
-    rows: Sequence[Row],
-    start: Array,
-    held: Sequence[Held] | None,
-) -> str:
-    """An unseen architecture, then 1, 3 or 200 of its own metered points, judged on the others.
-
-    The 200 requests scatter by 15 % around the curve's points and come at loads between them.
-    """
-    if held is None:
-        held = hold_out(rows, start, ("new_model",), 0)["new_model"]
+def curves_of(held: Sequence[Held]) -> list[list[Held]]:
+    """The load curves of engines among rows of unseen architectures."""
     curves: dict[str, list[Held]] = {}
     for one in held:
         if one.row.source in ("v3", "v2") and math.isfinite(one.energy_error):
             curves.setdefault(one.row.curve, []).append(one)
+    return list(curves.values())
+
+
+def of_siblings(curves: Sequence[Sequence[Held]]) -> str:
+    """An unseen architecture, corrected by a share of what its other backends (another precision,
+    number of GPUs, card) taught on the average, and by nothing of its own."""
+    taught = []
+    for points in curves:
+        correction = Correction()
+        for one in points:
+            correction.observe(one.row.batch, one.energy_error)
+        taught.append((points[0].row, correction))
+    errors: dict[float, list[float]] = {share: [] for share in (0.0, 0.25, 0.5, 0.75, 1.0)}
+    for points in curves:
+        own = points[0].row
+        siblings = [c for row, c in taught if row.backend != own.backend and _same_model(row, own)]
+        for one in points if siblings else ():
+            said = sum(sibling.at(one.row.batch) for sibling in siblings) / len(siblings)
+            for share, found in errors.items():
+                found.append(abs(math.expm1(share * said - one.energy_error)))
+    text = [f"{'share of what siblings teach':34} {'points':>6} {'MAPE':>7} {'median':>7}"]
+    for share, found in errors.items():
+        text.append(f"{share:<34} {len(found):6} {np.mean(found):7.1%} {np.median(found):7.1%}")
+    return "\n".join(text)
+
+
+def _same_model(left: Row, right: Row) -> bool:
+    return left.architecture == right.architecture and left.backend.model == right.backend.model
+
+
+def feedback(curves: Sequence[list[Held]]) -> str:
+    """An unseen architecture, then 1, 3 or 200 of its own metered points, judged on the others.
+
+    The 200 requests scatter by 15 % around the curve's points and come at loads between them.
+    """
     random = np.random.default_rng(1)
     labels = ("0 observed", "1 observed", "3 observed", "200 requests")
     errors: dict[str, list[float]] = {label: [] for label in labels}
-    for points in curves.values():
+    for points in curves:
         if len(points) < 5:
             continue
         points.sort(key=lambda one: one.row.batch)

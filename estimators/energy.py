@@ -2,7 +2,8 @@
 
 Physics that published measurements corrected (prior.py), worked out beforehand over a grid
 (tables.py); where an engine's own windows taught its step physics, that instead; and on top what
-the backend's metered requests say (correction.py). Lengths and quality are handed in.
+the backend's metered requests say (correction.py), or before there are any half of what those of
+the model's other backends say. Lengths and quality are handed in.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from estimators.types import (
     LengthPredictor,
     Lengths,
     Load,
+    ModelFacts,
     Outcome,
     QualityPredictor,
 )
@@ -48,6 +50,10 @@ _LEARNT_SPREAD = 0.15
 _Z80 = 1.2816
 _SCATTER = 0.1  # of single metered requests around a calibrated estimate, ln
 _CALIBRATED_AFTER = 3  # outcomes at least; fewer do not help the mean (see docs/estimators.md)
+# How much of what a model's other backends (precisions, numbers of GPUs, cards) miss the prior by
+# is expected of one that nothing is known of: on held-out architectures a quarter, a half and three
+# quarters all helped (benchmarks.estimators prints them).
+_SHARED = 0.5
 _USUAL = (500.0, 300.0)  # prompt and output at which unknown loads are compared
 
 # Marginal joules are a difference of two estimates, and less sure than either.
@@ -70,7 +76,19 @@ class Standing(NamedTuple):
 class _Known:
     """All that is worked out beforehand for one backend."""
 
-    __slots__ = ("api", "correction", "facts", "learnt", "price", "source", "table", "unknown_load")
+    __slots__ = (
+        "api",
+        "correction",
+        "facts",
+        "learnt",
+        "of_prior",
+        "price",
+        "prior",
+        "source",
+        "table",
+        "taught",
+        "unknown_load",
+    )
 
     def __init__(self, facts: Backend) -> None:
         self.facts = facts
@@ -78,7 +96,10 @@ class _Known:
         self.learnt: StepPhysics | None = None
         self.api: ApiEnergy | None = None
         self.price: Price | None = None
-        self.correction = Correction()
+        self.correction = Correction()  # of the table in use
+        self.prior: Table | None = None
+        self.of_prior = self.correction  # another one where windows taught a table
+        self.taught: list[_Known] = []  # backends of its model that have requests to learn from
         self.source = "unknown"
         self.unknown_load = (1.0, 1.0)  # factors from the usual batch to the lowest and highest
 
@@ -108,6 +129,7 @@ class EnergyEstimator:
         self._quality = quality
         self._learnt = learnt
         self._known: dict[str, _Known] = {}
+        self._taught: dict[tuple[ModelFacts, bool], list[_Known]] = {}  # by model, simulated or not
         self._physics: dict[str, tuple[Backend, StepPhysics | None]] = {}
         self._learning = threading.Lock()
 
@@ -175,9 +197,15 @@ class EnergyEstimator:
             return  # simulated joules never teach what is said of real engines
         batch = outcome.load.running + 1.0 if outcome.load.known else UNKNOWN_BATCHES[1]
         prompt = float(outcome.features.prompt_tokens - outcome.features.cached_prompt_tokens)
-        found, _ = known.table.at(batch, max(0.0, prompt), [float(outcome.output_tokens)])
-        with self._learning:
-            known.correction.observe(batch, math.log(outcome.energy_j / found[0][ENERGY]))
+        tables = [(known.correction, known.table)]
+        if known.of_prior is not known.correction and known.prior is not None:
+            tables.append((known.of_prior, known.prior))
+        for correction, table in tables:
+            found, _ = table.at(batch, max(0.0, prompt), [float(outcome.output_tokens)])
+            with self._learning:
+                correction.observe(batch, math.log(outcome.energy_j / found[0][ENERGY]))
+        if known.of_prior.outcomes >= _CALIBRATED_AFTER and known not in known.taught:
+            known.taught.append(known)
 
     def standings(self) -> list[Standing]:
         """How every backend's estimates stand."""
@@ -245,6 +273,11 @@ class EnergyEstimator:
             known.source = known.api.source if known.api is not None else known.source
         if known.table is None and known.api is None and backend.provider is not None:
             threading.Thread(target=_add_api, args=(known,), daemon=True).start()
+        before = self._known.get(_key(backend))
+        if before is not None and before in before.taught:
+            before.taught.remove(before)
+        if backend.model is not None:
+            known.taught = self._taught.setdefault((backend.model, backend.simulated), [])
         self._known[_key(backend)] = known
         return known
 
@@ -252,6 +285,7 @@ class EnergyEstimator:
         found = self._table(backend)
         if found is not None:
             known.table, known.source = found
+            known.prior = known.table
             known.unknown_load = _load_factors(known.table)
 
     def _table(self, backend: Backend) -> tuple[Table, str] | None:
@@ -268,7 +302,7 @@ class EnergyEstimator:
     def _take_learnt(self, backend: Backend, known: _Known, learnt: StepPhysics | None) -> None:
         if (known.learnt is None) != (learnt is None):
             # What requests said was said of the other kind of table.
-            known.correction = Correction()
+            known.correction = known.of_prior if learnt is None else Correction()
         known.learnt = learnt
         if learnt is None:
             self._take_prior(backend, known)
@@ -321,6 +355,11 @@ class EnergyEstimator:
             spread = _Z80 * math.sqrt(spread * spread + _SCATTER * _SCATTER)
             own_low, own_high = max(own_low, -spread), min(own_high, spread)
             evidence = Evidence.CALIBRATED
+        elif known.taught and known.learnt is None:
+            said = [sibling.of_prior.at(batch) for sibling in known.taught]
+            factor = _exp(_SHARED * sum(said) / max(1, len(said)))
+            energy_j *= factor
+            marginal_j *= factor
         if known.learnt is not None:
             evidence = Evidence.CALIBRATED
         if backend.simulated:

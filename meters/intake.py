@@ -280,7 +280,11 @@ _ALL: set[str] = {"*"}
 def _was_under_way(off_s: float, clock_error_s: float | None) -> bool:
     """Whether a batch that seems to come from the past waited, in the queue of a proxy that is
     just starting, say. An agent that has measured its clock against ours knows what time it is."""
-    return off_s < 0 and clock_error_s is not None and clock_error_s <= CLOCK_TOLERANCE_S
+    return (
+        off_s < -CLOCK_TOLERANCE_S
+        and clock_error_s is not None
+        and clock_error_s <= CLOCK_TOLERANCE_S
+    )
 
 
 def _figures(did: EngineWork) -> tuple[float | None, ...]:

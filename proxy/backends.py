@@ -1,8 +1,8 @@
 """The backends at run time: which serve a model name, how busy they are, whether they answer.
 
-Load is what this process has in flight, raised to what the engine itself reports where a meter
-reads it. A backend that fails several times in a row is left alone for a while; then one request
-probes it (half-open) before traffic returns.
+Load is what this process has in flight, and what others have there by what the engine itself
+reports where a meter reads it. A backend that fails several times in a row is left alone for a
+while; then one request probes it (half-open) before traffic returns.
 """
 
 from __future__ import annotations
@@ -39,8 +39,12 @@ class Engine:
         "headers",
         "healthy",
         "in_flight",
+        "last_peak",
+        "looked",
         "name",
         "node",
+        "others",
+        "peak",
         "prefixes",
         "probing",
         "refuses_usage",
@@ -73,6 +77,9 @@ class Engine:
         self.prefixes: Prefixes | None = None  # once its meter shows that it has a prefix cache
         self.reported: Load | None = None
         self.reported_at_s = 0.0
+        self.others = 0.0  # of what it reported last: requests that are not ours
+        self.looked: int | None = None  # what we had in flight when it reported
+        self.peak = self.last_peak = 0  # the most of that since the last report, and before it
 
     def load(self, now_s: float) -> Load:
         """The engine's present load: what we have in flight, and what it says itself."""
@@ -84,22 +91,32 @@ class Engine:
                 asleep=self.asleep,
                 known=True,
             )
-        # Its own figures are up to a window old, ours are of now: the larger one is nearer.
+        # Its figures are up to a window old and count what we had there then: of ours only those
+        # of now are. A request that has ended would make an idle engine look busy, and cheap.
+        there = self.in_flight + self.others
+        waiting = min(reported.waiting, there)
         return Load(
-            running=max(reported.running, float(self.in_flight) - reported.waiting),
-            waiting=reported.waiting,
+            running=there - waiting,
+            waiting=waiting,
             context_tokens=float(self.context_in_flight),
             asleep=self.asleep,
             known=True,
         )
 
     def reports(self, running: float, waiting: float, now_s: float) -> None:
-        """Take the engine's own word on its load."""
+        """Take the engine's own word on its load: the mean of its last window's two ends."""
+        there = running + waiting
+        ours = self.in_flight if self.looked is None else (self.looked + self.in_flight) / 2
+        all_ours = there <= max(self.peak, self.last_peak)
+        self.others = 0.0 if all_ours else max(0.0, there - ours)
+        self.looked, self.last_peak, self.peak = self.in_flight, self.peak, self.in_flight
         self.reported = Load(running=running, waiting=waiting, known=True)
         self.reported_at_s = now_s
 
     def started(self, context_tokens: int) -> None:
         self.in_flight += 1
+        if self.in_flight > self.peak:
+            self.peak = self.in_flight
         self.calls += 1
         self.context_in_flight += context_tokens
 

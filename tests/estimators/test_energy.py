@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -172,6 +173,47 @@ def test_three_load_points_set_offset_and_slope_right() -> None:
         assert said(batch) == pytest.approx(truth[batch], rel=0.1)
 
 
+def test_what_requests_say_of_one_precision_half_holds_for_the_models_others() -> None:
+    """Else what was tried looks cheaper, or dearer, than a like one that only was not."""
+    estimator = EnergyEstimator(prior=PRIOR)
+    features, load = Features(prompt_tokens=100, max_tokens=100), Load(running=7, known=True)
+    other_model = ModelFacts(params_b=14.8, layers=48, kv_heads=8, head_dim=128)
+    backends_ = [
+        llama(),
+        llama(name="fp8", precision="fp8"),
+        llama(name="two", num_gpus=2),
+        llama(name="another model", model=other_model),
+        llama(name="simulated", precision="fp8", simulated=True),
+    ]
+
+    def said() -> list[float]:
+        found = estimator.estimate(features, backends_, [load] * len(backends_))
+        return [one.energy_j.mid for one in found if one.energy_j is not None]
+
+    before = said()
+    tokens = round(estimator.estimate(features, [llama()], [load])[0].output_tokens.mean)  # type: ignore[union-attr]
+    outcome = Outcome(
+        backend="llama-3.1-8b",
+        features=features,
+        load=load,
+        energy_j=before[0] * 0.5,
+        output_tokens=tokens,
+        evidence=Evidence.METERED,
+    )
+    for _ in range(100):
+        estimator.learn(outcome)
+    own, fp8, two, another, simulated = (b / a for a, b in zip(before, said(), strict=True))
+    assert own == pytest.approx(0.5, rel=0.03)
+    assert fp8 == two == pytest.approx(0.5**0.5, rel=0.03)
+    assert another == simulated == 1.0
+    for _ in range(100):
+        estimator.learn(msgspec.structs.replace(outcome, backend="fp8", energy_j=before[1] * 2))
+    own, fp8, two, *_ = (b / a for a, b in zip(before, said(), strict=True))
+    assert (own, fp8) == (pytest.approx(0.5, rel=0.03), pytest.approx(2.0, rel=0.03))
+    assert two == pytest.approx(1.0, rel=0.03)
+
+
+@pytest.mark.alone
 def test_ten_candidates_cost_the_request_path_next_to_nothing() -> None:
     """Against a yardstick in the same process: 100 µs is about 1000 tiny calls on this machine."""
     estimator = EnergyEstimator(prior=PRIOR)

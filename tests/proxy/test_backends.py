@@ -116,6 +116,21 @@ def test_load_is_what_is_in_flight_and_what_the_engine_says_while_it_is_fresh(po
     assert engine.load(60.0).running == 0.0
 
 
+def test_a_request_of_ours_that_has_ended_does_not_make_an_engine_look_busy(pool: Pool) -> None:
+    engine: Engine = pool.by_name["llama@bf16"]
+    for second in range(3):  # one client, one request after another, each seen by the engine
+        engine.started(100)
+        engine.ended(100)
+        engine.reports(running=1.0, waiting=0.0, now_s=second)
+        assert engine.load(second).running == 0.0
+    engine.reports(running=40.0, waiting=5.0, now_s=3.0)  # others' came
+    engine.started(100)
+    assert (engine.load(3.5).running, engine.load(3.5).waiting) == (41.0, 5.0)
+    engine.reports(running=41.0, waiting=5.0, now_s=4.0)
+    engine.ended(100)
+    assert engine.load(4.5).running == pytest.approx(40.0, abs=1.0)
+
+
 def test_engines_that_did_not_change_go_on_over_a_reload(pool: Pool) -> None:
     old = pool.by_name["llama@bf16"]
     old.started(10)
