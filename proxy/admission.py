@@ -252,8 +252,11 @@ def _g_per_j(facts: Backend | None) -> float:
 
 
 def warning_headers(admission: Admission) -> RawHeaders:
-    """One header for each budget past its threshold."""
+    """One header for each budget past its threshold; it names a team, whatever that is called."""
     return [
-        (b"x-joulegate-warning", budgets.warning(spent).encode("latin-1", "replace"))
-        for spent in admission.warnings
+        (
+            b"x-joulegate-warning",
+            "".join(c if c.isprintable() else "?" for c in text).encode("latin-1", "replace"),
+        )
+        for text in map(budgets.warning, admission.warnings)
     ]

@@ -14,7 +14,6 @@ import msgspec
 from sqlalchemy import Connection, select, update
 
 from meters.database import Database
-from meters.rows import clean
 from meters.schema import accounts
 from proxy import passwords
 from proxy.teams import ROLES, TeamsError, note
@@ -48,7 +47,7 @@ class People:
         self, name: str, password: str, *, role: str, teams: tuple[str, ...], actor: str
     ) -> None:
         """Add an account, or bring a removed one back. Raises TeamsError, BadPassword."""
-        if not name or clean(name) != name or len(name) > LONGEST_NAME:
+        if not name or not name.isprintable() or len(name) > LONGEST_NAME:
             raise TeamsError(f"{name!r} cannot be an account's name.")
         if role not in ROLES:
             raise TeamsError(f"{role!r} is not a role. Take one of {', '.join(ROLES)}.")

@@ -677,7 +677,8 @@ class KeyWatch:
 
 
 def _require_name(name: str, whose: str) -> None:
-    if not name or clean(name) != name or len(name) > MOST_LETTERS:
+    # They stand in headers, logs and tables: no line ends, nothing that turns text round.
+    if not name.isprintable() or not name or len(name) > MOST_LETTERS:
         raise TeamsError(f"{name[:MOST_LETTERS]!r} cannot be {whose} name.")
 
 

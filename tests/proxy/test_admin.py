@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from proxy.__main__ import main
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
 
 Start = Callable[[Config], Joulegate]
@@ -148,6 +151,36 @@ def test_a_lead_keeps_to_its_team_and_a_member_does_nothing(running: Joulegate) 
 def test_bad_input_is_said(running: Joulegate, body: dict[str, Any], code: str) -> None:
     reply = post(running, "/admin/keys", body)
     assert (reply.status, reply.code) == (400, code)
+
+
+@pytest.mark.parametrize(
+    "name", ["a\r\nx-evil: 1", "a\x1b[31m", "a\u202eb", "a\u2028b", "\t=1", ""]
+)
+def test_a_name_that_would_break_a_line_or_turn_it_round_is_none(
+    running: Joulegate, name: str
+) -> None:
+    teams, keys = {"team": name}, {"team": "physics", "project": name}
+    for path, body in (("teams", teams), ("teams/physics/projects", {"project": name})):
+        assert post(running, f"/admin/{path}", body).code == "invalid_value"
+    assert post(running, "/admin/keys", keys).code == "invalid_value"
+    if name:
+        assert post(running, "/admin/keys", {"team": "physics", "name": name}).status == 400
+        path = f"/admin/organisations/{quote(name)}"
+        assert running.get(path, method="PUT", x_api_key=ADMIN).status == 400
+    fine = post(running, "/admin/teams", {"team": "日本 Straße (Ä) 🦉" + str(ord(name[:1] or "x"))})
+    assert fine.status == 201
+
+
+def test_what_a_team_of_the_config_is_called_breaks_no_answer(joulegate: Start) -> None:
+    budget = {"per": "day", "requests": 100, "soft": 0.001}
+    team = {"keys": [KEY], "budgets": [budget]}
+    ask = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
+    with Upstream(answers.like_an_engine()) as upstream:
+        running = joulegate(config_of(upstream.base_url, teams={"a\r\nx-evil: 1": team}))
+        said = [post(running, "/v1/chat/completions", ask, KEY) for _ in range(2)]
+    assert [each.status for each in said] == [200, 200]
+    assert said[1].header("x-evil") is None
+    assert (said[1].header("x-joulegate-warning") or "").startswith("team:a??x-evil: 1 requests")
 
 
 @pytest.mark.parametrize(
