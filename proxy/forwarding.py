@@ -84,7 +84,9 @@ class Forwarding:
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
-            if not 200 <= response.status < 600:
+            if not 200 <= response.status < 300 and not 400 <= response.status < 600:
+                # Clients would follow a redirect, with their prompt and in x-api-key their key.
+                flight.sent_s = None  # nothing ran there
                 raise errors.upstream_failed(
                     f"The backend {engine.name} answered with the status {response.status}."
                 )

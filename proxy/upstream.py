@@ -61,8 +61,10 @@ HOP_BY_HOP = frozenset(
         b"set-cookie",
         b"content-length",
         b"access-control-allow-origin",
+        b"access-control-allow-credentials",
         b"access-control-expose-headers",
-        b"alt-svc",  # these two are about the upstream's own address
+        b"alt-svc",  # these three are about the upstream's own address
+        b"clear-site-data",
         b"strict-transport-security",
     }
 )

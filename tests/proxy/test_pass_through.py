@@ -151,11 +151,28 @@ def test_the_query_and_body_cannot_choose_where_a_request_goes(
     assert KEY not in repr(sent.headers)
 
 
-def test_a_redirect_is_not_followed(running: Joulegate, upstream: Upstream) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_leads_no_client_away(
+    running: Joulegate, upstream: Upstream, status: int
+) -> None:
     with Upstream(answers.like_an_engine()) as other:
-        upstream.play(answers.answer(b"{}", 307, {"location": f"{other.base_url}/x"}))
-        running.post(ODD)
+        upstream.play(answers.answer(b"{}", status, {"location": f"{other.base_url}/x"}))
+        got = running.post(ODD)
+        assert (got.status, got.code) == (502, "upstream_failed")
+        assert got.header("location") is None
+        record = running.record(got.header("x-request-id"))
+        assert (record.outcome, record.energy_j) == ("failed", 0.0)
         assert other.received == []
+
+
+def test_what_is_about_an_upstreams_own_site_stays_behind(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    theirs = ("clear-site-data", "set-cookie", "alt-svc", "access-control-allow-credentials")
+    upstream.play(answers.answer(answers.CHAT, headers=dict.fromkeys(theirs, "x")))
+    got = running.post(ODD)
+    assert got.status == 200
+    assert [got.header(name) for name in theirs] == [None] * len(theirs)
 
 
 def test_a_backend_gets_its_own_key_and_headers(joulegate: Start, upstream: Upstream) -> None:
