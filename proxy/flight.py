@@ -102,6 +102,7 @@ class Flight:
         "form",
         "gone",
         "headers_sent",
+        "instead",
         "kept",
         "late",
         "loads",
@@ -168,6 +169,8 @@ class Flight:
         self.error: ApiError | None = None
         self.outcome = "ok"
         self.headers_sent = False
+        # What to do once all that was chosen has failed.
+        self.instead: Callable[[Flight], Routed | None] | None = None
         self.body_sent = False
         self.booked = False
         self.usage: TokenUsage | None = None
@@ -202,6 +205,14 @@ class Flight:
         """The candidate that answers: the engine, under its answer budget where there is one."""
         name = self.engine.name if self.engine is not None else ""
         return name if self.budget is None else f"{name}+{self.budget.name}"
+
+    def follow(self, routed: Routed) -> None:
+        """Go where that decision says."""
+        self.decision = routed.decision
+        self.policy = routed.decision.policy
+        self.candidates = routed.candidates
+        self.routed = routed
+        self.estimate = routed.estimate(routed.decision.chosen)
 
     def wall(self, monotonic_s: float) -> float:
         """Unix time of a monotonic time of this process."""

@@ -152,7 +152,40 @@ class Forwarding:
         body: bytes,
         kept: list[tuple[int, int]],
     ) -> aiohttp.ClientResponse:
-        """The first response worth passing on, from the chosen engine or the next that fits."""
+        """The first response worth passing on: from the chosen engine or the next that fits, then
+        from those of the fallbacks."""
+        try:
+            response = await self._first(flight, endpoint, routed, headers, body, kept)
+        except ApiError:
+            instead = flight.instead(flight) if flight.instead is not None else None
+            if instead is None:
+                raise
+            if flight.sent_s is not None:
+                give_up(flight)  # it may have worked all the while
+        else:
+            if response.status not in upstream.WORTH_ANOTHER or flight.instead is None:
+                return response
+            instead = flight.instead(flight)
+            if instead is None:
+                return response
+            left(flight)
+            response.close()
+        log.info("%s: all that was chosen failed: to the fallbacks", flight.request_id)
+        flight.tried += flight.attempts
+        flight.attempts, flight.sent_s = 0, None
+        flight.follow(instead)
+        return await self._first(flight, endpoint, instead, headers, body, kept)
+
+    async def _first(
+        self,
+        flight: Flight,
+        endpoint: Endpoint,
+        routed: Routed,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        kept: list[tuple[int, int]],
+    ) -> aiohttp.ClientResponse:
+        """The first response worth passing on of the engines that were decided on, in order."""
         rules, limits = self.settings.retries, self.settings.time
         failure: ApiError | None = None
         order = list(routed.engines)

@@ -155,6 +155,7 @@ class Router:
         checkable: bool = True,
         budget_left: float | None = None,
         served: bool = True,
+        among: Sequence[Engine] | None = None,
     ) -> Routed:
         """The decision. Raises ApiError 404 or 400, and NoBackendWithinLimits.
 
@@ -162,13 +163,14 @@ class Router:
         ``draw`` is all the randomness there is. ``turn`` is the conversation's turn before, and
         ``session`` what it is called. ``budget_left`` is known better than from the last request.
         ``served`` is false where somebody only wants to know: that moves nothing later.
+        ``among`` are the only engines to choose among, where others have failed.
         ``estimated`` is false for what estimators know nothing of, such as sound: then every
         figure is unknown.
         """
         policy = self.policy_for(caller, asked, wishes)
-        engines = self.candidates_for(asked, now_s)
+        engines = self.candidates_for(asked, now_s) if among is None else list(among)
         need = self.needs.get(policy.name, NO_NEEDS)
-        if need.beyond:
+        if need.beyond and among is None:
             known = {engine.name for engine in engines}
             engines = engines + [
                 e for e in self.pool.everything if e.name not in known and e.available(now_s)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -22,6 +23,7 @@ from proxy.admission import Gate, warning_headers
 from proxy.answering import Accounts, Answering
 from proxy.asgi import RawHeaders, Receive, Scope, Send
 from proxy.auth import Caller, KeyRing
+from proxy.backends import Engine
 from proxy.cached_answers import CachedAnswers
 from proxy.endings import left
 from proxy.endpoints import Endpoint
@@ -206,6 +208,8 @@ class Steps:
         if caller.judged_share and self.judging is not None and endpoint.chat:
             flight.sample = self.judging.sample(caller, body)
 
+        if self.router.pool.fallbacks:
+            flight.instead = partial(self._instead, told, caller, wishes)
         watching = self._watch(flight, receive)
         try:
             await self.forwarding.forward(
@@ -224,7 +228,37 @@ class Steps:
         budget_left: float | None = None,
     ) -> Routed:
         flight.policy = wishes.policy or caller.policy or self.router.default_policy
-        routed = self.router.decide(
+        routed = self._routed(flight, told, caller, wishes, budget_left=budget_left)
+        flight.follow(routed)
+        return routed
+
+    def _instead(
+        self, told: Features, caller: Caller, wishes: Wishes, flight: Flight
+    ) -> Routed | None:
+        """What to do now that all backends have failed that were chosen: the decision among those
+        of the fallbacks; None where there is none."""
+        tried = flight.routed.engines if flight.routed is not None else ()
+        now_s = time.monotonic()
+        others = self.router.pool.fallback_for(flight.asked)
+        among = [one for one in others if one not in tried and one.available(now_s)]
+        if not among:
+            return None
+        try:
+            return self._routed(flight, told, caller, wishes, among=among)
+        except (ApiError, NoBackendWithinLimits):
+            return None
+
+    def _routed(
+        self,
+        flight: Flight,
+        told: Features,
+        caller: Caller,
+        wishes: Wishes,
+        *,
+        budget_left: float | None = None,
+        among: Sequence[Engine] | None = None,
+    ) -> Routed:
+        return self.router.decide(
             told,
             caller,
             flight.asked,
@@ -237,13 +271,8 @@ class Steps:
             stream=flight.stream,
             checkable=flight.endpoint == "chat.completions",
             budget_left=budget_left,
+            among=among,
         )
-        flight.decision = routed.decision
-        flight.policy = routed.decision.policy
-        flight.candidates = routed.candidates
-        flight.routed = routed
-        flight.estimate = routed.estimate(routed.decision.chosen)
-        return routed
 
     def _watch(self, flight: Flight, receive: Receive) -> asyncio.Future[None] | None:
         """From now on the request ends when its client goes; what is given is to be cancelled."""

@@ -182,6 +182,44 @@ def test_another_group_steps_in_when_a_group_cannot_serve(
         assert upstream.wait_for(1)[0].json()["model"] == "small"
 
 
+@pytest.mark.parametrize(
+    ("fails", "given_up"),
+    [([CUT], None), ([HANG], "given up"), (answers.answer(b"{}", status=503), None)],
+    ids=["broken off", "too late", "refused"],
+)
+@pytest.mark.parametrize("body", [ASK, STREAM], ids=["whole", "stream"])
+def test_a_request_that_all_of_its_group_failed_goes_to_the_fallbacks(
+    joulegate: Start, upstream: Upstream, fails: Any, given_up: str | None, body: dict[str, Any]
+) -> None:
+    with Upstream(fails) as failing:
+        backends = [
+            failing.base_url,
+            {"url": upstream.base_url, "model": "small", "name": "second"},
+        ]
+        config = config_of(*backends, fallbacks={"tiny": ["small"]}, time={"first_byte_s": 0.2})
+        running = joulegate(config | {"retries": {**config["retries"], "attempts": 2}})
+        got = running.post(body)
+        assert got.status == 200
+        assert got.header("x-joulegate-backend") == "second"
+        assert upstream.wait_for(1)[0].json()["model"] == "small"
+        record = running.record(got.header("x-request-id"))
+        assert (record.backend, record.outcome) == ("second", "ok")
+        assert record.attempts == 1 + len(failing.received)
+        assert (given_up in record.earlier) if given_up else record.earlier is None
+        assert running.proxy is not None
+        assert [engine.in_flight for engine in running.proxy.pool.engines] == [0, 0]
+
+
+def test_where_the_fallbacks_fail_too_the_client_is_told_so(joulegate: Start) -> None:
+    with Upstream([CUT]) as failing, Upstream(answers.answer(b"{}", status=503)) as other:
+        backends = [failing.base_url, {"url": other.base_url, "model": "small", "name": "second"}]
+        running = joulegate(config_of(*backends, fallbacks={"tiny": ["small"]}))
+        failed = running.post(ASK)
+        assert (failed.status, failed.header("x-joulegate-backend")) == (503, "second")
+        assert failed.body == b"{}"
+        assert running.record(failed.header("x-request-id")).attempts == 4
+
+
 def test_a_failing_backend_is_left_alone_then_probed_by_one(
     joulegate: Start, upstream: Upstream
 ) -> None:
