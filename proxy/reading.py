@@ -21,7 +21,7 @@ from proxy.features import Peek, Prompt
 from proxy.flight import Flight
 from proxy.forms import Form, form_of
 from proxy.routing import Router
-from proxy.tokens import PATIENCE_S, TokenCounter, Worker, guess
+from proxy.tokens import PATIENCE_S, TokenCounter, Uncountable, Worker, guess
 
 SHORT_BODY = 4_096  # bytes: counted in 0.1 ms, and in 0.6 ms whatever they are
 
@@ -115,7 +115,7 @@ class Reading:
                 tokens, prompt, task, text = await asyncio.wait_for(
                     asyncio.shield(reading), PATIENCE_S
                 )
-            except TimeoutError:
+            except (TimeoutError, Uncountable):
                 tokens, counted, task, text = guess(len(body)), False, None, ""
                 prompt = None
                 reading.add_done_callback(lambda done: _count_later(flight, done))

@@ -37,6 +37,10 @@ def bundled_encodings() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+class Uncountable(Exception):
+    """The tokenizer fell over a text, such as a million spaces: its stack is finite."""
+
+
 class TokenCounter:
     """Counts with one encoding for all models: within 10 % of most models' own tokenizers, and
     the same for every candidate, so that it never decides between them."""
@@ -56,10 +60,17 @@ class TokenCounter:
         return self._encoding is not None
 
     def count(self, text: str) -> int:
-        """Tokens in a text."""
+        """Tokens in a text. Raises Uncountable."""
         if self._encoding is None:
             return guess(len(text.encode("utf-8", "replace")))
-        return len(self._encoding.encode_ordinary(text))
+        try:
+            return len(self._encoding.encode_ordinary(text))
+        except (
+            BaseException
+        ) as error:  # a panic of Rust's is no Exception, and has no name to import
+            if type(error).__name__ != "PanicException":
+                raise
+            raise Uncountable from None
 
 
 def guess(size_bytes: int) -> int:
@@ -111,6 +122,8 @@ def _result(work: Callable[[], object]) -> tuple[bool, object]:
         return True, work()
     except Exception as error:
         return False, error
+    except BaseException as error:  # the thread is everybody's: it goes on whatever one text does
+        return False, RuntimeError(type(error).__name__)
 
 
 def _deliver(

@@ -254,6 +254,15 @@ def test_with_keys_any_name_will_do(joulegate: Start, upstream: Upstream) -> Non
 # -- large bodies --------------------------------------------------------------------------------
 
 
+def test_a_prompt_that_no_tokenizer_stands_takes_nothing_from_others(running: Joulegate) -> None:
+    blank = {"model": "tiny", "messages": [{"role": "user", "content": " " * 1_000_000}]}
+    first = running.post(blank)
+    assert first.status == 200
+    packed = gzip.compress(json.dumps(ASK).encode())  # unpacked where long prompts are counted
+    assert running.post(packed, headers={"content-encoding": "gzip"}).status == 200
+    assert running.post(blank).status == 200
+
+
 def test_an_image_of_20_mb_arrives_whole(joulegate: Start, upstream: Upstream) -> None:
     running = joulegate(config_of(upstream.base_url))
     image = base64.b64encode(os.urandom(15_000_000))
