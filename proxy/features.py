@@ -40,6 +40,7 @@ class Peek(msgspec.Struct):
     max_completion_tokens: Int64 | None = None
     max_output_tokens: Int64 | str | None = None  # "inf" where sessions are opened
     n: Int64 | None = None
+    best_of: Int64 | None = None  # of a completion: answers of which ``n`` are given
     temperature: float | None = None
     seed: Int64 | None = None
     tools: msgspec.Raw = msgspec.Raw()
@@ -231,6 +232,7 @@ class Prompt(msgspec.Struct):
     whole: int | None = None
     before: int | None = None
     blocks: tuple[int, ...] = ()  # by which its beginning is known again (meters.prefixes)
+    prompts: int = 1  # a completion's list of them, each of which is answered
 
     def __repr__(self) -> str:
         return f"Prompt({len(self.text)} characters)"
@@ -246,7 +248,8 @@ def prompt_of(request: Peek) -> Prompt:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return _plain(raw.decode("utf-8", "replace"))
     raw = bytes(request.prompt)
-    if not raw or raw.startswith(b"{"):  # a Responses request may name a prompt kept elsewhere
+    completes = bool(raw) and not raw.startswith(b"{")
+    if not completes:  # a Responses request may name a prompt kept elsewhere
         raw = bytes(request.input)
     if not raw:
         query = _text_in(request.query)
@@ -258,7 +261,8 @@ def prompt_of(request: Peek) -> Prompt:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _plain(raw.decode("utf-8", "replace"))
     texts, tokens = [], 0
-    for item in value if isinstance(value, list) else [value]:
+    listed = value if isinstance(value, list) else [value]
+    for item in listed:
         if isinstance(item, str):
             texts.append(item)
         elif isinstance(item, list):  # already tokens
@@ -271,6 +275,8 @@ def prompt_of(request: Peek) -> Prompt:
         said.append(tools.decode("utf-8", "replace"))
     prompt = _plain("\n".join(said), text)
     prompt.overhead_tokens = tokens
+    if completes:
+        prompt.prompts = max(1, sum(isinstance(item, str | list) for item in listed))
     return prompt
 
 
@@ -412,6 +418,6 @@ def features_from(
         has_schema=b"json_schema" in bytes(request.response_format)
         or b"json_schema" in bytes(request.text),
         has_images=bool(prompt and prompt.images),
-        n=max(1, request.n or 1),
+        n=max(1, request.n or 1, request.best_of or 1) * (prompt.prompts if prompt else 1),
         cached_prompt_tokens=min(cached_tokens, tokens),
     )

@@ -99,6 +99,34 @@ def test_collects_other_prompts(body: bytes, text: str, tokens: int) -> None:
     assert (prompt.text, prompt.overhead_tokens) == (text, tokens)
 
 
+@pytest.mark.parametrize(
+    ("body", "answers"),
+    [
+        ({"prompt": "abc"}, 1),
+        ({"prompt": "abc", "n": 2, "best_of": 5}, 5),
+        ({"prompt": ["a", "b", "c"], "n": 2}, 6),
+        ({"prompt": [[1, 2], [3]]}, 2),
+        ({"prompt": [1, 2, 3]}, 1),
+        ({"prompt": []}, 1),
+        ({"input": ["a", "b", "c"]}, 1),
+        ({"input": "a", "prompt": {"id": "kept elsewhere"}}, 1),
+        ({"messages": [{"role": "user", "content": "a"}], "n": 3}, 3),
+    ],
+)
+def test_counts_the_answers_that_will_be_written(body: dict[str, object], answers: int) -> None:
+    request = features.peek(json.dumps(body).encode())
+    told = features.features_from(
+        request,
+        features.prompt_of(request),
+        tokens=3,
+        counted=True,
+        task=None,
+        text="",
+        team="t",
+    )
+    assert told.n == answers
+
+
 def collected(**body: object) -> features.Prompt:
     return features.prompt_of(features.peek(json.dumps(body).encode()))
 
