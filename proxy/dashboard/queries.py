@@ -106,7 +106,13 @@ class Raw(NamedTuple):
     def has(self, simulated: bool) -> bool:
         """Whether anything of that book was read."""
         flags = [dim.simulated for dim in self.dims]
-        if any(flags[place] is simulated for place in places(self.asked[:, 1])):
+        asked = any(flags[place] is simulated for place in places(self.asked[:, 1]))
+        return asked or self.ran(simulated)
+
+    def ran(self, simulated: bool) -> bool:
+        """Whether a backend of that book was asked, or anything drawn there."""
+        ran = [dim.simulated is simulated and dim.backend != "" for dim in self.dims]
+        if any(ran[place] for place in places(self.asked[:, 1])):
             return True
         made_up = [how == "simulated" for how in self.drawn_evidence]
         return any(made_up[place] is simulated for place in places(self.drawn[:, 3]))

@@ -210,11 +210,11 @@ class Snapshots:
         return found
 
     def of(self, team: str, period: Period, simulated: bool | None = None) -> Snapshot:
-        """The snapshot, now. ``simulated`` None: the real book, or the simulated one when the
-        period has nothing real."""
+        """The snapshot, now. ``simulated`` None: the real book, or the simulated one when nothing
+        real ran in the period, whatever was refused."""
         if simulated is None:
             raw = self._raw(team, period)
-            simulated = raw.has(True) and not raw.has(False)
+            simulated = raw.has(True) and not raw.ran(False)
         account, raw = self._account(team, period, simulated)
         now_s = self._clock()
         before, _ = self._account(team, period.compared(now_s), simulated)

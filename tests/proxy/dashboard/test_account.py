@@ -161,6 +161,9 @@ def test_a_period_with_nothing_real_shows_the_simulated_book_and_says_so(tmp_pat
     pretend = record(9, 5, simulated=True, evidence=Evidence.SIMULATED)
     s = snapshot(tmp_path, [pretend], [divided(5, {"r9": 7.0}, 0.0, Evidence.SIMULATED)])
     assert s.simulated
+    refused = record(1, 5, backend=None, group=None, node=None, energy_j=None, outcome="refused")
+    assert snapshot(tmp_path, [refused], []).simulated  # a model that there is none of, say
+    assert not snapshot(tmp_path, [record(2, 5)], []).simulated
 
 
 def test_a_real_record_on_a_simulated_meter_is_simulated(tmp_path: Path) -> None:
