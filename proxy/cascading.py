@@ -20,10 +20,10 @@ from policies.cascade import Checks, faults
 from proxy import upstream
 from proxy.backends import upstream_model
 from proxy.endings import broken, left
-from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
-from proxy.features import Peek, elided
+from proxy.features import Peek
 from proxy.flight import Attempt, Flight
+from proxy.outgoing import Outgoing
 from proxy.rewrite import with_fields
 from proxy.routing import Routed, Router
 from proxy.settings import Settings
@@ -47,10 +47,7 @@ class Answer(msgspec.Struct):
     complete: bool = True
 
 
-Open = Callable[
-    [Flight, Endpoint, Routed, dict[bytes, bytes], bytes, list[tuple[int, int]]],
-    Awaitable[aiohttp.ClientResponse],
-]
+Open = Callable[[Flight, Outgoing, Routed], Awaitable[aiohttp.ClientResponse]]
 
 
 class Cascading:
@@ -65,11 +62,8 @@ class Cascading:
     async def answered(
         self,
         flight: Flight,
-        endpoint: Endpoint,
+        outgoing: Outgoing,
         routed: Routed,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        kept: list[tuple[int, int]],
         request: Peek,
         settings: Settings,
     ) -> aiohttp.ClientResponse:
@@ -79,11 +73,11 @@ class Cascading:
         # Not in a stream: there they could not be taken out again without writing it anew.
         asks = checks.least_mean_logprob is not None and not flight.stream
         asks = asks and not bytes(request.logprobs)
-        asking, parts = body, kept
+        asking = outgoing
         if asks:
-            asking = with_fields(body, lambda fields: {**fields, "logprobs": True})
-            parts = [(0, len(asking))] if len(kept) == 1 else elided(asking)[1]
-        response = await self.open(flight, endpoint, routed, headers, asking, parts)
+            body = with_fields(outgoing.body, lambda fields: {**fields, "logprobs": True})
+            asking = outgoing.with_body(body)
+        response = await self.open(flight, asking, routed)
         assert flight.engine is not None
         if flight.served_by == routed.decision.escalate_to or response.status != 200:
             return response
@@ -96,7 +90,7 @@ class Cascading:
         place = len(flight.earlier)
         self._replaced(flight, against)
         try:
-            response = await self.open(flight, endpoint, following, headers, body, kept)
+            response = await self.open(flight, outgoing, following)
             if response.status < 500 or held is None:
                 return response
             response.close()

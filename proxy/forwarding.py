@@ -12,17 +12,17 @@ from typing import cast
 import aiohttp
 
 from policies.answer_budget import AnswerBudget, applied
-from proxy import errors, features, rewrite, upstream
+from proxy import errors, rewrite, upstream
 from proxy.answering import own_headers
 from proxy.asgi import RawHeaders, Send
 from proxy.attempts import give_up
 from proxy.backends import Engine, upstream_model
 from proxy.cascading import Cascading
 from proxy.endings import broken, left
-from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.features import Peek
 from proxy.flight import Admitted, Flight
+from proxy.outgoing import Outgoing
 from proxy.relaying import BOM, Relaying
 from proxy.routing import Routed, Router
 from proxy.settings import Settings
@@ -52,34 +52,31 @@ class Forwarding:
     async def forward(
         self,
         flight: Flight,
-        endpoint: Endpoint,
+        outgoing: Outgoing,
         routed: Routed,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        kept: list[tuple[int, int]],
         request: Peek,
         send: Send,
         keep: Admitted | None,
         warnings: RawHeaders,
     ) -> None:
-        hide_usage = flight.stream and endpoint.name in USAGE_ON_REQUEST and not request.wants_usage
+        hide_usage = flight.stream and not request.wants_usage
+        hide_usage = hide_usage and outgoing.endpoint.name in USAGE_ON_REQUEST
         hide_usage = hide_usage and not routed.engines[0].refuses_usage
-        plain, parts = body, kept
+        plain = outgoing
         if hide_usage:
-            body = rewrite.with_usage_asked(body, request)
-            kept = [(0, len(body))] if len(kept) == 1 else features.elided(body)[1]
+            outgoing = plain.with_body(rewrite.with_usage_asked(plain.body, request))
         if routed.decision.escalate_to is None:
-            response = await self._open(flight, endpoint, routed, headers, body, kept)
+            response = await self._open(flight, outgoing, routed)
         else:
             response = await self.cascading.answered(
-                flight, endpoint, routed, headers, body, kept, request, self.settings
+                flight, outgoing, routed, request, self.settings
             )
         complains = False
         if hide_usage and response.status in UNPROCESSABLE:
             response, complains = await self._complains_of_usage(flight, response)
         if complains:
             hide_usage, refusing = False, flight.engine
-            response = await self._open(flight, endpoint, routed, headers, plain, parts)
+            response = await self._open(flight, plain, routed)
             _refused_usage(refusing, flight.engine, response.status)
         engine = flight.engine
         assert engine is not None  # _open set it or raised
@@ -144,18 +141,12 @@ class Forwarding:
         return held, first.removeprefix(BOM).lstrip().startswith(EVENT_FIELDS)
 
     async def _open(
-        self,
-        flight: Flight,
-        endpoint: Endpoint,
-        routed: Routed,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        kept: list[tuple[int, int]],
+        self, flight: Flight, outgoing: Outgoing, routed: Routed
     ) -> aiohttp.ClientResponse:
         """The first response worth passing on: from the chosen engine or the next that fits, then
         from those of the fallbacks."""
         try:
-            response = await self._first(flight, endpoint, routed, headers, body, kept)
+            response = await self._first(flight, outgoing, routed)
         except ApiError:
             instead = flight.instead(flight) if flight.instead is not None else None
             if instead is None:
@@ -174,16 +165,10 @@ class Forwarding:
         flight.tried += flight.attempts
         flight.attempts, flight.sent_s = 0, None
         flight.follow(instead)
-        return await self._first(flight, endpoint, instead, headers, body, kept)
+        return await self._first(flight, outgoing, instead)
 
     async def _first(
-        self,
-        flight: Flight,
-        endpoint: Endpoint,
-        routed: Routed,
-        headers: dict[bytes, bytes],
-        body: bytes,
-        kept: list[tuple[int, int]],
+        self, flight: Flight, outgoing: Outgoing, routed: Routed
     ) -> aiohttp.ClientResponse:
         """The first response worth passing on of the engines that were decided on, in order."""
         rules, limits = self.settings.retries, self.settings.time
@@ -197,10 +182,10 @@ class Forwarding:
             attempt += 1
             more = attempt < rules.attempts and attempt < len(order)
             model = upstream_model(engine, flight.asked)
-            sent = body
+            endpoint, headers, sent, kept = outgoing
             if model != flight.asked:
                 form = flight.form
-                sent = form.renamed(body, model) if form else rewrite.with_model(body, model, kept)
+                sent = form.renamed(sent, model) if form else rewrite.with_model(sent, model, kept)
             if routed.budgets:
                 sent = _within_budget(flight, sent, routed.budgets[min(attempt, len(order)) - 1])
             self._took(flight, engine, routed, attempt)

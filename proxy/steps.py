@@ -33,6 +33,7 @@ from proxy.features import Peek, Prompt
 from proxy.flight import Flight, Sample, TimeWatch, connection_of
 from proxy.forms import is_form
 from proxy.forwarding import Forwarding
+from proxy.outgoing import Outgoing
 from proxy.pseudonyms import Pseudonyms
 from proxy.reading import Gone, Reading
 from proxy.relaying import Relaying
@@ -212,9 +213,8 @@ class Steps:
             flight.instead = partial(self._instead, told, caller, wishes)
         watching = self._watch(flight, receive)
         try:
-            await self.forwarding.forward(
-                flight, endpoint, routed, headers, body, kept, request, send, keep, warnings
-            )
+            outgoing = Outgoing(endpoint, headers, body, kept)
+            await self.forwarding.forward(flight, outgoing, routed, request, send, keep, warnings)
         finally:
             if watching is not None:
                 watching.cancel()
