@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Locator, sync_playwright
 
 from tests.prepare import browser
 
@@ -21,6 +21,12 @@ from tests.prepare import browser
 def path() -> str | None:
     """The browser's executable, or None."""
     return browser()
+
+
+def click_through(where: Locator) -> None:
+    """Click, and wait until the page that it leads to is there."""
+    with where.page.expect_navigation():
+        where.click()
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def test_an_hour_of_the_day_leads_to_its_hours_which_sum_to_it(page: Page, site:
     two = page.locator("a.fig[href*='hour=2&'], a.fig[href$='hour=2']").first
     kwh = amount(two.inner_text())
     assert kwh > 0
-    two.click()
+    chromium.click_through(two)
     rows = page.locator("#by-hour tbody tr")
     assert rows.count() == 32
     assert amount(page.locator("#by-hour tfoot td").nth(5).inner_text()) == pytest.approx(kwh)
@@ -140,7 +140,7 @@ def test_an_hour_of_the_day_leads_to_its_hours_which_sum_to_it(page: Page, site:
     listed = page.locator("[aria-label=Requests] tbody tr")
     assert 0 < listed.count() == count <= PAGE_ROWS
     assert all(re.search(r" 02:\d\d:", row.inner_text()) for row in listed.all())
-    rows.nth(12).locator("a").click()
+    chromium.click_through(rows.nth(12).locator("a"))
     page.locator("#by-hour tbody tr").first.wait_for()
     assert page.locator("#by-hour tbody tr").count() == 1
 
@@ -151,7 +151,7 @@ def test_a_mean_intensity_leads_to_the_hours_that_it_is_the_mean_of(page: Page, 
     cell = page.locator("td a[href*='zone=FR'][href*='hour=7'][href$='#figures']").last
     mean = amount(cell.inner_text())
     assert page.locator("svg.heat a[href*='zone=FR'][href*='hour=7'][href$='#figures']").count()
-    cell.click()
+    chromium.click_through(cell)
     figures = page.locator("#figures tbody tr")
     assert figures.count() == 31
     each = [amount(row.locator("td").first.inner_text()) for row in figures.all()]
@@ -194,7 +194,7 @@ def test_each_link_answers_everyone_who_sees_it(page: Page, site: str, person: s
 
 def follow(page: Page, site: str, where: str) -> None:
     page.goto(f"{site}/dashboard/search/overview?{QUERY}")
-    page.locator(where).first.click()
+    chromium.click_through(page.locator(where).first)
 
 
 def test_the_headline_is_the_total_of_its_rows(page: Page, site: str, snapshots: Snapshots) -> None:
@@ -247,15 +247,15 @@ def test_each_term_of_the_reconciliation_is_the_sum_of_its_nodes_and_of_their_da
     assert [*sums[:2], *sums[3:]] == [n.kwh(uj) for uj in whole]
     nodes = page.locator("[aria-label='Books by node'] tbody tr")
     of_node = nodes.first.locator("td").all_inner_texts()
-    nodes.first.locator("a").click()
+    chromium.click_through(nodes.first.locator("a"))
     days = page.locator("#times")
     assert days.locator("tfoot td").all_inner_texts() == of_node
     of_day = days.locator("tbody tr").nth(7).locator("td").all_inner_texts()
-    days.locator("tbody tr").nth(7).locator("a").click()
+    chromium.click_through(days.locator("tbody tr").nth(7).locator("a"))
     assert page.locator("#times tbody tr").count() == 24
     assert page.locator("#times tfoot td").all_inner_texts() == of_day
-    page.get_by_role("link", name="This team's requests on").click()
-    page.locator("[aria-label=Requests] tbody a").first.click()
+    chromium.click_through(page.get_by_role("link", name="This team's requests on"))
+    chromium.click_through(page.locator("[aria-label=Requests] tbody a").first)
     expect(page.get_by_role("heading", level=1)).to_contain_text("Receipt req-")
 
 
@@ -306,14 +306,16 @@ def test_requests_without_a_counterfactual_are_as_many_as_is_said(
     s = snapshots.of("search", MONTH)
     assert 0 < s.savings_without_figure < s.total.requests
     page.goto(f"{site}/dashboard/search/savings?{QUERY}")
-    page.get_by_role("link", name=f"{s.savings_without_figure} of {s.total.requests}").click()
+    chromium.click_through(
+        page.get_by_role("link", name=f"{s.savings_without_figure} of {s.total.requests}")
+    )
     count = page.locator("[aria-label=Requests] tbody tr").count()
     while page.locator("a[rel=next]", has_text="Older").count():
-        page.locator("a[rel=next]", has_text="Older").click()
+        chromium.click_through(page.locator("a[rel=next]", has_text="Older"))
         count += page.locator("[aria-label=Requests] tbody tr").count()
     assert count == s.savings_without_figure
     page.goto(f"{site}/dashboard/search/savings?{QUERY}")
-    page.get_by_role("link", name=f"{s.cache.hits} of {s.cache.cacheable}").click()
+    chromium.click_through(page.get_by_role("link", name=f"{s.cache.hits} of {s.cache.cacheable}"))
     rows = page.locator("[aria-label=Requests] tbody tr")
     assert rows.count() == min(s.cache.hits, PAGE_ROWS)
     assert all("from the cache" in row.inner_text() for row in rows.all())
@@ -322,7 +324,7 @@ def test_requests_without_a_counterfactual_are_as_many_as_is_said(
 def test_a_live_report_leads_on_and_a_frozen_one_does_not(page: Page, site: str) -> None:
     page.goto(f"{site}/dashboard/search/report?{QUERY}")
     assert page.locator("main section a").count() > 10
-    page.get_by_role("button", name="Freeze").click()
+    chromium.click_through(page.get_by_role("button", name="Freeze"))
     assert page.locator("main section a").count() == 0
 
 
@@ -332,7 +334,7 @@ def test_requests_without_a_figure_are_as_many_as_is_said(
     lost = snapshots.of("search", MONTH.previous).total.unknown_requests
     assert lost > 0
     page.goto(f"{site}/dashboard/search/overview?period={MONTH.previous.name}&lang=en")
-    page.get_by_role("link", name="of requests without a figure").click()
+    chromium.click_through(page.get_by_role("link", name="of requests without a figure"))
     expect(page.locator("details[open]")).to_have_attribute("id", "by-evidence")
     assert page.locator("[aria-label=Requests] tbody tr").count() == lost
 

@@ -75,10 +75,10 @@ def test_no_page_writes_a_decimal_as_english_does(
     base, query = f"{everything}/dashboard/search", f"period=2026-10&lang={language}"
     if name == "receipt":
         page.goto(f"{base}/requests?{query}&model=llama-3.3-70b")
-        page.locator("[aria-label=Requests] tbody a").first.click()
+        chromium.click_through(page.locator("[aria-label=Requests] tbody a").first)
     elif name == "frozen":
         page.goto(f"{base}/overview?{query}")
-        page.get_by_role("button", name="Freeze").click()
+        chromium.click_through(page.get_by_role("button", name="Freeze"))
         page.goto(f"{page.url}?lang={language}")
     else:
         more = "&params_b=17.5" if name == "plan" else ""

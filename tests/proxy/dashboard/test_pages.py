@@ -57,7 +57,7 @@ def test_a_lead_finds_a_month_sees_why_it_rose_and_opens_a_receipt(page: Page, s
     expect(page.get_by_role("heading", level=1)).to_contain_text("Why")
     page.get_by_role("link", name="llama-3.3-70b").first.click()
     expect(page.get_by_text("model = llama-3.3-70b")).to_be_visible()
-    page.locator("[aria-label=Requests] tbody a").first.click()
+    chromium.click_through(page.locator("[aria-label=Requests] tbody a").first)
     expect(page.get_by_role("heading", level=1)).to_contain_text("Receipt req-")
     for words in ("metered", "g/kWh", "PUE", "counterfactual", "sample-1", "nvml"):
         expect(page.locator("main")).to_contain_text(words)
@@ -133,7 +133,7 @@ def test_the_method_page_says_how_good_estimates_were(page: Page, site: str) -> 
 
 def test_a_frozen_link_shows_what_was_frozen_with_its_hash(page: Page, site: str) -> None:
     page.goto(f"{site}/dashboard/search/overview?period=2026-10")
-    page.get_by_role("button", name="Freeze").click()
+    chromium.click_through(page.get_by_role("button", name="Freeze"))
     expect(page).to_have_url(re.compile(r"/frozen/[0-9a-f]{64}$"))
     expect(page.locator("#hash")).to_have_text(page.url.rsplit("/", 1)[1])
     expect(page.locator("main")).to_contain_text("Figures made today are the same")
@@ -212,10 +212,10 @@ def test_axe_finds_no_barrier_and_nothing_is_wider_than_the_screen(
     page = made.new_page()
     if name == "receipt":
         page.goto(f"{site}/dashboard/search/requests?period=2026-10")
-        page.locator("[aria-label=Requests] tbody a").first.click()
+        chromium.click_through(page.locator("[aria-label=Requests] tbody a").first)
     elif name == "frozen":
         page.goto(f"{site}/dashboard/search/overview?period=2026-10")
-        page.get_by_role("button", name="Freeze").click()
+        chromium.click_through(page.get_by_role("button", name="Freeze"))
     else:
         sign = "&" if "?" in name else "?"
         page.goto(f"{site}/dashboard/search/{name}{sign}period=2026-10")
