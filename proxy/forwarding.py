@@ -7,7 +7,8 @@ import asyncio
 import logging
 import random
 import time
-from typing import cast
+from collections.abc import Awaitable
+from typing import TypeVar, cast
 
 import aiohttp
 
@@ -29,6 +30,7 @@ from proxy.settings import Settings
 from proxy.upstream import Held, Upstream
 
 log = logging.getLogger("joulegate.forwarding")
+T = TypeVar("T")
 
 EVENTS = "text/event-stream"
 EVENT_FIELDS = (b"data:", b"event:", b"id:", b"retry:", b":")  # how a stream of events begins
@@ -93,7 +95,7 @@ class Forwarding:
             said = upstream.response_headers(response) + own_headers(flight, engine, warnings)
             events = response.headers.get("content-type", "").lower().startswith(EVENTS)
             if not events and flight.stream and response.status == 200:
-                response, events = await self._looked_at(flight, response, engine)
+                response, events = await self._looked_at(flight, response)
             if events:
                 await self.relaying.stream(flight, response, said, send, hide_usage, keep, engine)
             else:
@@ -110,13 +112,8 @@ class Forwarding:
         refusing the request: then it is to be asked again without."""
         if response.headers.get("content-type", "").startswith(EVENTS):
             return response, False
-        flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
-        try:
-            said, all_of_it = await upstream.beginning(response, upstream.MAX_HELD_BYTES)
-        except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
-            raise broken(flight, error, self.settings.retries) from error
-        finally:
-            flight.deadline_s = None
+        reading = upstream.beginning(response, upstream.MAX_HELD_BYTES)
+        said, all_of_it = await self._in_time(flight, reading)
         refused = b"stream_options" in said
         if refused:
             left(flight)
@@ -124,21 +121,25 @@ class Forwarding:
         return cast(aiohttp.ClientResponse, Held(response, said, all_of_it)), refused
 
     async def _looked_at(
-        self, flight: Flight, response: aiohttp.ClientResponse, engine: Engine
+        self, flight: Flight, response: aiohttp.ClientResponse
     ) -> tuple[aiohttp.ClientResponse, bool]:
         """The same answer, and whether it begins as events do: some servers of streams name no
         type of content, or another one."""
         if "content-length" in response.headers:
             return response, False
+        first = await self._in_time(flight, response.content.readany())
+        held = cast(aiohttp.ClientResponse, Held(response, first, not first))
+        return held, first.removeprefix(BOM).lstrip().startswith(EVENT_FIELDS)
+
+    async def _in_time(self, flight: Flight, reading: Awaitable[T]) -> T:
+        """What is read of an answer before any of it goes on, within the limit of a gap."""
         flight.deadline_s = time.monotonic() + self.settings.time.between_chunks_s
         try:
-            first = await response.content.readany()
+            return await reading
         except (aiohttp.ClientError, OSError, asyncio.CancelledError) as error:
             raise broken(flight, error, self.settings.retries) from error
         finally:
             flight.deadline_s = None
-        held = cast(aiohttp.ClientResponse, Held(response, first, not first))
-        return held, first.removeprefix(BOM).lstrip().startswith(EVENT_FIELDS)
 
     async def _open(
         self, flight: Flight, outgoing: Outgoing, routed: Routed

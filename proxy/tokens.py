@@ -65,9 +65,8 @@ class TokenCounter:
             return guess(len(text.encode("utf-8", "replace")))
         try:
             return len(self._encoding.encode_ordinary(text))
-        except (
-            BaseException
-        ) as error:  # a panic of Rust's is no Exception, and has no name to import
+        except BaseException as error:
+            # A panic of Rust's is no Exception, and has no name to import.
             if type(error).__name__ != "PanicException":
                 raise
             raise Uncountable from None
