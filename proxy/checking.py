@@ -15,6 +15,7 @@ import msgspec
 from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named
 from estimators.text import TASKS
 from estimators.types import Backend
+from meters.dcgm import POWER_UNITS_W, UNITS_J
 from meters.intensity.table import AnnualTable
 from meters.intensity.types import Tier
 from policies.language import Book
@@ -98,6 +99,7 @@ def warnings(settings: Settings) -> Iterator[str]:
     yield from precisions(settings)
     yield from zones(settings)
     yield from unknown_names(settings)
+    yield from meters(settings)
     for backend in settings.backends:
         if backend.gpu is None and provider_of(backend) is None:
             yield (
@@ -154,6 +156,28 @@ def unknown_names(settings: Settings) -> Iterator[str]:
     file = settings.carbon.intensity_file
     if file is not None and not Path(file).is_file():
         yield f"carbon.intensity_file: there is no file {file}"
+
+
+_NEEDS = {"prometheus": ("url", "series"), "simulated": ("url",), "replay": ("file",)}
+
+
+def meters(settings: Settings) -> Iterator[str]:
+    """Meters that will read nothing, whatever answers: their backends would stay unmetered."""
+    for backend in settings.backends:
+        source = backend.meter
+        if source is None:
+            continue
+        where = f"{backend.full_name}: meter {source.kind}"
+        for key in _NEEDS.get(source.kind, ()):
+            if not getattr(source, key):
+                yield f"{where} needs {key}; without it nothing is metered"
+        if source.url and not source.url.startswith(("http://", "https://")):
+            yield f"{where}: its url {source.url!r} must begin with http:// or https://"
+        if source.kind == "prometheus" and source.unit not in (*UNITS_J, *POWER_UNITS_W):
+            known = ", ".join((*UNITS_J, *POWER_UNITS_W))
+            yield f"{where}: the unit {source.unit!r} is not known; known: {known}"
+        if source.file and not Path(source.file).is_file():
+            yield f"{where}: there is no file {source.file}"
 
 
 def zones(settings: Settings) -> Iterator[str]:

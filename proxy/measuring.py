@@ -342,7 +342,8 @@ def same_devices(one: MeterSource, other: MeterSource) -> bool:
     where = [(m.kind, m.url, m.series, m.file) for m in (one, other)]
     if one.kind == "none" or where[0] != where[1]:
         return False
-    return not one.devices or not other.devices or bool(set(one.devices) & set(other.devices))
+    ours, theirs = set(map(str, one.devices)), set(map(str, other.devices))
+    return not ours or not theirs or not ours.isdisjoint(theirs)
 
 
 def sharing(settings: Settings) -> dict[str, dict[str, str]]:
@@ -383,7 +384,7 @@ def meter_settings(
     return MeterSettings(
         node=node,
         meter=source.kind,
-        devices=[int(d) if d.isdecimal() else d for d in source.devices] or None,
+        devices=[int(d) if str(d).isdecimal() else d for d in source.devices] or None,
         source_url=source.url,
         source_series=source.series,
         source_unit=source.unit,

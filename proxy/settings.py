@@ -183,7 +183,7 @@ class MeterSource(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         typing.Literal["nvml", "dcgm", "prometheus", "rapl", "replay", "simulated", "zeus", "none"],
         help_("What is read."),
     ] = "none"
-    devices: Annotated[list[str], help_("GPU indices or UUIDs; empty means all.")] = []
+    devices: Annotated[list[int | str], help_("GPU indices or UUIDs; empty means all.")] = []
     url: Annotated[
         str | None, help_("Exporter's address, for `dcgm`, `prometheus` and `simulated`.")
     ] = None

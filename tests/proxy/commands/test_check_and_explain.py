@@ -267,3 +267,29 @@ def test_check_warns_of_names_that_are_only_looked_up_later(
         "there is no file /nowhere.csv",
     ):
         assert said in told
+
+
+def test_check_warns_of_meters_that_will_read_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text("""
+backends:
+  - model: a
+    url: "http://127.0.0.1:1/v1"
+    meter: {kind: prometheus, url: gpu-1:9400, unit: joules}
+  - {model: b, url: "http://127.0.0.1:2/v1", meter: {kind: replay, file: /nowhere.jsonl}}
+  - {model: c, url: "http://127.0.0.1:3/v1", meter: {kind: simulated}}
+  - {model: d, url: "http://127.0.0.1:4/v1", meter: {kind: nvml, devices: [0, GPU-5ca1ab1e]}}
+  - {model: e, url: "http://127.0.0.1:5/v1", meter: {kind: dcgm}}
+""")
+    assert main(["check", str(config), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["warnings"]
+    of_meters = [line for line in told if ": meter " in line]
+    assert of_meters == [
+        "a@bf16: meter prometheus needs series; without it nothing is metered",
+        "a@bf16: meter prometheus: its url 'gpu-1:9400' must begin with http:// or https://",
+        "a@bf16: meter prometheus: the unit 'joules' is not known; "
+        "known: J, mJ, uJ, Wh, kWh, W, mW",
+        "b@bf16: meter replay: there is no file /nowhere.jsonl",
+        "c@bf16: meter simulated needs url; without it nothing is metered",
+    ]
