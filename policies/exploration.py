@@ -37,7 +37,8 @@ class Exploring:
         """The policy's decision, or one that says it was explored."""
         decision = self.policy.choose(request, candidates, limits)
         others = sorted(decision.order[1:])
-        held = decision.kept == "session" or decision.arm is not None
+        # A conversation would stay where it was tried, or pay for its prefix twice.
+        held = request.session_backend is not None or decision.arm is not None
         draw = drawn(request.draw, "explore")
         if not others or held or draw >= self.share:
             return decision

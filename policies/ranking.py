@@ -248,10 +248,10 @@ class Ranked:
 def counterfactual(request: Request, candidates: Sequence[Candidate]) -> str | None:
     """What would have served without us: the best variant of what was asked for.
 
-    Where the model was left open, the best candidate of all. Limits do not apply to it. None when
-    nothing asked for is among the candidates.
+    Where the model was left open, that of what was declared, else the best candidate of all.
+    Limits do not apply to it. None when nothing of that is among the candidates.
     """
-    asked = None if is_open(request.asked) else request.asked
+    asked = request.without_us if is_open(request.asked) else request.asked
     found: tuple[float, str] | None = None
     for candidate in candidates:
         backend = candidate.backend

@@ -200,6 +200,7 @@ class Router:
             hour=self._hour(caller.timezone, unix_s),
             previous_backend=self.previous.get(flow),
             intensity_g_per_kwh=self.intensity_g_per_kwh,
+            without_us=self.default_counterfactual,
             draw=self._random.random() if draw is None else draw,
             quality_debt=(
                 0.0 if need.promised is None else self.promises.debt(caller.team, policy.name)
@@ -226,11 +227,8 @@ class Router:
                 still.candidates = candidates
                 raise
             decision = msgspec.structs.replace(decision, reason=f"{why}: {decision.reason}")
-        if self.default_counterfactual is not None and is_open(asked):
-            declared = self._declared(candidates)
-            decision = msgspec.structs.replace(decision, counterfactual=declared)
-        if served:
-            self.previous[flow] = decision.chosen
+        if served and not decision.explored:  # what a draw said is no example for others
+            self.previous[flow] = decision.escalate_to or decision.chosen
         by_name = {engine.name: engine for engine in engines}
         for name, budget in shorter.items():
             by_name[name] = by_name[name[: -len(budget.name) - 1]]
@@ -265,11 +263,6 @@ class Router:
                 more.append(Candidate(variant(backend, known), estimate, candidate.load))
                 found[estimate.backend] = budget
         return tuple(more)
-
-    def _declared(self, candidates: Sequence[Candidate]) -> str | None:
-        """The declared default among the candidates; None where it is none of them."""
-        wanted = self.default_counterfactual or ""
-        return next((c.backend.name for c in candidates if serves(c.backend, wanted)), None)
 
     def candidates(
         self,

@@ -30,6 +30,24 @@ def test_a_hold_out_is_served_as_if_we_were_not_there() -> None:
     assert held[0].explored
 
 
+@pytest.mark.parametrize("declared", ["m@int8", "m@bf16", "n"])
+def test_a_hold_out_of_open_requests_is_served_by_what_was_declared(declared: str) -> None:
+    """What the books count savings against and what the hold-out gets are the same."""
+    fleet = [
+        *FLEET,
+        candidate("m@int8", energy_j=20, quality=0.75),
+        candidate("n@bf16", energy_j=25, quality=0.6),
+    ]
+    policy = HeldOut(LeastEnergy(), 0.5)
+    decisions = [
+        policy.choose(request("auto", without_us=declared, draw=n / 100), fleet, Limits())
+        for n in range(100)
+    ]
+    served = "n@bf16" if declared == "n" else declared
+    assert {d.counterfactual for d in decisions} == {served}
+    assert {d.chosen for d in decisions if d.arm == "hold_out"} == {served}
+
+
 def test_a_counterfactual_that_breaks_a_limit_puts_the_request_in_no_arm() -> None:
     policy = HeldOut(LeastEnergy(), 0.5)
     arms = {

@@ -8,6 +8,7 @@ import pytest
 
 from policies.exploration import Exploring
 from policies.least_energy import LeastEnergy
+from policies.session import HOLD, WEIGH
 from policies.types import Limits
 from tests.policies.candidates import candidate, request
 
@@ -67,3 +68,12 @@ def test_nothing_unknown_is_explored_and_nothing_when_there_is_no_other() -> Non
 def test_shares_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="between 0 and 1"):
         Exploring(LeastEnergy(), 1.5)
+
+
+def test_a_conversation_that_is_under_way_is_not_moved_to_try_another() -> None:
+    """With ``hold`` it would stay where it was tried, for all the turns to come."""
+    fleet = [candidate("a", energy_j=10), candidate("b", energy_j=11)]
+    for session in (HOLD, WEIGH):
+        policy = Exploring(LeastEnergy(session=session), 1.0, 1.0)
+        asked = request(session_backend="a", cached_prompt_tokens=150, draw=0.3)
+        assert policy.choose(asked, fleet, Limits()).chosen == "a"

@@ -279,3 +279,38 @@ def test_hysteresis_holds_requests_of_a_kind_where_the_last_went(
     reply = running.post(ASK)
     assert reply.header("x-joulegate-backend") == "m@large"
     assert decided(running, reply).kept == "hysteresis"
+
+
+def test_what_a_draw_chose_holds_nobody_else(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    """The treated would follow the hold-out, and no saving would be left to see."""
+    policies = {"calm": {"hysteresis": 0.95, "hold_out": 0.5}}
+    running = joulegate(both(small, large, policies=policies, default_policy="calm"))
+    served: dict[str | None, set[str | None]] = {}
+    for _ in range(20):
+        reply = running.post(ASK)
+        arm = running.record(reply.header("x-request-id")).arm
+        served.setdefault(arm, set()).add(reply.header("x-joulegate-backend"))
+    assert served == {"hold_out": {"m@large"}, "treated": {"m@small"}}
+
+
+def test_an_open_request_that_is_held_out_goes_where_the_books_say(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    config = both(
+        small,
+        large,
+        policies={"best": {"objective": "quality", "among": "any", "hold_out": 0.5}},
+        default_policy="best",
+        carbon={"default_counterfactual": "m@small"},
+    )
+    running = joulegate(config)
+    assert running.proxy is not None
+    for _ in range(12):
+        reply = running.post({**ASK, "model": "auto"})
+        record = running.record(reply.header("x-request-id"))
+        assert record.counterfactual_backend == "m@small"
+        assert record.backend == ("m@small" if record.arm == "hold_out" else "m@large")
+        entry = kept(running, reply)
+        assert replay_decision(entry, running.proxy.router.policies) == entry.decision
