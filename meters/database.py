@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import threading
@@ -16,6 +17,8 @@ from sqlalchemy.engine import make_url
 
 from meters.migrations import lock
 
+log = logging.getLogger("joulegate.ledger")
+
 BUSY_S = 30.0  # how long a SQLite writer waits for another process's
 CONNECT_S = 5  # how long to wait for PostgreSQL to answer
 
@@ -29,14 +32,17 @@ class Database:
         ``first`` runs once, in a writing transaction, before anything else does: at ``prepare``,
         or when the database first answers.
         """
-        self._first = first
+        self._first = self._always_first = first
+        self._path: Path | None = None  # of SQLite's file
+        self._file: os.stat_result | None = None  # the one that was prepared
         self._preparing = threading.Lock()
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
         self.kind = parsed.get_backend_name()
         if self.kind == "sqlite":
             if parsed.database in (None, "", ":memory:"):
                 raise ValueError("The ledger needs a file: sqlite:///ledger.db")
-            _private(Path(str(parsed.database)))
+            self._path = Path(str(parsed.database))
+            _private(self._path)
             self.writer = _sqlite(parsed, "BEGIN IMMEDIATE")
             self.reader = _sqlite(parsed, "BEGIN")
         elif self.kind == "postgresql":
@@ -59,14 +65,36 @@ class Database:
 
     def prepare(self) -> None:
         """Run what is to run first, unless it has run."""
-        if self._first is None:
+        if self._first is None and not self._gone():
             return
         with self._preparing:
+            if self._first is None and self._gone():
+                self._begin_anew()
             if self._first is not None:
                 with self.writer.begin() as connection:
                     lock(connection)
                     self._first(connection)
                 self._first = None
+                self._file = _stat(self._path)
+
+    def _gone(self) -> bool:
+        """Whether SQLite's file was deleted or replaced: who has it open writes on, into what
+        nobody can read any more, and SQLite says nothing."""
+        if self._file is None or self._path is None:
+            return False
+        there = _stat(self._path)
+        return there is None or not os.path.samestat(there, self._file)
+
+    def _begin_anew(self) -> None:
+        log.error("%s was deleted or replaced under this process; what is there is used", self.name)
+        self.writer.dispose()
+        self.reader.dispose()
+        assert self._path is not None
+        try:
+            _private(self._path)
+        except OSError:
+            pass  # SQLite says what is wrong when it opens it
+        self._first, self._file = self._always_first, None
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -110,6 +138,14 @@ class Database:
     def close(self) -> None:
         self.writer.dispose()
         self.reader.dispose()
+
+
+def _stat(path: Path | None) -> os.stat_result | None:
+    """Which file is there; None where there is none."""
+    try:
+        return None if path is None else path.stat()
+    except OSError:
+        return None
 
 
 def _private(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from meters.journal import (
     Entry,
@@ -32,6 +32,7 @@ from meters.journal import (
     segments,
     write_cursor,
 )
+from meters.migrations import LedgerTooNew
 from meters.types import Attribution, UsageRecord, Window
 
 log = logging.getLogger("joulegate.drain")
@@ -111,6 +112,7 @@ class Drain:
         adopt_at_s = time.monotonic()
         while not self._stop.is_set():
             try:
+                self.journal.come_back()
                 if time.monotonic() >= adopt_at_s:
                     self._adopt()
                     adopt_at_s = time.monotonic() + ADOPT_S
@@ -172,8 +174,10 @@ class Drain:
         _remove(folder)
 
     def _watch_over(self) -> None:
-        """Notices a ledger that neither takes a batch nor refuses it."""
+        """Notices a ledger that neither takes a batch nor refuses it, and a journal that is gone
+        while the other thread waits for the ledger."""
         while not self._stop.wait(_STUCK_S / 4):
+            self.journal.come_back()
             since_s = self._writing_since_s
             if since_s is not None and time.monotonic() - since_s > _STUCK_S:
                 self._refused("it does not answer")
@@ -192,7 +196,7 @@ class Drain:
             try:
                 self._writing_since_s = time.monotonic()
                 self._write_sound(entries, folder)
-            except DBAPIError as error:
+            except (SQLAlchemyError, LedgerTooNew, OSError) as error:
                 self._refused(_reason(error))
             else:
                 if self.ledger_down:
@@ -261,7 +265,11 @@ class _Batch:
 
 def abandoned(own: Path) -> Iterator[Path]:
     """Sibling folders of ``own`` that hold segments; their lock says whether they are in use."""
-    for folder in sorted(own.parent.iterdir()):
+    try:
+        folders = sorted(own.parent.iterdir())
+    except FileNotFoundError:
+        return  # deleted under us
+    for folder in folders:
         if folder != own and folder.is_dir() and segments(folder):
             yield folder
 
@@ -285,6 +293,8 @@ def put_aside(folder: Path, entry: Entry) -> None:
         file.write(frame(kinds.index(type(entry)), msgspec.json.encode(entry)))
 
 
-def _reason(error: DBAPIError) -> str:
+def _reason(error: Exception) -> str:
     """The database's first line, without the statement and its values."""
-    return str(error.orig).strip().splitlines()[0][:200] if error.orig else type(error).__name__
+    if isinstance(error, DBAPIError):
+        return str(error.orig).strip().splitlines()[0][:200] if error.orig else type(error).__name__
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

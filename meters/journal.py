@@ -14,6 +14,7 @@ to the next that is whole.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import logging
 import os
@@ -108,6 +109,7 @@ class Journal:
         self._writing = threading.Lock()  # held by whoever writes the file
         self._slow_until_s = 0.0
         self._sync_asked = False
+        self._homeless = False  # its folder is gone and cannot be made
         self._thread = threading.Thread(target=self._write_all, name="journal", daemon=True)
         self._thread.start()
 
@@ -145,6 +147,7 @@ class Journal:
         if (
             self.sync == "always"
             or self.waiting
+            or self._homeless
             or started_s < self._slow_until_s
             or not self._writing.acquire(blocking=False)
         ):
@@ -176,6 +179,58 @@ class Journal:
         if took_s > _SLOW_S:
             self._slow_until_s = started_s + min(_SLOW_FOR_S, _SLOW_TIMES * took_s)
         return True
+
+    def come_back(self) -> None:
+        """Where somebody deleted or moved the segment, or all of the folder, under the process:
+        make it anew, with all that was in the segment. What is written to a file that has no name
+        any more can be read by nobody else, and looks as if it were kept. Never raises."""
+        with self._writing:
+            number, offset = self._committed
+            path = segment_path(self.folder, number)
+            try:
+                if os.path.samestat(os.fstat(self._file), path.stat()):
+                    return
+            except OSError:
+                pass
+            try:
+                self._move_back(os.pread(self._file, offset, 0))
+            except OSError as error:
+                self._homeless = True
+                self._refused(error)
+                return
+            if self._homeless:
+                self._homeless, self.failing = False, None
+        log.error(
+            "%s was deleted or moved under this process, and is made anew. What older segments "
+            "held and the ledger did not have yet is lost, unless they are put back.",
+            path,
+        )
+        self.grew.set()
+
+    def _move_back(self, kept: bytes) -> None:
+        """Go on in a new segment that begins with ``kept``. Raises OSError, and then nothing is
+        different."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(self.folder)  # None: it is where it was, and still held
+        number = max([self._committed.segment, *segments(self.folder)]) + 1
+        fresh = None
+        try:
+            fresh = _open(self.folder, number)
+            if os.write(fresh, kept) < len(kept):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            if fresh is not None:
+                os.close(fresh)
+                segment_path(self.folder, number).unlink(missing_ok=True)
+            if lock is not None:
+                os.close(lock)
+            raise
+        os.close(self._file)
+        self._file, self._committed = fresh, Position(number, len(kept))
+        if lock is not None:
+            if self._lock is not None:
+                os.close(self._lock)
+            self._lock = lock
 
     def append(self, entry: Entry) -> None:
         """Hand ``entry`` to the writing thread. Never blocks and never raises."""
@@ -279,6 +334,8 @@ class Journal:
             return self._write_locked(items)
 
     def _write_locked(self, items: list[_Waiting]) -> bool:
+        if self._homeless:
+            return False
         blob = b"".join(item.frame for item in items)
         segment, offset = self._committed
         try:
@@ -440,7 +497,7 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def _open(folder: Path, number: int) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     return os.open(segment_path(folder, number), flags, 0o600)
 
 

@@ -2,14 +2,25 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from meters.drain import Drain
-from meters.journal import Journal, Position, frames, read_cursor, segment_path, segments
+from meters.journal import (
+    Journal,
+    Position,
+    frames,
+    lock_folder,
+    read_cursor,
+    segment_path,
+    segments,
+)
 from meters.ledger import Ledger
+from meters.migrations import VERSION
+from meters.schema import meta
 from tests.meters.books import attribution, record, window
 from tests.meters.test_journal import wait_for
 from tests.servers import Server, new_database, start_postgres
@@ -133,6 +144,69 @@ def test_an_entry_that_no_ledger_takes_is_put_aside_and_the_others_are_kept(
     assert ledger.check().requests == 9
     assert len(list(frames((folder / "quarantine").read_bytes()))) == 2
     assert "req-" not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved"])
+def test_a_journal_that_is_deleted_under_the_process_is_made_anew_and_loses_nothing(
+    ledger: Ledger, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = tmp_path / "state"
+    journal = Journal(state / "journal" / "a")
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    journal.write(record(1))
+    assert drain.wait()
+    if how == "deleted":
+        shutil.rmtree(state)
+    else:
+        state.rename(tmp_path / "elsewhere")
+    for n in (2, 3):
+        journal.write(record(n))
+    wait_for(lambda: ledger.receipt("req-3") is not None, timeout_s=5.0)
+    assert lock_folder(journal.folder) is None  # still nobody else's
+    drain.stop()
+    journal.close()
+    assert ledger.check().requests == 3
+    assert caplog.text.count("deleted or moved") == 1
+
+
+def test_a_journal_whose_folder_cannot_be_made_again_holds_and_says_so(
+    ledger: Ledger, tmp_path: Path
+) -> None:
+    state = tmp_path / "state"
+    journal = Journal(state / "journal" / "a")
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    shutil.rmtree(state)
+    state.write_text("in the way")
+    journal.write(record(1))
+    wait_for(lambda: journal.failing is not None, timeout_s=5.0)
+    journal.write(record(2))
+    state.unlink()
+    wait_for(lambda: ledger.receipt("req-2") is not None, timeout_s=5.0)
+    drain.stop()
+    assert journal.failing is None
+    journal.close()
+    assert ledger.check().requests == 2
+
+
+def test_a_ledger_of_a_newer_program_is_waited_for_with_one_warning(
+    ledger: Ledger, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ledger.database.write() as connection:
+        connection.execute(meta.insert().values(version=VERSION + 1, applied_s=0.0))
+    newer = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}", lazy=True)
+    journal = Journal(tmp_path / "journal" / "a")
+    drain = Drain(journal, newer, gather_s=0.0).start()
+    journal.write(record(1))
+    wait_for(lambda: drain.ledger_down, timeout_s=5.0)
+    with ledger.database.write() as connection:
+        connection.execute(meta.delete().where(meta.c.version > VERSION))
+    assert drain.wait()
+    drain.stop()
+    journal.close()
+    newer.close()
+    assert ledger.check().requests == 1
+    assert [r.levelname for r in caplog.records if "newer" in r.getMessage()] == ["WARNING"]
+    assert not [r for r in caplog.records if r.exc_info]
 
 
 def test_the_journal_outlives_a_killed_postgresql(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import shutil
 import sqlite3
 import threading
 import time
@@ -434,3 +435,28 @@ def test_two_that_start_at_once_make_one_ledger(ledger_url: str) -> None:
     assert sorted(len(ledger.migrated) for ledger in opened) == [0, 0, 0, 1]
     for ledger in opened:
         ledger.close()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an older copy"])
+def test_a_sqlite_file_that_is_deleted_or_replaced_is_not_written_on_unseen(
+    tmp_path: Path, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "state" / "ledger.db"
+    path.parent.mkdir()
+    copy = tmp_path / "copy.db"
+    ledger = Ledger(str(path))
+    ledger.write([record(1)])
+    with sqlite3.connect(copy) as there, sqlite3.connect(path) as source:
+        source.backup(there)
+    ledger.write([record(2)])
+    shutil.rmtree(path.parent)
+    if left == "an older copy":
+        path.parent.mkdir()
+        shutil.copy(copy, path)
+    ledger.write([record(3)])
+    fresh = Ledger(str(path))
+    assert fresh.receipt("req-3") is not None
+    assert fresh.check().requests == (1 if left == "nothing" else 2)
+    assert caplog.text.count("deleted or replaced") == 1
+    fresh.close()
+    ledger.close()
