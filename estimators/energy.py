@@ -110,7 +110,7 @@ class EnergyEstimator:
     ``lengths`` and ``quality`` predict what comes back; without them the length is that of usual
     chat under ``max_tokens`` and the quality what the config says. ``learnt`` gives the step
     physics that an engine's own windows taught, by backend name, or None. Call ``prepare`` with
-    all backends at start-up: it takes some tens of milliseconds each, and a second for closed
+    all backends at start-up: it takes a tenth of a second each, and a second for closed
     APIs; a backend first seen in ``estimate`` is worked out there, APIs in a thread.
     """
 

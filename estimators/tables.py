@@ -29,8 +29,13 @@ from estimators.prior import Prior
 from meters.types import StepPhysics
 
 BATCHES: Array = np.array([2.0**power for power in range(11)])
-PROMPTS: Array = np.array([0.0, *(16.0 * 4.0**power for power in range(8))])
-OUTPUTS: Array = np.array([4.0**power for power in range(9)])
+# What a long prompt or answer costs grows with its square: nodes are closer there, to 1 M, 128 k.
+PROMPTS: Array = np.array(
+    [0.0, *(16.0 * 4.0**power for power in range(5)), *(2.0**power for power in range(13, 21))]
+)
+OUTPUTS: Array = np.array(
+    [*(4.0**power for power in range(5)), *(2.0**power for power in range(9, 18))]
+)
 _SHAPE = (len(BATCHES), len(PROMPTS), len(OUTPUTS))
 ENERGY, MARGINAL, DECODE, TTFT = range(4)
 
@@ -42,7 +47,7 @@ _BATCH_LIST, _PROMPT_LIST, _OUTPUT_LIST = BATCHES.tolist(), PROMPTS.tolist(), OU
 Figures = tuple[float, float, float, float]
 
 
-_MOST_PLANES = 64  # of one table that are kept, 16 KB each
+_MOST_PLANES = 64  # of one table that are kept, 24 KB each
 
 
 class _Plane(NamedTuple):
@@ -200,7 +205,7 @@ class Table:
 
 @lru_cache(maxsize=256)
 def build(prior: Prior, subject: Subject) -> Table:
-    """Work the prior out over the grid: some tens of milliseconds, off the request path. Tables are
+    """Work the prior out over the grid: a tenth of a second, off the request path. Tables are
     never changed, so alike backends share one, and a config that is read again finds it."""
     batch, prompt, output = (
         axis.ravel() for axis in np.meshgrid(BATCHES, PROMPTS, OUTPUTS, indexing="ij")

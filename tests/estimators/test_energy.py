@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -17,7 +17,15 @@ from estimators.energy import EnergyEstimator
 from estimators.greybox import cases
 from estimators.hardware import GPUS, idle_power_w
 from estimators.points import figures, subject_of
-from estimators.types import Backend, Estimator, Features, Load, ModelFacts, Outcome
+from estimators.types import (
+    Backend,
+    Estimator,
+    Features,
+    Lengths,
+    Load,
+    ModelFacts,
+    Outcome,
+)
 from meters.types import Evidence, StepPhysics
 
 PRIOR = load_prior()
@@ -55,6 +63,36 @@ def test_the_table_says_what_the_prior_says() -> None:
                 backend.name,
                 batch,
             )
+
+
+class Exactly:
+    """Answers of just so many tokens."""
+
+    def __init__(self, tokens: float) -> None:
+        self.tokens = tokens
+
+    def predict(self, features: Features, backends: Sequence[Backend]) -> list[Lengths]:
+        return [Lengths(*[self.tokens] * 4)] * len(backends)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "output"), [(26_000, 400), (400_000, 900), (1_000_000, 900), (200, 120_000)]
+)
+def test_the_table_says_what_the_prior_says_of_long_prompts_and_answers(
+    prompt: int, output: int
+) -> None:
+    estimator = EnergyEstimator(prior=PRIOR, lengths=Exactly(output))
+    for backend in backends()[:6]:
+        assert backend.gpu is not None
+        subject = subject_of(PRIOR, backend, idle_power_w(backend.gpu) * backend.num_gpus)
+        assert subject is not None
+        exact = figures(PRIOR, subject, 16.0, prompt, output)
+        [read] = estimator.estimate(
+            Features(prompt_tokens=prompt), [backend], [Load(running=15, known=True)]
+        )
+        for name in ("energy_j", "latency_s"):
+            found, said = getattr(exact, name), getattr(read, name)
+            assert said.mid == pytest.approx(found.mid, rel=0.12), (backend.name, name)
 
 
 def test_the_marginal_joule_is_a_fraction_of_the_average_one_on_a_busy_engine() -> None:
