@@ -116,8 +116,9 @@ class Cascade:
         direct = self.policy.choose(request, candidates, limits)
         if not request.checkable or (request.stream and not self.streams_wait):
             return direct
+        limits = within(limits, self.within)
         try:
-            thrifty = self.thriftiest.choose(request, candidates, within(limits, self.within))
+            thrifty = self.thriftiest.choose(request, candidates, limits)
         except NoBackendWithinLimits:
             return direct
         if thrifty.chosen == direct.chosen:
@@ -147,7 +148,8 @@ class Cascade:
 
 
 def _both_fit(first: Candidate, second: Candidate, limits: Limits) -> bool:
-    """Whether even both answers together stay within the limits, at the cautious end."""
+    """Whether even both answers together stay within the limits."""
+    end = 1 if limits.cautious is False else 2
     for field, figure, _, _ in UPPER:
         limit = getattr(limits, field)
         if limit is None:
@@ -155,7 +157,7 @@ def _both_fit(first: Candidate, second: Candidate, limits: Limits) -> bool:
         # The second's first token comes after the whole of the first answer.
         before = getattr(first.estimate, "latency_s" if figure == "ttft_s" else figure)
         after = getattr(second.estimate, figure)
-        if before is None or after is None or before.high + after.high > limit:
+        if before is None or after is None or before[end] + after[end] > limit:
             return False
     return True
 

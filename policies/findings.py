@@ -15,7 +15,7 @@ import msgspec
 from estimators.text import TASKS
 from estimators.types import Backend
 from policies.language import Book, Spec
-from policies.limits import LOCAL, UPPER, serves, within
+from policies.limits import LOCAL, UPPER, listed, within
 from policies.ranking import INF
 from policies.types import Candidate, Limits
 from policies.wording import Path, Range, nearest
@@ -235,7 +235,7 @@ def _reachable(limits: Limits, backend: Backend) -> bool:
 
 def _why_not(limits: Limits, backend: Backend) -> str:
     """The limit that this backend can never keep; empty when it may."""
-    if limits.backends is not None and not any(serves(backend, b) for b in limits.backends):
+    if not listed(backend, limits):
         return "backends: not on the list"
     if limits.regions is not None and backend.region not in limits.regions:
         return f"regions: {backend.region or 'unknown'}"

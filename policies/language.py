@@ -333,7 +333,10 @@ class _Reader:
         otherwise = keys.get("otherwise", REFUSE)
         strategy = _strategy(keys, among, path)
         if among not in (("asked",), ("any",)):
-            limits = msgspec.structs.replace(limits, backends=limits.backends or among)
+            also = (among,) if limits.backends else ()
+            limits = msgspec.structs.replace(
+                limits, backends=limits.backends or among, backends_too=also
+            )
         policy: Policy = Configured(
             name,
             strategy,

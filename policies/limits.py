@@ -44,6 +44,7 @@ def tighten(team: Limits, caller: Limits) -> Limits:
     Two different references for relative quality cannot both be kept in one value: the team's
     stands, with the higher of the two shares.
     """
+    backends = _narrowest(team, caller)
     return Limits(
         min_quality=_most(team.min_quality, caller.min_quality),
         min_relative_quality=_most(team.min_relative_quality, caller.min_relative_quality),
@@ -56,7 +57,8 @@ def tighten(team: Limits, caller: Limits) -> Limits:
         max_latency_s=_least(team.max_latency_s, caller.max_latency_s),
         regions=_both(team.regions, caller.regions),
         providers=_both(team.providers, caller.providers),
-        backends=_both_backends(team.backends, caller.backends),
+        backends=backends[0] if backends else None,
+        backends_too=backends[1:],
         min_context_tokens=_most_tokens(team.min_context_tokens, caller.min_context_tokens),
         cautious=_caution(team.cautious, caller.cautious),
     )
@@ -82,7 +84,7 @@ def fitting(
         for field, figure, word, unit in UPPER
         if (limit := getattr(limits, field)) is not None
     ]
-    listed = (
+    lists = (
         limits.regions is not None
         or limits.providers is not None
         or limits.backends is not None
@@ -97,7 +99,7 @@ def fitting(
     for candidate in candidates:
         backend = candidate.backend
         why = _unable(features, backend)
-        if why is None and listed:
+        if why is None and lists:
             why = _not_allowed(backend, limits)
         if why is None and floor is not None:
             why = _quality_below(candidate, floor, cautious)
@@ -126,6 +128,12 @@ def fitting(
 def serves(backend: Backend, asked: str) -> bool:
     """Whether a backend is what that model name means: its own name, or its group's."""
     return asked in (backend.name, backend.group)
+
+
+def listed(backend: Backend, limits: Limits) -> bool:
+    """Whether a backend is on every list of those that are allowed."""
+    every = (limits.backends, *limits.backends_too)
+    return all(each is None or any(serves(backend, name) for name in each) for each in every)
 
 
 def is_open(asked: str) -> bool:
@@ -193,7 +201,7 @@ def _unable(features: Features, backend: Backend) -> Rejection | None:
 
 def _not_allowed(backend: Backend, limits: Limits) -> Rejection | None:
     name = backend.name
-    if limits.backends is not None and not any(serves(backend, b) for b in limits.backends):
+    if not listed(backend, limits):
         return Rejection(name, "backend_not_allowed", "it is not on the list of allowed backends")
     if limits.providers is not None and (backend.provider or LOCAL) not in limits.providers:
         return Rejection(
@@ -312,12 +320,17 @@ def _both(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ..
     return tuple(x for x in a if x in b)
 
 
-def _both_backends(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> tuple[str, ...] | None:
-    """Both lists; a variant (``group@precision``) is within a list that names its group."""
-    if a is None or b is None:
-        return b if a is None else a
-    kept = [x for x in a if x in b or x.split("@")[0] in b]
-    kept += [x for x in b if x not in kept and x.split("@")[0] in a]
+def _narrowest(a: Limits, b: Limits) -> tuple[tuple[str, ...], ...]:
+    """The lists of backends of both. One that has all the names of another says nothing more; of
+    two others only the backends know who is on both, since a name may be of a model or a variant.
+    """
+    lists = [each for each in (a.backends, b.backends) if each is not None]
+    lists += [*a.backends_too, *b.backends_too]
+    kept: list[tuple[str, ...]] = []
+    for each in lists:
+        if any(set(other) <= set(each) for other in kept):
+            continue
+        kept = [other for other in kept if not set(each) <= set(other)] + [each]
     return tuple(kept)
 
 

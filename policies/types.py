@@ -24,6 +24,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     regions: tuple[str, ...] | None = None  # data may only go there
     providers: tuple[str, ...] | None = None  # allow-list; "local" is ours
     backends: tuple[str, ...] | None = None  # allow-list by name or group
+    backends_too: tuple[tuple[str, ...], ...] = ()  # others, each of which it must be on as well
     min_context_tokens: int | None = None  # the backend must accept at least this much
     # Which end of the bands is held against the limits: True or None the cautious one, False the
     # middle. A caller can turn caution on, never off.

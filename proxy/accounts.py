@@ -219,6 +219,7 @@ class Accounts:
                     ttft_s=None,
                     latency_s=attempt.end_s - attempt.sent_s,
                     output_tokens=attempt.output_tokens,
+                    answer_budget=attempt.answer_budget,
                 )
             )
 

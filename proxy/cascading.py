@@ -246,6 +246,7 @@ class Cascading:
                 output_tokens=(usage.completion_tokens if usage else None) or flight.events or None,
                 estimate=flight.estimate,
                 against="; ".join(against),
+                answer_budget=flight.budget.name if flight.budget is not None else None,
             )
         )
         flight.tried += flight.attempts

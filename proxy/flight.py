@@ -68,6 +68,7 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     estimate: Estimate | None
     against: str = ""  # what its checks found
     hosted: bool = False  # another's API, which no meter reads
+    answer_budget: str | None = None  # that it was asked for under
 
 
 class Flight:

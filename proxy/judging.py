@@ -171,7 +171,10 @@ class Judging:
         While a canary is tried, it is compared with what answers beside it."""
         pool, limits, now_s = self.router.pool, routed.limits, time.monotonic()
         allowed = Limits(
-            regions=limits.regions, providers=limits.providers, backends=limits.backends
+            regions=limits.regions,
+            providers=limits.providers,
+            backends=limits.backends,
+            backends_too=limits.backends_too,
         )
         engines = [
             e

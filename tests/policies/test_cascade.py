@@ -51,6 +51,18 @@ def test_both_answers_together_stay_within_the_limits() -> None:
     assert Cascade(GOOD, 0.9).choose(request(), [SMALL, LARGE], late).chosen == "large"
 
 
+def test_both_answers_together_stay_within_the_policys_own_limits() -> None:
+    own = Limits(max_energy_j=115)  # each alone fits
+    good = Configured("good", LeastEnergy(), Limits(min_quality=0.8, max_energy_j=115))
+    assert Cascade(good, 0.9, within=own).choose(request(), [SMALL, LARGE], Limits()).chosen == (
+        "large"
+    )
+    middle = Limits(max_energy_j=125, cautious=False)  # 20 J and 100 J in the middle
+    assert Cascade(GOOD, 0.9, within=middle).choose(request(), [SMALL, LARGE], Limits()).chosen == (
+        "small"
+    )
+
+
 def test_the_callers_floor_on_quality_holds_for_the_first_answer_too() -> None:
     decision = Cascade(GOOD, 0.9).choose(request(), [SMALL, LARGE], Limits(min_quality=0.7))
     assert decision.chosen == "large"

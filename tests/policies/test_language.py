@@ -63,6 +63,15 @@ def test_a_policy_stays_with_the_model_asked_for_unless_it_says_otherwise() -> N
     assert chosen({"among": "any"}, request("big@bf16")) == "big@bf16"
 
 
+def test_a_list_of_backends_to_choose_among_is_within_the_list_of_those_allowed() -> None:
+    allowed = {"limits": {"backends": ["small", "big"]}}
+    assert chosen({**allowed, "among": ["big@fp8"]}) == "big@fp8"
+    rule = {"when": {"tag": "x"}, "among": ["big@bf16"]}
+    assert chosen({**allowed, "among": "any", "rules": [rule]}) == "small"
+    tagged = request("big", tags=("x",))
+    assert chosen({**allowed, "among": "any", "rules": [rule]}, tagged) == "big@bf16"
+
+
 @pytest.mark.parametrize(
     ("limit", "expected"),
     [

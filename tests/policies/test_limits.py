@@ -11,6 +11,10 @@ from policies.types import Candidate, Limits, Request
 from tests.policies.candidates import candidate, fleets, limits, request, requests
 
 
+def names(candidates: list[Candidate]) -> list[str]:
+    return [each.backend.name for each in candidates]
+
+
 def codes(asked: Request, candidates: list[Candidate], within: Limits) -> dict[str, str]:
     return {r.backend: r.code for r in fitting(asked, candidates, within)[1]}
 
@@ -139,5 +143,16 @@ def test_a_caller_cannot_swap_the_reference_for_a_weaker_one() -> None:
 
 def test_allow_lists_meet_on_the_narrower_name() -> None:
     group, variant = Limits(backends=("llama", "qwen")), Limits(backends=("llama@int4", "phi"))
-    assert tighten(group, variant).backends == ("llama@int4",)
-    assert tighten(variant, group).backends == ("llama@int4",)
+    fleet = [candidate(name) for name in ("llama@int4", "llama@fp8", "qwen@fp8", "phi@fp8")]
+    for both in (tighten(group, variant), tighten(variant, group)):
+        assert names(fitting(request(), fleet, both)[0]) == ["llama@int4"]
+
+
+def test_a_variant_with_a_name_of_its_own_is_within_a_list_of_models() -> None:
+    """What is meant by a list only the backends know, whatever they are called."""
+    fleet = [candidate("box", group="llama"), candidate("llama@x", group="qwen")]
+    both = tighten(Limits(backends=("llama",)), Limits(backends=("box", "llama@x")))
+    assert names(fitting(request(), fleet, both)[0]) == ["box"]
+    again = tighten(both, Limits(backends=("box",)))
+    assert (again.backends, again.backends_too) == (("llama",), (("box",),))
+    assert tighten(Limits(backends=("a", "b")), Limits(backends=("b",))).backends == ("b",)

@@ -12,6 +12,7 @@ import pytest
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from policies.records import replay_decision
+from proxy import accounts
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, Upstream
 from tests.joulegate_server import Config, Joulegate, Reply, config_of
@@ -29,6 +30,7 @@ from tests.proxy.two_backends import (
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
+BUDGET = "x-joulegate-answer-budget"
 
 
 def cascade(**more: Any) -> dict[str, Any]:
@@ -282,3 +284,27 @@ def test_both_answers_are_metered(joulegate: Start) -> None:
     finally:
         for engine in engines:
             engine.close()
+
+
+def test_a_first_answer_under_a_budget_teaches_what_the_budget_does(
+    joulegate: Start, small: Upstream, large: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not how long the backend's own answers are."""
+    monkeypatch.setattr(accounts, "UNMETERED_S", 0.0)
+    config = cascade()
+    config["policies"]["drafts"]["answer_budgets"] = [
+        {"name": "brief", "directive": "In a sentence.", "output_factor": 0.3}
+    ]
+    small.play(saying("I cannot help with that."))
+    running = joulegate(both(small, large, **config))
+    assert running.proxy is not None
+    reply = running.post(ASK)
+    assert reply.header("x-joulegate-escalated-from") == "m@small"
+    assert decided(running, reply).chosen == "m@small+brief"
+    effects = running.proxy.router.effects
+    deadline_s = time.monotonic() + 15.0
+    while len({name for name, _ in effects.lengths}) < 1 + (reply.header(BUDGET) is not None):
+        assert time.monotonic() < deadline_s, f"learnt only {effects.lengths}"
+        time.sleep(0.02)  # between two looks at another thread's state
+    assert effects.lengths["m@small+brief", ""].answers == 1.0
+    assert running.proxy.estimator.lengths._answers == int(reply.header(BUDGET) is None)
