@@ -36,6 +36,9 @@ PERIODS_A_WINDOW = 2
 # A window may grow so many times its length while the engine fails to answer; then it is closed
 # without the engine's counters.
 PATIENCE_WINDOWS = 3
+# The wall clock was set by a person or by its first synchronising, or the machine slept, where it
+# moves by more against the monotonic one: both are slowed and sped up alike.
+STEP_S = 0.05
 # So long without movement is worth saying; sources that are slow to ask get ten times as many.
 STILL_S = 10.0
 _RETRY_S = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -65,7 +68,8 @@ class Sampler:
 
     ``open_meter`` and ``open_host`` are called in the thread, again after failures; ``open_host``
     gives a second meter whose joules have their own column, or None. ``unix_offset_s`` maps this
-    process's monotonic clock to Unix time; by default the wall clock at start. ``poll_s`` None
+    process's monotonic clock to Unix time; by default as the wall clock does, also after somebody
+    set that. ``poll_s`` None
     means: as often as the counter's own period needs. ``idle_power_w`` None means: learnt from
     windows in which the engine did nothing, and unknown before there was one.
     """
@@ -83,6 +87,7 @@ class Sampler:
         run: str | None = None,
         unix_offset_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self._open_meter, self._open_host = open_meter, open_host
         self._node, self._engine = node, engine
@@ -90,7 +95,12 @@ class Sampler:
         self._idle_power_w, self._idle = idle_power_w, IdlePower()
         self._run = run or new_run()
         self._clock = clock
-        self._unix_offset_s = time.time() - clock() if unix_offset_s is None else unix_offset_s
+        self._wall = wall if unix_offset_s is None else None
+        if unix_offset_s is None:
+            found_s = between(wall, clock)
+            unix_offset_s = wall() - clock() if found_s is None else found_s
+        self._unix_offset_s = unix_offset_s
+        self._moved_s = 0.0  # by how much the wall clock was set since
         self._callback: Callable[[Window], None] | None = None
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -265,12 +275,31 @@ class Sampler:
         assert self._callback is not None
         self._windows += 1
         self._idle.learn(window)
+        window = self._in_present_time(window)
         idle_w = self._idle_power_w if self._idle_power_w is not None else self._idle.power_w
         try:
             self._callback(msgspec.structs.replace(window, idle_power_w=idle_w))
         except Exception:
             self._callback_errors += 1
             log.exception("a window could not be handed over")
+
+    def _in_present_time(self, window: Window) -> Window:
+        """The window by the wall clock as it is set now, which requests have their times from: in
+        another they would have no part in it, and all of it would be others'."""
+        offset_s = None if self._wall is None else between(self._wall, self._clock)
+        if offset_s is not None:
+            moved_s = offset_s - self._unix_offset_s
+            if abs(moved_s - self._moved_s) > STEP_S:
+                log.warning(
+                    "%s: the clock was set by %+.1f s; windows follow it",
+                    self._node,
+                    moved_s - self._moved_s,
+                )
+                self._moved_s = moved_s
+        if not self._moved_s:
+            return window
+        start_s, end_s = window.start_s + self._moved_s, window.end_s + self._moved_s
+        return msgspec.structs.replace(window, start_s=start_s, end_s=end_s)
 
     def _try_host(self, open_host: Callable[[], Meter | None]) -> Meter | None:
         try:
@@ -326,6 +355,16 @@ class Sampler:
     def _solve(self, part: str) -> None:
         if self._problems.pop(part, None) is not None:
             log.warning("%s, %s: it is read again", self._node, part)
+
+
+def between(wall: Callable[[], float], clock: Callable[[], float]) -> float | None:
+    """How far the wall clock is ahead of the other, in seconds; None where the processor was taken
+    away between two looks, so that they do not belong together."""
+    for _ in range(3):
+        before_s, wall_s, after_s = clock(), wall(), clock()
+        if after_s - before_s < STEP_S / 5:
+            return wall_s - (before_s + after_s) / 2
+    return None
 
 
 def new_run() -> str:

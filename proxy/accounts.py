@@ -279,6 +279,8 @@ class Accounts:
 
     def _due(self, window: Window, ahead: int, now_s: float) -> bool:
         age_s = now_s - window.end_s
+        if age_s < -SLACK_S:
+            return True  # of before the clock was set back: nothing is to be waited for
         if age_s < LAG_S or (ahead < AHEAD and age_s < AHEAD_S):
             return False
         if age_s >= HOLD_S:
@@ -303,6 +305,8 @@ class Accounts:
         known_s = max(window.start_s - BEHIND_S, time.time() - PUBLISHED_S + LAG_S)
         while past and past[0].start_s < known_s:
             past.popleft()
+        while past and past[-1].start_s >= window.end_s:
+            past.pop()  # of before the clock was set back
         around = Around(tuple(past), after)
         past.append(window)
         since_s = min((w.start_s for w in around.before), default=window.start_s)

@@ -128,6 +128,26 @@ def test_windows_come_by_themselves_and_carry_unix_time() -> None:
     assert status.problems == ()
 
 
+def test_windows_follow_a_wall_clock_that_is_set_and_stay_as_long_as_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    set_by_s = 0.0
+    with Running(Counter(), wall=lambda: time.time() + set_by_s) as running:
+        for set_by_s in (0.0, 3600.0, -2.0):
+            came = len(running.windows)
+            wait_for(lambda came=came: len(running.windows) >= came + 3)  # type: ignore[misc]
+            window = running.windows[-1]
+            assert abs(window.end_s - set_by_s - time.time()) < 1.5
+            assert 0 < window.end_s - window.start_s < 5
+    assert caplog.text.count("the clock was set by") == 2
+
+
+def test_windows_whose_mapping_was_given_stay_on_it() -> None:
+    with Running(Counter(), unix_offset_s=-time.monotonic(), wall=lambda: 1e9) as running:
+        wait_for(lambda: len(running.windows) >= 2)
+    assert abs(running.windows[-1].end_s) < 30
+
+
 @pytest.mark.alone
 def test_the_counters_period_is_found_and_looked_at_accordingly() -> None:
     with Running(Counter()) as running:

@@ -234,6 +234,20 @@ async def test_a_window_that_other_replicas_forgot_the_requests_of_has_no_neighb
     assert [len(around.before) for around in kept.around] == [0, 0]
 
 
+async def test_windows_of_before_the_clock_was_set_back_hold_up_none_and_are_no_neighbours() -> (
+    None
+):
+    kept = Kept()
+    account = books(kept)
+    now_s = time.time()
+    for end_s in (now_s + 3598, now_s + 3599, now_s - 9, now_s - 8):
+        account.window(window(end_s))
+    await account.divide_due(now_s)
+    ends = [a.end_s for a in kept.entered]
+    assert ends == [now_s + 3598, now_s + 3599, now_s - 9, now_s - 8]
+    assert [w.end_s for w in kept.around[3].before] == [now_s - 9]
+
+
 async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_requests() -> None:
     kept = Kept()
     account = books(kept)
