@@ -11,13 +11,16 @@ import importlib
 import json
 import logging
 import os
-import re
+import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 from multidict import CIMultiDict
 
 from proxy.backends import Engine
+from proxy.errors import upstream_failed
+from proxy.providers import messages_streams
+from proxy.providers.refusals import Refusal, refusal_of, refused
 
 log = logging.getLogger("joulegate.litellm")
 
@@ -107,14 +110,9 @@ NEEDS_STATE = ("previous_response_id", "conversation", "background", "prompt")
 # How the SDK calls an OpenAI-compatible server when nothing but its chat completions is to be used.
 OVER_CHAT = "hosted_vllm"
 
+# Of a chunk, or a choice in it: what the SDK adds itself.
+BARE = frozenset({"role", "index", "finish_reason", "provider_specific_fields"})
 LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
-# Headers of a refusal that reach the client.
-WHEN_AGAIN = ("retry-after", "x-should-retry", "x-ratelimit-", "anthropic-ratelimit-")
-# How the SDK tells of a provider that it got no answer from.
-_NOBODY_THERE = re.compile(
-    r"cannot connect to|connection (?:error|refused)|connect call failed", re.I
-)
-
 _sdk: Any = None
 
 
@@ -131,6 +129,9 @@ def sdk() -> Any:
         _sdk.drop_params = True
         _sdk.disable_hf_tokenizer_download = True
         _sdk.use_chat_completions_url_for_anthropic_messages = True
+        sys.modules[messages_streams.INSTEAD_OF] = messages_streams
+        # What its first call imports takes a second, of which the event loop should know nothing.
+        _sdk.completion(model="openai/any", messages=[], mock_response="warm")
     return _sdk
 
 
@@ -188,18 +189,19 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         "/messages": (litellm.anthropic_messages, MESSAGES_PASSED_ON, _message_events),
     }.get(path, (None, frozenset(), _chat_events))
     if call is None:
-        return _refused(404, f"{settings.provider} is not served at {path}.")
+        return _told(refused(404, f"{settings.provider} is not served at {path}."))
     odd = malformed(path, fields)
     if odd is not None:
-        return _refused(400, f"Invalid value for {odd!r}: it cannot be read as what it should be.")
+        message = f"Invalid value for {odd!r}: it cannot be read as what it should be."
+        return _told(refused(400, message))
     if path == "/responses":
         for name in NEEDS_STATE:
             if fields.get(name):
-                return _refused(
-                    400,
+                message = (
                     f"{engine.name} is served over its chat completions, which keep nothing "
-                    f"between requests: {name!r} cannot be used. Send the whole conversation.",
+                    f"between requests: {name!r} cannot be used. Send the whole conversation."
                 )
+                return _told(refused(400, message))
     fields = {name: value for name, value in fields.items() if name in passed_on}
     fields.update(settings.litellm_params)
     fields["model"] = model if "/" in model and not over_chat else f"{provider}/{model}"
@@ -210,21 +212,19 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         fields["api_key"] = settings.api_key or "none"
     if settings.url:
         fields["api_base"] = settings.url
+    stream = bool(fields.get("stream"))
     try:
         answer = await call(**fields)
+        if stream:
+            coming = events(answer)
+            first = await anext(coming)  # some calls go out, and fail, only now
     except asyncio.CancelledError:
         raise
     except Exception as error:
-        status = int(getattr(error, "status_code", None) or 502)
         log.info("%s refused: %s", engine.name, type(error).__name__)
-        said = str(getattr(error, "message", error))
-        if status >= 500 and _NOBODY_THERE.search(said):
-            return _refused(503, f"The backend {engine.name} cannot be reached. Try again.")
-        if status < 400:  # what it sent was no answer
-            status = 502
-        return _refused(status, said, _passed_on_of(error), _own_error(said) if over_chat else None)
-    if fields.get("stream"):
-        return Bridged(200, "text/event-stream", _unbroken(events(answer)))
+        return _told(refusal_of(error, engine.name, settings.api_key, path, over_chat))
+    if stream:
+        return Bridged(200, "text/event-stream", _unbroken(first, coming, path.lstrip("/")))
     whole = json.dumps(answer) if isinstance(answer, dict) else answer.model_dump_json()
     return Bridged(200, "application/json", _once(whole.encode()))
 
@@ -250,41 +250,59 @@ def _are_objects(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
-def _passed_on_of(error: Exception) -> list[tuple[str, str]]:
-    """What a backend said beside its refusal of when to try again."""
-    given: Any = getattr(error, "litellm_response_headers", None)
-    return [
-        (name.lower(), str(value))
-        for name, value in dict(given or {}).items()
-        if name.lower().startswith(WHEN_AGAIN)
-    ]
-
-
-def _own_error(said: str) -> bytes | None:
-    """The backend's own error, which the SDK puts after words of its own."""
-    body = said[max(said.find("{"), 0) :]
-    try:
-        error = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return body.encode() if isinstance(error, dict) else None
-
-
-async def _unbroken(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _unbroken(
+    first: bytes, events: AsyncIterator[bytes], endpoint: str
+) -> AsyncIterator[bytes]:
     """The events; one that says so where they break off."""
     try:
+        yield first
         async for event in events:
             yield event
     except Exception as error:
         log.info("a stream broke off: %s", type(error).__name__)
-        yield b"data: " + _error(502, "The provider broke off before the answer was complete.")
-        yield b"\n\n"
+        message = "The provider broke off before the answer was complete."
+        yield upstream_failed(message).event(endpoint)
+    finally:
+        closing = getattr(events, "aclose", None)
+        if closing is not None:
+            await closing()
+
+
+class Unanswered(Exception):
+    """A stream ended that had held nothing."""
 
 
 async def _chat_events(answer: Any) -> AsyncIterator[bytes]:
+    """A chat's events. The SDK makes up a last one for whatever it got, a page that is no stream
+    included: what has nothing of an answer in it waits for something that has. Raises Unanswered.
+    """
+    held: list[bytes] | None = []
     async for chunk in answer:
-        yield b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+        event = b"data: " + chunk.model_dump_json(exclude_none=True).encode() + b"\n\n"
+        if held is not None and _is_bare(chunk):
+            held.append(event)
+            continue
+        if held:
+            yield b"".join(held)
+        held = None
+        yield event
+    if held is not None:
+        raise Unanswered
     yield b"data: [DONE]\n\n"
+
+
+def _is_bare(chunk: Any) -> bool:
+    """Whether nothing in a chunk came from a model: neither words nor usage."""
+    if getattr(chunk, "usage", None) is not None:
+        return False
+    for choice in chunk.choices:
+        if getattr(choice, "finish_reason", None) not in (None, "stop"):
+            return False
+        delta = getattr(choice, "delta", None)
+        told = choice.model_dump(exclude_none=True) if delta is None else delta.model_dump()
+        if any(value for name, value in told.items() if name not in BARE):
+            return False
+    return True
 
 
 async def _response_events(answer: Any) -> AsyncIterator[bytes]:
@@ -305,18 +323,5 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _refused(
-    status: int,
-    message: str,
-    more: Iterable[tuple[str, str]] = (),
-    body: bytes | None = None,
-) -> Bridged:
-    body = _error(status, message) if body is None else body
-    return Bridged(status, "application/json", _once(body), more)
-
-
-def _error(status: int, message: str) -> bytes:
-    kinds = {401: "authentication_error", 429: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    error = {"message": message, "type": kind, "param": None, "code": str(status)}
-    return json.dumps({"error": error}, separators=(",", ":")).encode()
+def _told(refusal: Refusal) -> Bridged:
+    return Bridged(refusal.status, "application/json", _once(refusal.body), refusal.headers)

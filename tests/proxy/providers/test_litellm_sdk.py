@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import openai
 import pytest
 
-from tests.fakes.upstream import CUT, Upstream, refusing_address
+from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream, refusing_address
 from tests.joulegate_server import Config, Joulegate, config_of
 
 # litellm's own types warn while pydantic reads them.
@@ -152,3 +152,143 @@ def test_a_provider_that_cannot_be_reached_is_named_and_its_address_is_not(
     assert refused.status == 503
     said = refused.json()["error"]["message"]
     assert said == "The backend claude cannot be reached. Try again."
+
+
+CHAT = {"model": "claude-test", "messages": [{"role": "user", "content": "hello"}]}
+MESSAGES = {**CHAT, "max_tokens": 9}
+OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+
+
+def events(*sent: dict[str, object]) -> bytes:
+    return b"".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n".encode() for e in sent)
+
+
+def refusal(status: str, error: dict[str, object], more: str = "") -> list[bytes]:
+    body = json.dumps(error).encode()
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n{more}"
+    return [f"{head}content-length: {len(body)}\r\n\r\n".encode() + body]
+
+
+def test_messages_stream_from_a_provider_that_speaks_them(
+    joulegate: Start, provider: Upstream
+) -> None:
+    sent = events(*EVENTS)
+    provider.play([response("200 OK", "text/event-stream", sent)])
+    running = start_with(joulegate, provider)
+    reply = running.post({**MESSAGES, "stream": True}, path="/v1/messages")
+    assert (reply.status, reply.body) == (200, sent)
+    (record,) = running.records()
+    assert (record.outcome, record.prompt_tokens, record.output_tokens) == ("ok", 11, 4)
+
+
+def test_a_messages_stream_ends_at_the_provider_when_its_client_leaves(
+    joulegate: Start, provider: Upstream
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 99999\r\n\r\n"
+    provider.play([head + events(*EVENTS[:3]), HANG])
+    running = start_with(joulegate, provider)
+    connection = running.open({**MESSAGES, "stream": True}, path="/v1/messages")
+    answer = connection.getresponse()
+    assert b"Guten" in answer.read(len(events(*EVENTS[:3])))
+    answer.close()
+    connection.close()
+    (received,) = provider.wait_for(1)
+    assert received.gone.wait(5)
+    (record,) = running.records()
+    assert record.outcome == "cancelled"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        ("413 Payload Too Large", "request_too_large", "Too large."),
+        ("529 Overloaded", "overloaded_error", "Come back later."),
+    ],
+)
+def test_a_refusal_has_the_providers_status_and_words(
+    joulegate: Start, provider: Upstream, status: str, kind: str, words: str, stream: bool
+) -> None:
+    error: dict[str, object] = {"type": "error", "error": {"type": kind, "message": words}}
+    provider.play(refusal(status, error, "retry-after: 7\r\n"))
+    running = start_with(joulegate, provider)
+    refused = running.post({**CHAT, "stream": stream})
+    assert str(refused.status) == status[:3]
+    assert refused.code == status[:3]
+    told = refused.json()["error"]
+    assert (told["message"], told["type"]) == (words, kind)
+    assert refused.header("retry-after") == "7"
+    of_messages = running.post({**MESSAGES, "stream": stream}, path="/v1/messages")
+    assert of_messages.json() == error  # as Anthropic's clients know it
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(joulegate: Start, provider: Upstream) -> None:
+    words = "prompt is too long: 210000 tokens > 200000 maximum"
+    error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    provider.play(refusal("400 Bad Request", error))
+    refused = start_with(joulegate, provider).post(CHAT)
+    assert (refused.status, refused.code) == (400, "context_length_exceeded")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_page_instead_of_an_answer_is_a_failure_and_says_nothing_of_our_own_files(
+    joulegate: Start, provider: Upstream, stream: bool
+) -> None:
+    page = response("200 OK", "text/html", b"<html>Sign in to this network</html>")
+    provider.play([page], [response("200 OK", "application/json", b'{"hello": 1}')])
+    running = start_with(joulegate, provider)
+    for _ in range(2):
+        refused = running.post({**CHAT, "stream": stream})
+        assert (refused.status, refused.code) == (502, "upstream_failed")
+        assert b".py" not in refused.body
+        assert b"Traceback" not in refused.body
+
+
+def test_a_stream_that_fails_at_once_goes_to_the_next_backend(
+    joulegate: Start, provider: Upstream
+) -> None:
+    fine = response("200 OK", "text/event-stream", events(*EVENTS))
+    scripts = [[response("200 OK", "text/event-stream", events(OVERLOADED))], [fine]]
+
+    def play(_: Received) -> Script:
+        return scripts.pop(0)
+
+    with Upstream() as other:
+        one = {"provider": "anthropic", "api_key": "k", "engine": "api"}
+        running = joulegate(
+            config_of({**one, "url": provider.address}, {**one, "url": other.address})
+        )
+        provider.play(play)
+        other.play(play)
+        reply = running.post({**CHAT, "model": "tiny", "stream": True})
+    assert (len(provider.received), len(other.received)) == (1, 1)
+    assert reply.status == 200
+    assert b"Guten" in reply.body
+    assert reply.body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_stream_that_a_provider_refuses_late_is_refused_with_its_status(
+    joulegate: Start, provider: Upstream
+) -> None:
+    error: dict[str, object] = {
+        "error": {"code": 429, "message": "Quota used up.", "status": "RESOURCE_EXHAUSTED"}
+    }
+    provider.play(refusal("429 Too Many Requests", error, "retry-after: 9\r\n"))
+    backend = {"provider": "gemini", "url": provider.address, "api_key": "k", "engine": "api"}
+    running = joulegate(config_of({**backend, "upstream_model": "gemini-2.5-flash"}))
+    refused = running.post({**CHAT, "model": "tiny", "stream": True})
+    assert refused.status == 429  # the SDK asks Gemini only when the first event is wanted
+    assert refused.json()["error"]["message"] == "Quota used up."
+
+
+def test_a_response_that_breaks_off_ends_in_an_event_with_a_name(
+    joulegate: Start, provider: Upstream
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 99999\r\n\r\n"
+    provider.play([head + events(*EVENTS[:3]), CUT])
+    running = start_with(joulegate, provider)
+    with pytest.raises(openai.APIError, match="broke off"):
+        for _ in client_of(running).responses.create(
+            model="claude-test", input="hello", stream=True
+        ):
+            pass
