@@ -19,7 +19,7 @@ from benchmarks.seeds import (
     read,
     seed_figures,
 )
-from estimators.models import facts_from_config
+from estimators.model_config import facts_from_config
 from estimators.prior import Prior
 from estimators.quality_priors import published_prior
 from estimators.types import ModelFacts

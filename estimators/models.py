@@ -1,15 +1,13 @@
 """From a model's architecture to what the hardware must read and calculate for it.
 
 Works from as little as the number of parameters (shapes of well-known model families fill the
-gaps) and from as much as a Hugging Face ``config.json``: dense, grouped-query, multi-head latent
-attention (MLA) and mixtures of experts.
+gaps) and from as much as a Hugging Face ``config.json`` says (model_config.py): dense,
+grouped-query, multi-head latent attention (MLA) and mixtures of experts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import msgspec
 
@@ -137,6 +135,8 @@ def shape_of(model: ModelFacts) -> Shape:
     hybrid = bool(model.layers) and float(model.layers or 0) < 0.45 * typical
     if published is not None:
         layers, hybrid = float(published.layers), published.attention_layers > 0
+    elif model.layers and model.state_bytes:  # from a config, which lists every layer
+        layers, hybrid = float(model.layers), True
     elif model.layers:
         # Some publishers of hybrid models count only the attention layers: those are right for
         # the cache, and far too few for the work of a step.
@@ -168,11 +168,7 @@ def shape_of(model: ModelFacts) -> Shape:
         window_tokens=float(model.window_tokens or 0),
         window_kv_bytes_per_token=float(model.window_kv_bytes_per_token or 0.0),
         state_bytes=float(model.state_bytes or 0.0),
-        expert_layers=(
-            float(published.expert_layers) if published and published.expert_layers else layers
-        )
-        if sparse
-        else 0.0,
+        expert_layers=float(model.expert_layers or layers) if sparse else 0.0,
         unread=head * untied,
         head=head,
         cache_layers=_cache_layers(model, layers),
@@ -192,13 +188,14 @@ def _filled(model: ModelFacts) -> tuple[ModelFacts, Architecture | None]:
         msgspec.structs.replace(
             model,
             hidden_size=model.hidden_size or known.hidden,
-            kv_bytes_per_token=model.kv_bytes_per_token or known.kv_bytes_per_token,
+            kv_bytes_per_token=whole if given is None else given,
             window_tokens=model.window_tokens or ((known.window_tokens or None) if apart else None),
             window_kv_bytes_per_token=model.window_kv_bytes_per_token
             or ((known.window_kv_bytes_per_token or None) if apart else None),
             state_bytes=model.state_bytes or known.state_bytes or None,
             experts=model.experts or known.experts or None,
             experts_per_token=model.experts_per_token or known.experts_per_token or None,
+            expert_layers=model.expert_layers or known.expert_layers or None,
             vocabulary=model.vocabulary or known.vocabulary,
             tied_embeddings=known.tied if model.tied_embeddings is None else model.tied_embeddings,
         ),
@@ -209,103 +206,6 @@ def _filled(model: ModelFacts) -> tuple[ModelFacts, Architecture | None]:
 def typical_layers(size_b: float) -> float:
     """Layers of a model of that many billions: 16 at 1B, 32 at 8B, 80 at 70B (Llama 3)."""
     return float(min(140.0, max(4.0, 32.0 * (size_b / 8.0) ** 0.38)))
-
-
-def facts_from_config(
-    config: Mapping[str, Any], params_b: float | None = None, active_params_b: float | None = None
-) -> ModelFacts:
-    """A model's facts from its Hugging Face ``config.json``.
-
-    The parameters are counted from the shape where they are not given: ``2 * h * (q + kv)`` for
-    attention with ``q = heads * head_dim`` and ``kv = kv_heads * head_dim``, ``3 * h * ff`` for a
-    gated feed-forward layer. Raises KeyError where the config has no sizes at all.
-    """
-    text = config.get("text_config") or config.get("llm_config") or config
-    hidden = int(_first(text, "hidden_size", "n_embd", "d_model"))
-    layers = int(_first(text, "num_hidden_layers", "n_layer", "num_layers"))
-    heads = int(_first(text, "num_attention_heads", "n_head"))
-    kv_heads = int(text.get("num_key_value_heads") or heads)
-    head_dim = int(text.get("head_dim") or hidden // heads)
-    experts = text.get("num_local_experts") or text.get("n_routed_experts")
-    experts = experts or text.get("num_experts")
-    per_token = text.get("num_experts_per_tok") or text.get("experts_per_token")
-    kv = _config_kv_bytes(text, layers, kv_heads, head_dim)
-    window = _config_window_bytes(text, kv_heads, head_dim)
-    total, active = count_params(text)
-    return ModelFacts(
-        params_b=params_b or total / 1e9,
-        active_params_b=active_params_b or (active / 1e9 if experts else None),
-        layers=layers,
-        hidden_size=hidden,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        kv_bytes_per_token=kv,
-        window_tokens=int(text["sliding_window"]) if window is not None else None,
-        window_kv_bytes_per_token=window,
-        state_bytes=_config_state_bytes(text),
-        experts=int(experts) if experts else None,
-        experts_per_token=int(per_token) if experts and per_token else None,
-        vocabulary=int(text["vocab_size"]) if text.get("vocab_size") else None,
-        # Left out, it is the model's class that decides: Gemma's ties them, Llama's does not.
-        tied_embeddings=text.get("tie_word_embeddings", config.get("tie_word_embeddings")),
-    )
-
-
-def count_params(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(all, active per token) parameters of the shape in a Hugging Face text config."""
-    hidden = int(_first(config, "hidden_size", "n_embd", "d_model"))
-    layers = int(_first(config, "num_hidden_layers", "n_layer", "num_layers"))
-    heads = int(_first(config, "num_attention_heads", "n_head"))
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    rank = config.get("kv_lora_rank")
-    if rank:
-        rope = int(config.get("qk_rope_head_dim") or 64)
-        nope = int(config.get("qk_nope_head_dim") or 128)
-        value = int(config.get("v_head_dim") or 128)
-        q_rank = config.get("q_lora_rank")
-        queries = heads * (nope + rope)
-        q_params = hidden * q_rank + q_rank * queries if q_rank else hidden * queries
-        attention = (
-            q_params
-            + hidden * (rank + rope)
-            + rank * heads * (nope + value)
-            + heads * value * hidden
-        )
-    else:
-        attention = 2 * hidden * heads * head_dim + 2 * hidden * kv_heads * head_dim
-    ff = int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
-    gated = config.get("hidden_act", config.get("hidden_activation", "silu")) in (
-        "silu",
-        "swiglu",
-        "gelu_pytorch_tanh",
-        "swish",
-    ) and config.get("model_type") not in ("starcoder2", "gpt2", "gpt_neox", "opt", "bloom")
-    matrices = 3 if gated else 2
-    experts = (
-        config.get("num_local_experts")
-        or config.get("n_routed_experts")
-        or config.get("num_experts")
-        or 0
-    )
-    per_token = config.get("num_experts_per_tok") or config.get("experts_per_token") or 0
-    vocabulary = int(config.get("vocab_size") or 0)
-    ends = vocabulary * hidden * (1 if config.get("tie_word_embeddings") else 2)
-    if not experts:
-        total = float(layers * (attention + matrices * hidden * ff) + ends)
-        return total, total
-    expert_ff = int(config.get("moe_intermediate_size") or ff)
-    dense_layers = int(config.get("first_k_dense_replace") or 0)
-    shared = int(config.get("n_shared_experts") or 0) * expert_ff
-    shared = int(config.get("shared_expert_intermediate_size") or shared)
-    expert = matrices * hidden * expert_ff
-    moe_layers = layers - dense_layers
-    always = layers * attention + dense_layers * matrices * hidden * ff + ends
-    always += moe_layers * (matrices * hidden * shared + hidden * experts)
-    return (
-        float(always + moe_layers * experts * expert),
-        float(always + moe_layers * per_token * expert),
-    )
 
 
 def _experts(
@@ -352,49 +252,3 @@ def _cache_layers(model: ModelFacts, layers: float) -> float:
         return float(model.layers or layers)
     kept = model.kv_bytes_per_token + (model.window_kv_bytes_per_token or 0.0)
     return min(layers, kept / (2.0 * model.kv_heads * model.head_dim * _KV_VALUE_BYTES))
-
-
-def _config_kv_bytes(
-    text: Mapping[str, Any], layers: int, kv_heads: int, head_dim: int
-) -> float | None:
-    """Bytes of cache a token keeps, where the four usual numbers would not give it."""
-    if text.get("kv_lora_rank"):
-        values = int(text["kv_lora_rank"]) + int(text.get("qk_rope_head_dim") or 64)
-        return float(layers * values * _KV_VALUE_BYTES)
-    kinds = text.get("layer_types") or text.get("layers_block_type")
-    if isinstance(kinds, list) and kinds:
-        attending = sum(kind in ("full_attention", "attention") for kind in kinds)
-        return float(2 * attending * kv_heads * head_dim * _KV_VALUE_BYTES)
-    return None
-
-
-def _config_window_bytes(text: Mapping[str, Any], kv_heads: int, head_dim: int) -> float | None:
-    """Bytes of cache a token keeps in the layers with a sliding window; None: no such layers."""
-    kinds = text.get("layer_types")
-    if not isinstance(kinds, list) or not text.get("sliding_window"):
-        return None
-    sliding = sum(kind == "sliding_attention" for kind in kinds)
-    return float(2 * sliding * kv_heads * head_dim * _KV_VALUE_BYTES) if sliding else None
-
-
-def _config_state_bytes(text: Mapping[str, Any]) -> float | None:
-    """Bytes of state that the Mamba layers keep of a sequence, in 4 bytes a value."""
-    heads, size = text.get("mamba_num_heads"), text.get("mamba_head_dim")
-    state = text.get("ssm_state_size") or text.get("mamba_d_state")
-    pattern = text.get("hybrid_override_pattern")
-    kinds = text.get("layers_block_type") or text.get("layer_types")
-    layers = 0
-    if isinstance(pattern, str):
-        layers = pattern.count("M")
-    elif isinstance(kinds, list):
-        layers = sum(str(kind).startswith("mamba") for kind in kinds)
-    if not (heads and size and state and layers):
-        return None
-    return float(layers * heads * size * state * 4)
-
-
-def _first(config: Mapping[str, Any], *names: str) -> Any:
-    for name in names:
-        if config.get(name) is not None:
-            return config[name]
-    raise KeyError(f"the model's config has none of {', '.join(names)}")

@@ -63,6 +63,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     state_bytes: float | None = None  # a sequence's state in layers without a cache (Mamba)
     experts: int | None = None  # routed experts of a layer; None: unknown, or dense
     experts_per_token: int | None = None  # of them, how many one token uses
+    expert_layers: int | None = None  # layers that choose among experts; None: all of a mixture's
     vocabulary: int | None = None  # tokens it can choose among
     tied_embeddings: bool | None = None  # one table both reads tokens in and chooses them
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named
+from estimators.quantised import quantised_as
 from estimators.text import TASKS
 from estimators.types import Backend
 from meters.dcgm import POWER_UNITS_W, UNITS_J
@@ -24,7 +26,7 @@ from proxy import config_file, facts, policy_book, predicting
 from proxy import settings as settings_file
 from proxy.backends import provider_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
-from proxy.settings import Settings
+from proxy.settings import BackendSettings, Settings
 
 SECRET = "***"
 _PASSWORD = re.compile(r"(://[^:/@]*:)[^@]*@")  # of an address
@@ -48,7 +50,7 @@ def check(path: str) -> dict[str, Any]:
         "format": loaded.format,
         "honoured": loaded.honoured,
         "not_honoured": loaded.not_honoured,
-        "warnings": [*unwise, *warnings(settings)],
+        "warnings": [*unwise, *warnings(settings), *hardware(settings, known)],
         "settings": list(values(settings, loaded.document)),
     }
 
@@ -134,6 +136,42 @@ def precisions(settings: Settings) -> Iterator[str]:
             close = nearest(backend.precision, WEIGHT_BYTES)
             hint = f" Did you mean {close!r}?" if close else ""
             yield f"{backend.full_name}: {error} Its energy is unknown.{hint}"
+
+
+def hardware(settings: Settings, known: Mapping[str, Backend]) -> Iterator[str]:
+    """Models that their GPUs cannot hold, and weights that are quantised otherwise than said."""
+    for backend in settings.backends:
+        facts = known[backend.full_name]
+        try:
+            precision = precision_named(backend.precision)
+        except UnknownPrecision:
+            continue
+        if facts.model is not None and facts.gpu is not None and facts.gpu.memory_gb > 0:
+            weights_gb = facts.model.params_b * WEIGHT_BYTES[precision]
+            held_gb = facts.gpu.memory_gb * backend.num_gpus
+            if weights_gb > held_gb:
+                yield (
+                    f"{backend.full_name}: {weights_gb:.0f} GB of weights do not fit into the "
+                    f"{held_gb:.0f} GB of {backend.num_gpus} {facts.gpu.name}: is num_gpus or "
+                    "precision another?"
+                )
+        told = _told(backend)
+        if told is not None and told not in (precision, backend.precision):
+            yield (
+                f"{backend.full_name}: its hf_config says that the weights are {told}, and "
+                f"precision is {backend.precision}"
+            )
+
+
+def _told(backend: BackendSettings) -> str | None:
+    """The precision that its model's own config names."""
+    if backend.hf_config is None:
+        return None
+    try:
+        config = json.loads(Path(backend.hf_config).read_text(encoding="utf-8"))
+        return quantised_as(config)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # what cannot be read is told where it is read for its sizes
 
 
 def unknown_names(settings: Settings) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 
 from estimators.hardware import GPUS, gpu_named
-from estimators.models import facts_from_config
+from estimators.model_config import facts_from_config
 from estimators.types import Backend, GpuFacts, ModelFacts
 from policies.wording import nearest
 from proxy.backends import facts_without_hardware
@@ -121,9 +121,10 @@ def _model(backend: BackendSettings) -> ModelFacts | None:
         except (OSError, ValueError) as error:
             raise UnknownHardware(f"hf_config cannot be read: {error}") from None
         try:
-            return facts_from_config(config)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UnknownHardware(f"hf_config is not understood: {error}") from None
+            return facts_from_config(config, backend.params_b, backend.active_params_b)
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            said = error.args[0] if isinstance(error, KeyError) and error.args else error
+            raise UnknownHardware(f"hf_config is not understood: {said}.") from None
     if backend.params_b is None:
         return None
     return ModelFacts(

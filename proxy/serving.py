@@ -116,6 +116,7 @@ def prepare(
         settings = msgspec.structs.replace(settings, backends=backends)
     known, _, unwise = checking.understood(settings, document)
     doubts = [*checking.addresses(settings), *checking.precisions(settings)]
+    doubts += checking.hardware(settings, known)
     for warning in [*unwise, *doubts, *checking.zones(settings)]:
         log.warning("%s", warning)
     return Prepared(settings, known, started)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from estimators.models import (
-    UnknownPrecision,
-    facts_from_config,
-    precision_named,
-    shape_of,
-)
+from estimators.model_config import facts_from_config
+from estimators.models import UnknownPrecision, precision_named, shape_of
 from estimators.types import ModelFacts
 
 LLAMA_8B = {
@@ -101,6 +97,7 @@ def test_bytes_given_for_all_layers_are_not_counted_again_as_windows() -> None:
 
 def test_a_mamba_state_is_read_and_written_whatever_the_length() -> None:
     config = LLAMA_8B | {
+        "num_hidden_layers": 8,
         "hybrid_override_pattern": "M-M-M*-M",
         "mamba_num_heads": 128,
         "mamba_head_dim": 80,
@@ -129,9 +126,8 @@ def test_vocabulary_and_tied_embeddings_are_read_from_a_config() -> None:
     assert facts.vocabulary == 50_000
     assert facts.tied_embeddings is True
     assert shape_of(facts).head == 50_000 * 4096
-    silent = {k: v for k, v in LLAMA_8B.items() if k != "tie_word_embeddings"}
-    assert facts_from_config(silent).tied_embeddings is None, "the model's class decides"
-    around = {"text_config": silent, "tie_word_embeddings": True}
+    assert facts_from_config(LLAMA_8B).tied_embeddings is False, "the model's class decides"
+    around = {"text_config": LLAMA_8B, "tie_word_embeddings": True}
     assert facts_from_config(around).tied_embeddings is True
 
 

@@ -57,6 +57,41 @@ def test_check_knows_that_an_engine_s_address_ends_with_v1(
     assert warned.endswith("http://u:***@127.0.0.1:9/v1")
 
 
+def test_check_warns_of_models_that_do_not_fit_and_of_another_precision_than_their_own(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "intermediate_size": 28672,
+        "vocab_size": 128256,
+        "quantization_config": {"quant_method": "awq", "bits": 4},
+    }
+    file = config.with_name("config.json")
+    file.write_text(json.dumps(model))
+    config.write_text(
+        CONFIG.replace("gpu: H100-SXM, params_b: 8", f"gpu: L4, hf_config: {file}", 1)
+    )
+    assert main(["check", str(config), "--json"]) == 0
+    warned = [w for w in json.loads(capsys.readouterr().out)["warnings"] if "bf16" in w]
+    assert any("141 GB of weights do not fit into the 24 GB of 1 L4" in w for w in warned)
+    assert any("hf_config says that the weights are int4" in w for w in warned)
+    assert not any("llama@int4" in w and "fit" in w for w in warned)
+
+
+def test_a_config_of_a_model_that_cannot_be_counted_is_a_mistake_in_the_config(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = config.with_name("config.json")
+    file.write_text('{"model_type": "t5", "d_model": 1024, "is_encoder_decoder": true}')
+    config.write_text(CONFIG.replace("params_b: 8", f"hf_config: {file}", 1))
+    assert main(["check", str(config)]) == 1
+    assert "hf_config is not understood: an encoder and a decoder" in capsys.readouterr().err
+
+
 def test_check_shows_the_tokens_of_a_budget(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
