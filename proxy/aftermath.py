@@ -39,12 +39,15 @@ class Aftermath:
             ok = record.outcome == "ok" and flight.served_by == decision.chosen
             self.canaries.finished(policy, decision.arm, ok, record.latency_s)
 
-    def scored(self, record: UsageRecord, score: float) -> None:
-        """An answer has been judged, 0 to 1."""
+    def scored(self, record: UsageRecord, score: float, before: float | None = None) -> None:
+        """An answer has been judged, 0 to 1; ``before`` is what it was judged then, if it was."""
         need = self.router.needs.get(record.policy, NO_NEEDS)
-        if need.promised is not None and record.quality is not None:
-            self.router.promises.corrected(record.team, record.policy, record.quality, score)
-        if need.canary is not None:
+        if record.sent_s is None:
+            return  # from the cache: this was no trial, and no promise was booked for it
+        if need.promised is not None and record.outcome == "ok" and record.quality is not None:
+            booked = record.quality if before is None else before
+            self.router.promises.corrected(record.team, record.policy, booked, score)
+        if need.canary is not None and before is None:
             self.canaries.scored(record.policy, record.arm, score)
 
     def compared(self, flight: Flight, other: str, points: float) -> None:

@@ -246,6 +246,7 @@ class Proxy:
         self.router.canaries = self.canaries
         self.load_promises()
         self.aftermath = Aftermath(self.router, self.canaries)
+        self.scores = feedback.Scores()
         self.watch = TimeWatch()
         self.client = Upstream(settings.time)
         state = Path(settings.state_dir)
@@ -694,13 +695,23 @@ class Proxy:
             gone["backends"] = "no backend answers"
         return gone
 
-    def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
+    async def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
         """Take a score of an answer in; it teaches the quality of what answered."""
         score, request_id = feedback.score_in(given)
-        receipt = self.find_receipt(request_id)
+        receipt = await asyncio.to_thread(self.find_receipt, request_id)
         if receipt is None or (receipt.record.team != caller.team and caller.role != "admin"):
             raise errors.not_found(f"There is no request {request_id!r} of your team.")
         record = receipt.record
+        if record.outcome in ("refused", "failed"):
+            raise errors.invalid_body(
+                f"Request {request_id!r} had no answer that could be scored.",
+                code="invalid_value",
+                param="request_id",
+            )
+        said = {"object": "joulegate.feedback", "request_id": request_id, "score": score}
+        before = self.scores.take(request_id, score)
+        if before == score:
+            return said  # sent again
         if record.backend is not None:
             self.estimator.learn(
                 Outcome(
@@ -713,8 +724,8 @@ class Proxy:
                     answer_budget=record.answer_budget,
                 )
             )
-        self.aftermath.scored(record, score)
-        return {"object": "joulegate.feedback", "request_id": request_id, "score": score}
+        self.aftermath.scored(record, score, before)
+        return said
 
 
 def build(settings: Settings, facts: dict[str, Backend], worker: int = 0) -> Proxy:

@@ -55,7 +55,7 @@ class Routes:
         registry: CollectorRegistry,
         refresh: Callable[[], Awaitable[None]],
         ready: Callable[[], dict[str, str]],
-        feedback: Callable[[Caller, dict[str, Any]], dict[str, Any]],
+        feedback: Callable[[Caller, dict[str, Any]], Awaitable[dict[str, Any]]],
         judging: Callable[[], dict[str, Any]],
         intake: WindowIntake,
         find_savings: Callable[[str, float, float], list[Validated]],
@@ -193,7 +193,7 @@ class Routes:
             given = msgspec.json.decode(await request.body(), type=dict[str, Any])
         except msgspec.MsgspecError as error:
             raise errors.invalid_body(f"The body should be a JSON object: {error}.") from None
-        return answer(self.feedback(caller, given))
+        return answer(await self.feedback(caller, given))
 
     async def judged(self, request: Request) -> Response:
         """What judging has found out about the backends, for administrators."""

@@ -12,6 +12,7 @@ from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from policies.guarantee import FIRST_DEBT
 from policies.records import replay_decision
+from tests.fakes import answers
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import KEY, Config, Joulegate
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, decided, kept, large, small
@@ -110,6 +111,36 @@ def test_a_promise_on_average_is_paid_off_and_then_energy_decides(
     before = promises.debt("default", "bulk")
     assert running.post({"request_id": last, "score": 0.0}, path="/v1/feedback").status == 200
     assert promises.debt("default", "bulk") == pytest.approx(before + given[-1])
+    running.post({"request_id": last, "thumb": "down"}, path="/v1/feedback")  # sent again
+    assert promises.debt("default", "bulk") == pytest.approx(before + given[-1])
+    running.post({"request_id": last, "score": 0.5}, path="/v1/feedback")  # they changed their mind
+    assert promises.debt("default", "bulk") == pytest.approx(before + given[-1] - 0.5)
+
+
+def test_only_answers_that_were_made_for_it_are_scored_against_a_promise(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {"bulk": {"average_quality": 0.7}}
+    running = joulegate(
+        both(small, large, policies=policies, default_policy="bulk", cache={"enabled": True})
+    )
+    assert running.proxy is not None
+    promises, asked = running.proxy.router.promises, {**ASK, "temperature": 0}
+    running.post(asked)
+    again = running.post(asked)
+    assert again.header("x-joulegate-cache") == "hit"
+    large.play(answers.answer({"error": {"message": "no"}}, status=400))
+    failed = running.post(ASK)
+    assert failed.status == 400
+    before = promises.debt("default", "bulk")
+    statuses = [
+        running.post(
+            {"request_id": reply.header("x-request-id"), "score": 0.0}, path="/v1/feedback"
+        ).status
+        for reply in (again, failed)
+    ]
+    assert statuses == [200, 400]  # it had no answer
+    assert promises.debt("default", "bulk") == before
 
 
 def test_rules_on_a_budget_see_what_is_left_of_it(
