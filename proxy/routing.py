@@ -76,7 +76,8 @@ class Router:
         self.canaries: Canaries | None = None
         self.passing = Passing()
         self.effects = BudgetEffects()
-        self.budgets_left: dict[tuple[str, str | None], float] = {}  # (team, key) -> 0..1
+        # (team, key) -> 0..1 and the Unix time at which a period of theirs ends
+        self.budgets_left: dict[tuple[str, str | None], tuple[float, float]] = {}
         # (team, task, policy) -> backend of the last request of that kind, against flapping
         self.previous: dict[tuple[str, str | None, str], str] = {}
         self.intensity_g_per_kwh: float | None = None  # of the common zone, now
@@ -186,7 +187,8 @@ class Router:
             candidates += self.shorter(need.answer_budgets, candidates, features, shorter)
         limits = caller.limits if wishes.limits is None else tighten(caller.limits, wishes.limits)
         if budget_left is None and self.budgets_left:
-            budget_left = self.budgets_left.get((caller.team, caller.key_id))
+            left, until_s = self.budgets_left.get((caller.team, caller.key_id), (None, 0.0))
+            budget_left = left if unix_s < until_s else None
         request = Request(
             features=features,
             asked=self._meant(asked, engines),

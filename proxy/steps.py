@@ -176,7 +176,13 @@ class Steps:
             told = Features(prompt_tokens=0, team=caller.team)
             wishes = msgspec.structs.replace(wishes, policy="pinned")
 
-        routed = self._decide(flight, told, caller, wishes)
+        try:
+            routed = self._decide(flight, told, caller, wishes)
+        except NoBackendWithinLimits:
+            # What was left of a budget when its last request came may have changed since.
+            if self.router.budgets_left.pop((caller.team, caller.key_id), None) is None:
+                raise
+            routed = self._decide(flight, told, caller, wishes)
         key = None
         if endpoint.text and cache.cacheable(request, body, endpoint.name, self.settings.cache):
             flight.cache = "miss"
@@ -201,10 +207,13 @@ class Steps:
                 wishes = msgspec.structs.replace(wishes, policy=thriftier, ours=True)
             if admitted.admission.spent:
                 budget_left = admitted.admission.budget_left
+                if budget_left is not None:
+                    until_s = min(spent.charge.period.end_s for spent in admitted.admission.spent)
+                    self.router.budgets_left[caller.team, caller.key_id] = budget_left, until_s
                 if thriftier is not None or routed.needs.budget_left:
                     routed = self._decide(flight, told, caller, wishes, budget_left)
-                if budget_left is not None:
-                    self.router.budgets_left[caller.team, caller.key_id] = budget_left
+        if self.router.budgets_left and (admitted is None or not admitted.charges):
+            self.router.budgets_left.pop((caller.team, caller.key_id), None)  # it has none any more
         keep = None if wishes.no_store else admitted
         if caller.judged_share and self.judging is not None and endpoint.chat:
             flight.sample = self.judging.sample(caller, body)

@@ -165,6 +165,23 @@ def test_rules_on_a_budget_see_what_is_left_of_it(
     assert left == [0.75, 0.5, 0.25, 0.0]
 
 
+def test_a_budget_that_stopped_everything_lets_requests_through_in_its_next_period(
+    joulegate: Start, small: Upstream, large: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"when": {"budget_left": "< 50 %"}, "limits": {"max_energy_j": 1e-9}}
+    teams = {
+        "physics": {"keys": [KEY], "policy": "stop", "budgets": [{"per": "day", "requests": 4}]}
+    }
+    running = joulegate(both(small, large, policies={"stop": {"rules": [nothing]}}, teams=teams))
+    running.headers["authorization"] = f"Bearer {KEY}"
+    assert [running.post(ASK).status for _ in range(4)] == [200, 200, 422, 422]
+    assert running.post(ASK, path="/v1/route").status == 422
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 86_400.0)
+    assert running.post(ASK, path="/v1/route").status == 200
+    assert running.post(ASK).status == 200
+
+
 def test_every_condition_sees_the_request_as_it_is(
     joulegate: Start, small: Upstream, large: Upstream
 ) -> None:
