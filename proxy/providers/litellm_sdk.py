@@ -225,8 +225,18 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         return _told(refusal_of(error, engine.name, settings.api_key, path, over_chat))
     if stream:
         return Bridged(200, "text/event-stream", _unbroken(first, coming, path.lstrip("/")))
-    whole = json.dumps(answer) if isinstance(answer, dict) else answer.model_dump_json()
-    return Bridged(200, "application/json", _once(whole.encode()))
+    return Bridged(200, "application/json", _once(_whole(answer)))
+
+
+def _whole(answer: Any) -> bytes:
+    """An answer that is not streamed. The SDK makes up a usage of nothing where a provider told
+    none; nobody knows it then."""
+    if isinstance(answer, dict):
+        return json.dumps(answer).encode()
+    usage = getattr(answer, "usage", None)
+    if usage is not None and getattr(usage, "total_tokens", None) == 0:
+        answer.usage = None
+    return str(answer.model_dump_json()).encode()
 
 
 def malformed(path: str, fields: Mapping[str, Any]) -> str | None:
@@ -286,6 +296,7 @@ async def _chat_events(answer: Any) -> AsyncIterator[bytes]:
             yield b"".join(held)
         held = None
         yield event
+        await asyncio.sleep(0)  # the SDK takes a millisecond for each, and others wait
     if held is not None:
         raise Unanswered
     yield b"data: [DONE]\n\n"
@@ -312,6 +323,7 @@ async def _response_events(answer: Any) -> AsyncIterator[bytes]:
         fields = {**event.model_dump(mode="json", exclude_none=True), "sequence_number": number}
         number += 1
         yield f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
+        await asyncio.sleep(0)
 
 
 async def _message_events(answer: Any) -> AsyncIterator[bytes]:

@@ -25,7 +25,9 @@ _NOBODY_THERE = re.compile(
 )
 _CLOSED = re.compile(r"server disconnected|connection reset|peer closed|payload is not", re.I)
 # What the SDK puts before and after a provider's words.
-_BEFORE = re.compile(r"^(?:litellm\.\w+: |\w*(?:Exception|Error) - )+")
+_BEFORE = re.compile(
+    r"^(?:(?:litellm\.)?\w+(?:Error|Exception): |\w*(?:Exception|Error)(?: \w+Error)? - )+"
+)
 _AFTER = re.compile(r"\.? Handle with `litellm\.\w+`\.?$")
 
 
@@ -67,14 +69,19 @@ def refusal_of(error: Exception, backend: str, key: str | None, path: str, bridg
     elif status < 400:
         return unreadable
     said = _written_out(said)
-    body = _body_in(said)
-    if body is None:
+    written, body = _object_in(said)
+    told = body.get("error", body)
+    if isinstance(body.get("error"), dict) and (
+        bridge or (path == "/messages" and isinstance(told.get("type"), str))
+    ):
+        return Refusal(status, written, headers)  # as clients of that API know it
+    if isinstance(told, str):
+        told = {"message": told}
+    told = told if told else _parsed_by_the_sdk(error)
+    words = told.get("message") or told.get("detail")
+    if not isinstance(words, str):
         words = _AFTER.sub("", _BEFORE.sub("", said))[:LONGEST_WORDS]
-        return Refusal(status, in_openais_shape(status, words, {}, _code_of(error)), headers)
-    told = json.loads(body)["error"]
-    if bridge or (path == "/messages" and isinstance(told.get("type"), str)):
-        return Refusal(status, body, headers)  # as clients of that API know it
-    words = str(told.get("message") or _BEFORE.sub("", said)[:LONGEST_WORDS])
+    words = words.replace(key, "REDACTED") if key else words
     return Refusal(status, in_openais_shape(status, words, told, _code_of(error)), headers)
 
 
@@ -157,15 +164,23 @@ def _written_out(said: str) -> str:
         return said
 
 
-def _body_in(said: str) -> bytes | None:
-    """The provider's own error, which the SDK puts after words of its own."""
+def _object_in(said: str) -> tuple[bytes, dict[str, Any]]:
+    """The provider's own error, which the SDK puts after words of its own; empty where there is
+    none."""
     begin = said.find("{")
-    if begin < 0:
-        return None
     try:
-        told, end = json.JSONDecoder().raw_decode(said, begin)
+        told, end = json.JSONDecoder().raw_decode(said, max(begin, 0))
     except ValueError:
-        return None
-    if not isinstance(told, dict) or not isinstance(told.get("error"), dict):
-        return None
-    return said[begin:end].encode()
+        return b"", {}
+    if not isinstance(told, dict) or not isinstance(told.get("error", {}), dict | str):
+        return b"", {}
+    return said[begin:end].encode(), told
+
+
+def _parsed_by_the_sdk(error: Exception) -> dict[str, Any]:
+    """The provider's own error, where the client that the SDK calls it with has read it."""
+    for one in _behind(error):
+        body = getattr(one, "body", None)
+        if isinstance(body, dict) and isinstance(body.get("message"), str):
+            return body
+    return {}

@@ -292,3 +292,74 @@ def test_a_response_that_breaks_off_ends_in_an_event_with_a_name(
             model="claude-test", input="hello", stream=True
         ):
             pass
+
+
+PLAIN = {
+    "id": "c1",
+    "object": "chat.completion",
+    "created": 1,
+    "model": "m",
+    "choices": [
+        {"index": 0, "message": {"role": "assistant", "content": "Hi"}, "finish_reason": "stop"}
+    ],
+}
+
+
+def test_a_usage_that_a_provider_does_not_tell_is_unknown_and_not_0(
+    joulegate: Start, provider: Upstream
+) -> None:
+    provider.play([response("200 OK", "application/json", json.dumps(PLAIN).encode())])
+    backend = {"provider": "mistral", "url": provider.base_url, "api_key": "k", "engine": "api"}
+    running = joulegate(config_of({**backend, "upstream_model": "mistral-large-latest"}))
+    reply = running.post({**CHAT, "model": "tiny"})
+    assert reply.json()["usage"] is None
+    (record,) = running.records()
+    assert (record.outcome, record.output_tokens, record.usage_source) == ("ok", None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("backend", "status", "error", "message", "code"),
+    [
+        (
+            {"provider": "mistral", "upstream_model": "mistral-large-latest"},
+            "401 Unauthorized",
+            {"message": "Unauthorized", "request_id": "x"},
+            "Unauthorized",
+            "401",
+        ),
+        (
+            {
+                "provider": "azure",
+                "upstream_model": "gpt-4o",
+                "litellm_params": {"api_version": "2024-10-21"},
+            },
+            "400 Bad Request",
+            {"error": {"code": "content_filter", "message": "Filtered.", "param": "prompt"}},
+            "Filtered.",
+            "content_filter",
+        ),
+        (
+            {"provider": "mistral", "upstream_model": "mistral-large-latest"},
+            "429 Too Many Requests",
+            {"detail": "The key sk-hush is used up."},
+            "The key REDACTED is used up.",
+            "429",
+        ),
+    ],
+)
+def test_refusals_of_every_shape_are_told_in_the_providers_words(
+    joulegate: Start,
+    provider: Upstream,
+    backend: dict[str, object],
+    status: str,
+    error: dict[str, object],
+    message: str,
+    code: str,
+) -> None:
+    provider.play(refusal(status, error))
+    running = joulegate(
+        config_of({**backend, "url": provider.base_url, "api_key": "sk-hush", "engine": "api"})
+    )
+    refused = running.post({**CHAT, "model": "tiny"})
+    assert (str(refused.status), refused.code) == (status[:3], code)
+    assert refused.json()["error"]["message"] == message
