@@ -19,18 +19,20 @@ from estimators.types import Backend, Band, Estimate, Lengths
 # RTX 5090 takes 14-28 J at 256/256 tokens and 424 J at 8192/493 (consumer GPU measurements with
 # vLLM), so about 0.05 J against 0.08 J and less for shorter prompts.
 PROMPT_WEIGHT = 0.5
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh")  # that OpenAI's API knows
+Factor = Annotated[float, msgspec.Meta(gt=0, le=10)]  # 60 for 60 % cannot be meant
 
 
 class AnswerBudget(msgspec.Struct, frozen=True, kw_only=True):
     """One way to ask for less. Factors are what is expected before anything was learnt."""
 
     name: Annotated[str, msgspec.Meta(min_length=1)]
-    reasoning_effort: str | None = None  # minimal | low | medium | high
+    reasoning_effort: str | None = None  # one of EFFORTS
     max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None
     directive: str | None = None  # put before the conversation as a system message
     # expected length against the same backend without it
-    output_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
-    quality_factor: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    output_factor: Factor = 1.0
+    quality_factor: Factor = 1.0
 
 
 def variant(backend: Backend, budget: AnswerBudget) -> Backend:

@@ -73,10 +73,10 @@ def condition(value: object, path: Path) -> Condition:
     def names(key: str) -> tuple[str, ...] | None:
         return words(asked[key], (*path, key)) if key in asked else None
 
-    def numbers(key: str) -> Range | None:
-        return span(asked[key], (*path, key)) if key in asked else None
+    def numbers(key: str, share: bool = False) -> Range | None:
+        return span(asked[key], (*path, key), share) if key in asked else None
 
-    left = numbers("budget_left")
+    left = numbers("budget_left", True)
     if left is not None and max(left.low or 0.0, left.high or 0.0) > 1.0:
         message = f"is a share of the budget: write {str(asked['budget_left']).strip()} %"
         raise PolicyError((*path, "budget_left"), message)

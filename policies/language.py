@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from policies.answer_budget import AnswerBudget
+from policies.answer_budget import EFFORTS, AnswerBudget
 from policies.canary import Canarying
 from policies.cascade import Cascade, Checks
 from policies.conditions import Condition, condition
@@ -436,8 +436,6 @@ def _limits(value: object, path: Path) -> Limits:
             limits[key] = whole(given, at)
         elif key in ("regions", "providers", "backends"):
             limits[key] = words(given, at)
-            if not limits[key]:
-                raise PolicyError(at, "an empty list allows nothing; leave it out or name some")
         elif key == "judge":
             limits["cautious"] = word(given, ("cautious", "expected"), at) == "cautious"
         else:
@@ -539,6 +537,8 @@ def _budgets(value: object, path: Path) -> tuple[AnswerBudget, ...]:
             raise PolicyError(at, str(error)) from None
         if not (budget.reasoning_effort or budget.max_tokens or budget.directive):
             raise PolicyError(at, "needs a reasoning_effort, max_tokens or directive")
+        if budget.reasoning_effort is not None:
+            word(budget.reasoning_effort, EFFORTS, (*at, "reasoning_effort"))
         if budget.name in {b.name for b in budgets}:
             raise PolicyError((*at, "name"), f"there are two answer budgets {budget.name!r}")
         budgets.append(budget)

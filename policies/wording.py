@@ -81,7 +81,8 @@ class Hours(msgspec.Struct, frozen=True):
 
 def nearest(word: object, known: Collection[str]) -> str | None:
     """The known word that was probably meant."""
-    close = difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
+    alike = [each for each in known if str(each).lower() == str(word).lower()]
+    close = alike or difflib.get_close_matches(str(word), known, n=1, cutoff=0.5)
     return close[0] if close else None
 
 
@@ -108,11 +109,16 @@ def word(value: object, known: Collection[str], path: Path) -> str:
 
 def words(value: object, path: Path) -> tuple[str, ...]:
     """One name or a list of names."""
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    raise PolicyError(path, "should be a name or a list of names")
+    given = value if isinstance(value, list) else [value]
+    if not given:
+        raise PolicyError(path, "an empty list allows nothing; leave it out or name some")
+    for one in given:
+        if not isinstance(one, str):
+            message = f"should be a name or a list of names, not {one!r}"
+            if isinstance(one, bool | int | float):  # such as Norway's, which YAML takes for false
+                message += "; if that is a name, put it in quotes"
+            raise PolicyError(path, message)
+    return tuple(given)
 
 
 def text(value: object, path: Path) -> str:
@@ -167,13 +173,15 @@ def share_of(value: object, path: Path, most: float = 1.0) -> tuple[float, str |
     return amount, found["of"]
 
 
-def span(value: object, path: Path) -> Range:
-    """A range: ``> 4000``, ``< 20 %``, ``1000-4000``."""
+def span(value: object, path: Path, of_a_whole: bool = False) -> Range:
+    """A range: ``> 4000``, ``1000-4000``, and where it is ``of_a_whole`` also ``< 20 %``."""
     found = _RANGE.match(str(value).strip())
     if found is None:
         message = f"should be a range such as '> 4000' or '1000-4000', not {value!r}"
         raise PolicyError(path, message)
     scale = 100.0 if found["unit"] or found["unit2"] else 1.0
+    if scale > 1.0 and not of_a_whole:
+        raise PolicyError(path, f"is no share of anything, so {value!r} cannot be meant")
     if found["sign"]:
         edge, strict = float(found["edge"]) / scale, len(found["sign"]) == 1
         if found["sign"].startswith(">"):

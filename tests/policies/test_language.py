@@ -256,6 +256,35 @@ MISTAKES: list[tuple[dict[str, Any], tuple[str | int, ...], str, str | None]] = 
     ({"p": {"canary": {}}}, ("p", "canary"), "which backend is new", None),
     ({"p": {"answer_budgets": [{"name": "x"}]}}, ("p", "answer_budgets", 0), "needs", None),
     ({"p": []}, ("p",), "should be a mapping", None),
+    ({"p": {"objective": "ENERGY"}}, ("p", "objective"), "is none of", "energy"),
+    ({"p": {"among": []}}, ("p", "among"), "an empty list", None),
+    ({"p": {"limits": {"regions": [False]}}}, ("p", "limits", "regions"), "in quotes", None),
+    (
+        {"p": {"answer_budgets": [{"name": "x", "reasoning_effort": "lo"}]}},
+        ("p", "answer_budgets", 0, "reasoning_effort"),
+        "is none of",
+        "low",
+    ),
+    (
+        {"p": {"answer_budgets": [{"name": "x", "max_tokens": 9, "output_factor": 60}]}},
+        ("p", "answer_budgets", 0),
+        "output_factor",
+        None,
+    ),
+    *(
+        (
+            {"p": {"rules": [{"when": {key: given}, "use": "pinned"}]}},
+            ("p", "rules", 0, "when", key),
+            says,
+            None,
+        )
+        for key, given, says in (
+            ("prompt_tokens", "> 50 %", "no share of anything"),
+            ("intensity", "10-40 %", "no share of anything"),
+            ("tag", [], "an empty list"),
+            ("tag", 2026, "in quotes"),
+        )
+    ),
 ]
 
 
