@@ -32,7 +32,6 @@ from meters.journal import (
     segments,
     write_cursor,
 )
-from meters.migrations import LedgerTooNew
 from meters.types import Attribution, UsageRecord, Window
 
 log = logging.getLogger("joulegate.drain")
@@ -68,6 +67,7 @@ class Drain:
         self._done = read_cursor(journal.folder)
         self._stop = threading.Event()
         self._writing_since_s: float | None = None
+        self._behind_s = time.monotonic()  # when there was last something to catch up with
         self._thread = threading.Thread(target=self._run, name="drain", daemon=True)
         self._watch = threading.Thread(target=self._watch_over, name="drain-watch", daemon=True)
 
@@ -87,6 +87,12 @@ class Drain:
                 except OSError:
                     continue  # drained and deleted just now
         return max(0, total - self._done.offset)
+
+    @property
+    def caught_up_s(self) -> float:
+        """For how many seconds the ledger has had all that is older than the last batch, of this
+        journal and of those left by others; 0 while it has not."""
+        return 0.0 if self.ledger_down else time.monotonic() - self._behind_s
 
     def wait(self, timeout_s: float = 10.0) -> bool:
         """Until the ledger has everything appended so far; False when it has not in time."""
@@ -137,6 +143,8 @@ class Drain:
                 break
         if batch.end == self._done:
             return 0
+        if len(batch.entries) >= BATCH:
+            self._behind_s = time.monotonic()
         if batch.entries and not self._write(batch.entries, folder):
             return 0
         self._done = batch.end
@@ -155,6 +163,7 @@ class Drain:
                 self._drain_abandoned(folder)
             finally:
                 os.close(lock)
+                self._behind_s = time.monotonic()
 
     def _drain_abandoned(self, folder: Path) -> None:
         cut_torn_tail(folder)
@@ -166,6 +175,7 @@ class Drain:
                 batch.take(folder, number, start, None)
                 if batch.end.offset == start:
                     break
+                self._behind_s = time.monotonic()
                 if not self._write(batch.entries, folder):
                     return  # stopping
                 start = batch.end.offset
@@ -196,10 +206,11 @@ class Drain:
             try:
                 self._writing_since_s = time.monotonic()
                 self._write_sound(entries, folder)
-            except (SQLAlchemyError, LedgerTooNew, OSError) as error:
+            except (SQLAlchemyError, OSError) as error:
                 self._refused(_reason(error))
             else:
                 if self.ledger_down:
+                    self._behind_s = time.monotonic()
                     self.ledger_down = False
                     log.warning("The ledger is written again")
                 return True

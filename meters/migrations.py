@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from sqlalchemy import Connection, inspect, select, text
+from sqlalchemy.exc import SQLAlchemyError
 
 from meters.schema import (
     changes,
@@ -113,8 +114,9 @@ VERSION = 1 + len(STEPS)
 LOCK_KEY = 7_205_650_471
 
 
-class LedgerTooNew(Exception):
-    """The ledger was written by a newer program; the message says so."""
+class LedgerTooNew(SQLAlchemyError):
+    """The ledger was written by a newer program; the message says so. Whoever serves takes it as a
+    ledger that is away: after a release that was taken back, answers come before books."""
 
 
 def migrate(connection: Connection) -> list[int]:

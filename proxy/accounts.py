@@ -132,11 +132,15 @@ class Accounts:
         self.on_record = on_record
         self.on_flight = on_flight
         self.recount = recount
+        # Takes windows of a time that only the ledger knows all requests of; None: there is nobody.
+        self.late: Callable[[Window], None] | None = None
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
         self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
         self._untaught: dict[str, deque[_Settled]] = {}  # those of them that nothing learnt from
         self._metered_s: dict[str, float] = {}  # by node: the end of its last window
+        self._began_s = time.monotonic()
+        self._forgotten_s: dict[str, float] = {}  # by node: the end of what was let go last
         self._past: dict[str, deque[Window]] = {}  # by node: those divided last
         self._task: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -266,6 +270,9 @@ class Accounts:
         waiting: set[str] = set()  # windows
         for windows in by_node.values():
             for place, window in enumerate(windows):
+                if self.late is not None and self._is_late(window):
+                    self.late(window)
+                    continue
                 after = tuple(windows[place + 1 : place + 1 + AHEAD])
                 if not self._due(window, len(after), now_s):
                     waiting.update(w.window_id for w in windows[place:])
@@ -287,6 +294,15 @@ class Accounts:
             return True
         told = self.others is None or self.others.until_s >= window.end_s
         return told and not self._hides_work(window)
+
+    def _is_late(self, window: Window) -> bool:
+        """Whether it comes so late that requests in it may not be remembered any more: its agent
+        was cut off, or this process had not begun."""
+        now_s = time.time()
+        if self.others is not None and now_s - window.end_s > PUBLISHED_S:
+            return True
+        began_s = now_s - (time.monotonic() - self._began_s)
+        return window.start_s < max(began_s, self._forgotten_s.get(window.node, 0.0))
 
     def _hides_work(self, window: Window) -> bool:
         """Whether an answer that is not streamed was on its way then, and is yet."""
@@ -369,6 +385,11 @@ class Accounts:
             found += [a for a in self.others(node, start_s, end_s) if a.request_id not in known]
         return found
 
+    def in_flight(self, node: str) -> list[Activity]:
+        """What goes on here on a node; from any thread."""
+        live = [flight for flight in list(self.live.values()) if not flight.booked]
+        return [a for flight in live for a in flight.activities() if a.node == node]
+
     def published(self) -> list[Activity]:
         """What other replicas must know: requests in flight, and those of the last seconds."""
         since_s = time.time() - PUBLISHED_S
@@ -406,7 +427,8 @@ class Accounts:
                 self._teach(waiting.popleft())
             kept = self._settled.get(node, waiting)
             while kept and (kept[0].activity.end_s or 0.0) < oldest_s:
-                kept.popleft()
+                gone_s = kept.popleft().activity.end_s or 0.0
+                self._forgotten_s[node] = max(gone_s, self._forgotten_s.get(node, 0.0))
 
     def _teach(self, settled: _Settled) -> None:
         features, settled.features = settled.features, None  # its text is not kept any longer

@@ -28,6 +28,7 @@ from meters.drain import Drain
 from meters.intake import WindowIntake
 from meters.journal import Journal
 from meters.ledger import Ledger
+from meters.migrations import LedgerTooNew
 from meters.receipts import Receipt
 from meters.types import UsageRecord, Window
 from proxy import auth, backends, books, errors, feedback, policy_book, policy_versions, request_log
@@ -365,7 +366,7 @@ class Proxy:
             log.warning(
                 "The ledger does not answer (%s): serving goes on with the config's keys, the "
                 "journal keeps what is finished until it does.",
-                type(error).__name__,
+                error if isinstance(error, LedgerTooNew) else type(error).__name__,
             )
         self.key_watch.start()
         await asyncio.to_thread(self.remember_windows, self.ledger)
@@ -375,7 +376,11 @@ class Proxy:
             {engine.node for engine in self.pool.engines},
             divide,
             self.learning.physics,
+            live=self.accounts.in_flight,
+            caught_up_s=lambda: self.drain.caught_up_s if self.drain is not None else 0.0,
+            divided=self.accounts.observer.divided,
         )
+        self.accounts.late = leftovers.expect
         leftovers.start()
         self.show(self.ledger)
         self.watch.start(lambda _: self.look_at_the_grid())

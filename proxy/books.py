@@ -13,7 +13,6 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
-from meters.migrations import LedgerTooNew
 from proxy import config_file
 from proxy import settings as settings_file
 from proxy.commands import CommandError
@@ -66,7 +65,7 @@ def opened(settings: Settings) -> Iterator[Ledger]:
     url = url_of(settings)
     try:
         ledger = Ledger(url)
-    except (SQLAlchemyError, OSError, ValueError, LedgerTooNew) as error:
+    except (SQLAlchemyError, OSError, ValueError) as error:
         told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise CommandError(f"The ledger cannot be opened: {told} Check ledger.url.") from None
     try:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from meters.drain import Drain
 from meters.journal import (
@@ -77,6 +79,25 @@ def test_what_an_earlier_process_left_is_drained_at_start(ledger: Ledger, tmp_pa
     assert drain.drained == 30
     assert ledger.check().requests == 30
     assert len(segments(folder)) <= 2  # what is drained is deleted
+
+
+def test_it_says_for_how_long_it_has_been_up_to_date(ledger: Ledger, tmp_path: Path) -> None:
+    def refuse(*_: object) -> None:
+        raise OperationalError("", {}, Exception("away"))
+
+    journal = Journal(tmp_path / "journal" / "a")
+    drain = Drain(journal, ledger, gather_s=0.0).start()
+    wait_for(lambda: drain.caught_up_s > 0.2)
+    writes, ledger.write = ledger.write, refuse  # type: ignore[method-assign]
+    journal.write(record(1))
+    wait_for(lambda: drain.caught_up_s == 0.0)
+    back_s = time.monotonic()
+    ledger.write = writes  # type: ignore[method-assign]
+    assert drain.wait()
+    wait_for(lambda: drain.caught_up_s > 0.0)
+    assert 0.0 < drain.caught_up_s < time.monotonic() - back_s
+    drain.stop()
+    journal.close()
 
 
 def test_losing_the_cursor_counts_nothing_twice(ledger: Ledger, tmp_path: Path) -> None:

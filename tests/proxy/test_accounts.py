@@ -248,6 +248,45 @@ async def test_windows_of_before_the_clock_was_set_back_hold_up_none_and_are_no_
     assert [w.end_s for w in kept.around[3].before] == [now_s - 9]
 
 
+async def test_windows_of_a_time_that_is_not_remembered_are_left_to_the_ledger() -> None:
+    kept = Kept()
+    account = books(kept)
+    late: list[Window] = []
+    account.late = late.append
+    now_s = time.time()
+    account._began_s -= 3600.0  # it has been running for an hour
+    finish(account, now_s - 40.0)
+    before, of_then, after, started = now_s - 3605, now_s - 50, now_s - 20, now_s - 10
+    await account.divide_due(now_s)  # no window for half a minute: that request is let go
+    for end_s in (before, of_then, after, started):
+        account.window(window(end_s))
+    await account.divide_due(now_s)
+    assert [w.end_s for w in late] == [before, of_then]
+    assert [a.end_s for a in kept.entered] == [after, started]
+
+
+async def test_windows_that_come_after_other_replicas_forgot_are_left_to_the_ledger() -> None:
+    kept = Kept()
+    account = books(kept)
+    late: list[Window] = []
+    account.late = late.append
+    account._began_s -= 3600.0
+
+    class Others:
+        until_s = float("inf")
+
+        def __call__(self, node: str, start_s: float, end_s: float) -> list[Activity]:
+            return []
+
+    account.others = Others()
+    now_s = time.time()
+    for age_s in (accounts.PUBLISHED_S + 1, accounts.HOLD_S + 1):
+        account.window(window(now_s - age_s))
+    await account.divide_due(now_s)
+    assert [round(now_s - w.end_s) for w in late] == [accounts.PUBLISHED_S + 1]
+    assert [round(now_s - a.end_s) for a in kept.entered] == [accounts.HOLD_S + 1]
+
+
 async def test_windows_wait_neither_for_streams_nor_for_ever_nor_for_later_requests() -> None:
     kept = Kept()
     account = books(kept)

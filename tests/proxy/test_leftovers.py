@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+
+import msgspec
+from sqlalchemy import select
 
 from meters.journal import Journal
 from meters.ledger import Ledger
-from meters.types import StepPhysics
+from meters.schema import shares
+from meters.types import Activity, Attribution, StepPhysics
 from proxy.accounts import AHEAD_S, HOLD_S, undivided
 from proxy.leftovers import Leftovers
 from proxy.measuring import divide
@@ -68,5 +73,82 @@ def test_a_window_that_its_own_replica_may_still_hold_is_left_to_it(tmp_path: Pa
     leftovers = Leftovers(ledger, journal, ["gpu-1"], divide, lambda node: PHYSICS)
     assert leftovers.look(held.end_s + HOLD_S + AHEAD_S) == 0
     assert leftovers.look(held.end_s + 60.0) == 1
+    journal.close()
+    ledger.close()
+
+
+def test_a_window_that_comes_hours_late_is_divided_among_all_that_was_in_flight_then(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    folder = tmp_path / "journal" / "a"
+    journal = Journal(folder)
+    still = Activity(
+        request_id="req-long",
+        node="gpu-1",
+        start_s=NOON_S + 9.0,
+        first_token_s=NOON_S + 9.1,
+        prompt_tokens=10.0,
+        output_tokens=20_000.0,
+    )
+    later = msgspec.structs.replace(still, request_id="req-later", start_s=NOON_S + 500.0)
+    leftovers = Leftovers(
+        ledger,
+        journal,
+        ["gpu-1"],
+        divide,
+        lambda node: PHYSICS,
+        live=lambda node: [still, later],
+    )
+    now_s = NOON_S + 5 * 3600.0
+    assert leftovers.look(now_s) == 0  # the first look goes back far, others an hour
+    late = window(1, energy_j=300.0, prompt_tokens=100, generated_tokens=50, steps=50)
+    ledger.write([record(1)], [], [late])
+    leftovers.expect(late)
+    assert leftovers.look(now_s) == 1
+    journal.close()
+    drained(folder, ledger)
+    with ledger.database.read() as connection:
+        charged = set(connection.scalars(select(shares.c.request_id)))
+    assert charged == {"req-1", "req-long"}
+    assert ledger.check().balanced
+    ledger.close()
+
+
+async def test_nothing_is_divided_while_journals_are_carried_into_the_ledger(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    folder = tmp_path / "journal" / "a"
+    journal = Journal(folder)
+    left = window(1, energy_j=300.0)
+    ledger.write([], [], [left])
+    caught_up_s, counted = 0.0, list[Attribution]()
+    told = asyncio.Event()
+
+    def note(attribution: Attribution) -> None:
+        counted.append(attribution)
+        told.set()
+
+    leftovers = Leftovers(
+        ledger,
+        journal,
+        ["gpu-1"],
+        divide,
+        lambda node: PHYSICS,
+        every_s=0.01,
+        caught_up_s=lambda: caught_up_s,
+        divided=note,
+    )
+    leftovers.expect(left)
+    leftovers.start()
+    await asyncio.sleep(0.1)  # ten looks
+    assert journal.appended == 0
+    caught_up_s = 3600.0
+    async with asyncio.timeout(10):
+        await told.wait()
+    await leftovers.stop()
+    assert journal.appended == 1
+    assert [a.window_id for a in counted] == [left.window_id]
     journal.close()
     ledger.close()

@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
+from meters.ledger import Ledger
+from meters.migrations import VERSION
+from meters.schema import meta
 from proxy.__main__ import main
 from proxy.config_file import ConfigError
 from proxy.serving import log_to_stderr, prepare
@@ -204,3 +207,28 @@ def test_libraries_say_nothing_below_warnings_at_any_level(
             logger.setLevel(before[name])
     assert enabled.pop("joulegate") == logging.DEBUG
     assert set(enabled.values()) == {logging.WARNING}
+
+
+def test_a_ledger_that_a_newer_release_brought_up_to_date_stops_no_answers(
+    joulegate: Start, upstream: Upstream, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = Ledger(str(path))
+    with ledger.database.write() as connection:
+        connection.execute(meta.insert().values(version=VERSION + 1, applied_s=0.0))
+    running = joulegate(config_of(upstream.base_url, ledger={"url": f"sqlite:///{path}"}))
+    asked = running.post(ASK)
+    assert asked.status == 200
+    deadline_s = time.monotonic() + 10
+    while "ledger" not in (found := running.get("/health/ready").json()["degraded"]):
+        assert time.monotonic() < deadline_s, found
+        time.sleep(0.02)  # until the thread that writes the ledger has tried
+    assert running.get("/dashboard").status == 503
+    assert "Install the newer one" in caplog.text
+    with ledger.database.write() as connection:
+        connection.execute(meta.delete().where(meta.c.version > VERSION))
+    while ledger.receipt(asked.header("x-request-id") or "") is None:
+        assert time.monotonic() < deadline_s, "it is not in the ledger"
+        time.sleep(0.02)  # until it is written after all
+    ledger.close()
+    assert not [r for r in caplog.records if r.exc_info]
