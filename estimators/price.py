@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from estimators.types import Backend, Band, Lengths
 
@@ -22,12 +23,39 @@ _MAP_NAMES = (
 
 
 class Price(NamedTuple):
-    """US dollars a token, and where they come from."""
+    """US dollars a token, and where they come from. What has no price of its own costs as other
+    tokens of its direction do."""
 
     input_usd: float
     output_usd: float
     cached_input_usd: float
     source: str
+    written_usd: float | None = None  # into the provider's prompt cache
+    written_1h_usd: float | None = None  # likewise, to be kept for an hour
+    audio_input_usd: float | None = None
+    audio_output_usd: float | None = None
+    image_input_usd: float | None = None
+    image_output_usd: float | None = None
+    long_tokens: int = 0  # prompts over this many tokens have another price, output included
+    long: Price | None = None
+
+    def of(self, prompt_tokens: float) -> Price:
+        """The price for a prompt of that length."""
+        return self if self.long is None or prompt_tokens <= self.long_tokens else self.long
+
+
+class Counted(NamedTuple):
+    """Tokens of one request; those from ``cached`` on are among the first two."""
+
+    prompt: int
+    output: int
+    cached: int = 0
+    written: int = 0  # into the provider's prompt cache
+    written_1h: int = 0  # of these, to be kept for an hour
+    audio_input: int = 0
+    audio_output: int = 0
+    image_input: int = 0
+    image_output: int = 0
 
 
 def price_of(backend: Backend) -> Price | None:
@@ -41,12 +69,11 @@ def price_of(backend: Backend) -> Price | None:
             (given if cached is None else cached) / PER_MTOK,
             "config",
         )
-    if backend.provider_model is None:
-        return None
-    names = [backend.provider_model]
-    if backend.provider:
-        names.append(f"{backend.provider}/{backend.provider_model}")
-    for name in names:
+    if backend.provider_model is None or backend.provider is None:
+        return None  # one's own engine has no price, whatever its model is called
+    model = backend.provider_model
+    # A model that several sell has a price with each; the plain name is often its maker's.
+    for name in (f"{backend.provider}/{model}", model):
         entry = litellm_prices().get(name)
         if entry is not None:
             return entry
@@ -59,6 +86,7 @@ def money(
     """Dollars of one request; the middle at the mean length, the ends at its 80 % interval."""
     if price is None:
         return None
+    price = price.of(prompt_tokens)
     fixed = max(0.0, prompt_tokens - cached_tokens) * price.input_usd
     fixed += min(cached_tokens, prompt_tokens) * price.cached_input_usd
     each = price.output_usd
@@ -70,11 +98,33 @@ def money(
     )
 
 
-def paid(price: Price, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> float:
+def paid(price: Price, counted: Counted) -> float:
     """Dollars of tokens that were counted."""
-    cached = min(cached_tokens, prompt_tokens)
-    read = (prompt_tokens - cached) * price.input_usd + cached * price.cached_input_usd
-    return read + output_tokens * price.output_usd
+    price = price.of(counted.prompt)
+    left, usd = counted.prompt, 0.0
+    long_kept = min(counted.written_1h, counted.written)
+    short_kept = counted.written - long_kept
+    parts = (
+        (counted.cached, price.cached_input_usd),
+        (long_kept, price.written_usd if price.written_1h_usd is None else price.written_1h_usd),
+        (short_kept, price.written_usd),
+        (counted.audio_input, price.audio_input_usd),
+        (counted.image_input, price.image_input_usd),
+    )
+    for tokens, each in parts:
+        tokens = min(tokens, left)
+        left -= tokens
+        usd += tokens * (price.input_usd if each is None else each)
+    usd += left * price.input_usd
+    left = counted.output
+    for tokens, each in (
+        (counted.audio_output, price.audio_output_usd),
+        (counted.image_output, price.image_output_usd),
+    ):
+        tokens = min(tokens, left)
+        left -= tokens
+        usd += tokens * (price.output_usd if each is None else each)
+    return usd + left * price.output_usd
 
 
 @lru_cache(maxsize=1)
@@ -92,13 +142,48 @@ def litellm_prices() -> dict[str, Price]:
         return {}
     prices = {}
     for name, entry in entries.items():
-        cost_in, cost_out = entry.get("input_cost_per_token"), entry.get("output_cost_per_token")
-        if isinstance(cost_in, int | float) and isinstance(cost_out, int | float):
-            cached = entry.get("cache_read_input_token_cost")
-            prices[name] = Price(
-                float(cost_in),
-                float(cost_out),
-                float(cached) if isinstance(cached, int | float) else float(cost_in),
-                f"litellm {file.name}",
-            )
+        price = _price_in(entry, f"litellm {file.name}")
+        if price is not None:
+            prices[name] = price
     return prices
+
+
+_LONG = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+# What all of an answer is made of, by the kind of model.
+_OUTPUT = {
+    "image_generation": "output_cost_per_image_token",
+    "audio_speech": "output_cost_per_audio_token",
+}
+
+
+def _price_in(entry: dict[str, Any], source: str, above: str = "") -> Price | None:
+    """The price in an entry of the map; ``above`` names that of prompts over a length."""
+
+    def cost(name: str, other: float | None = None) -> float | None:
+        for key in (f"{name}{above}", name):
+            found = entry.get(key)
+            if isinstance(found, int | float):
+                return float(found)
+        return other
+
+    read, written = cost("input_cost_per_token"), cost("output_cost_per_token")
+    written = cost(_OUTPUT.get(str(entry.get("mode")), ""), written)
+    if read is None or written is None:
+        return None
+    price = Price(
+        read,
+        written,
+        cost("cache_read_input_token_cost", read) or 0.0,
+        source,
+        cost("cache_creation_input_token_cost"),
+        cost("cache_creation_input_token_cost_above_1hr"),
+        cost("input_cost_per_audio_token"),
+        cost("output_cost_per_audio_token"),
+        cost("input_cost_per_image_token"),
+        cost("output_cost_per_image_token"),
+    )
+    found = next(filter(None, map(_LONG.fullmatch, entry)), None) if not above else None
+    if found is None:
+        return price
+    long = _price_in(entry, source, f"_above_{found[1]}k_tokens")
+    return price._replace(long_tokens=int(found[1]) * 1000, long=long)

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import msgspec
 
-from estimators.price import paid, price_of
 from estimators.types import Backend, Estimate, Estimator, Features, Load, Outcome
 from meters.types import (
     CACHE_HITS,
@@ -30,7 +29,7 @@ from meters.types import (
 )
 from policies.records import decision_to_json, record
 from proxy.attempts import Recount, as_counted, hosted_part, tokens_counted, whole
-from proxy.backends import Engine
+from proxy.costs import paid_usd
 from proxy.flight import Flight
 
 log = logging.getLogger("joulegate.accounts")
@@ -582,27 +581,13 @@ def _money_usd(flight: Flight, estimate: Estimate | None) -> float | None:
     """What the tokens that were counted cost, and what attempts before that were expected to;
     all as expected where nobody counted."""
     expected = estimate.money_usd.mid if estimate and estimate.money_usd else None
-    usage, engine = flight.usage, flight.engine
-    price = price_of(_facts(flight, engine)) if engine else None
-    if price is None or usage is None or flight.sent_s is None:
+    counted = paid_usd(flight)
+    if counted is None:
         return expected
-    prompt, output = usage.prompt_tokens, usage.completion_tokens
-    if prompt is None or (output is None and flight.endpoint != "embeddings"):
-        return expected
-    counted = paid(price, prompt, usage.cached_tokens or 0, output or 0)
     if not flight.earlier:
         return counted
     last = flight.estimate.money_usd if flight.estimate else None
     return None if expected is None or last is None else expected - last.mid + counted
-
-
-def _facts(flight: Flight, engine: Engine) -> Backend:
-    """What is known of what served; of the model where the engine serves many."""
-    if engine.wildcard:
-        for candidate in flight.candidates:
-            if candidate.backend.name == engine.name:
-                return candidate.backend
-    return engine.facts
 
 
 def earlier_in(flight: Flight) -> str:

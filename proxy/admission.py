@@ -21,6 +21,7 @@ from proxy.attempts import Recount, as_counted, tokens_counted
 from proxy.auth import Caller
 from proxy.budgets import Amounts, Charge
 from proxy.corrections import Corrections, Part
+from proxy.costs import paid_usd
 from proxy.flight import Admitted, Attempt, Flight
 from proxy.settings import Organisation
 from proxy.spending import Rules
@@ -224,11 +225,14 @@ def _last_attempt(flight: Flight, recount: Recount | None) -> Amounts:
     again = None if recount is None else as_counted(flight, counted, recount)
     if again is None:
         return msgspec.structs.replace(expected, tokens=tokens)
+    money_usd = paid_usd(flight)
+    if money_usd is None:
+        money_usd = again.money_usd.mid if again.money_usd else expected.money_usd
     return Amounts(
         tokens=tokens,
         energy_j=again.energy_j.mid if again.energy_j else expected.energy_j,
         carbon_g=again.carbon_g.mid if again.carbon_g else expected.carbon_g,
-        money_usd=again.money_usd.mid if again.money_usd else expected.money_usd,
+        money_usd=money_usd,
     )
 
 

@@ -23,7 +23,8 @@ def tokens_counted(flight: Flight) -> tuple[int, int] | None:
     """Tokens read and written by the attempt that answered; None where nobody counted."""
     usage = flight.usage
     if usage is not None and usage.prompt_tokens is not None:
-        return usage.prompt_tokens, usage.completion_tokens or 0
+        output = usage.completion_tokens  # Messages that broke off tell of their prompt alone
+        return usage.prompt_tokens, flight.events if output is None else output
     if not flight.events or flight.features is None:
         return None
     return flight.features.prompt_tokens, flight.events  # a stream that broke off

@@ -24,10 +24,21 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 class PromptDetails(msgspec.Struct):
     cached_tokens: Count | None = None
+    cache_write_tokens: Count | None = None
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
 
 
 class CompletionDetails(msgspec.Struct):
     reasoning_tokens: Count | None = None
+    audio_tokens: Count | None = None
+    image_tokens: Count | None = None
+
+
+class CacheCreation(msgspec.Struct):
+    """How long what Messages wrote into the prompt cache is kept there."""
+
+    ephemeral_1h_input_tokens: Count | None = None
 
 
 class TokenUsage(msgspec.Struct):
@@ -47,6 +58,7 @@ class TokenUsage(msgspec.Struct):
     output_tokens_details: CompletionDetails | None = None
     cache_read_input_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
+    cache_creation: CacheCreation | None = None
 
     def __post_init__(self) -> None:
         if self.completion_tokens is None:
@@ -76,7 +88,21 @@ class TokenUsage(msgspec.Struct):
             completion_tokens_details=(
                 self.completion_tokens_details or before.completion_tokens_details
             ),
+            cache_creation_input_tokens=(
+                before.cache_creation_input_tokens
+                if self.cache_creation_input_tokens is None
+                else self.cache_creation_input_tokens
+            ),
+            cache_creation=self.cache_creation or before.cache_creation,
         )
+
+    @property
+    def written_tokens(self) -> int:
+        """Tokens that the provider put into its prompt cache, at a price of their own."""
+        if self.cache_creation_input_tokens is not None:
+            return self.cache_creation_input_tokens
+        details = self.prompt_tokens_details
+        return (details.cache_write_tokens if details else None) or 0
 
     @property
     def cached_tokens(self) -> int | None:
@@ -175,11 +201,13 @@ def _salvaged(usage: Any) -> TokenUsage | None:
     found = TokenUsage(**cast(Any, counts))
     for name in ("prompt_tokens_details", "input_tokens_details"):
         if isinstance(told := usage.get(name), dict):
-            found.prompt_tokens_details = PromptDetails(_count(told.get("cached_tokens")))
+            found.prompt_tokens_details = PromptDetails(
+                *(_count(told.get(name)) for name in PromptDetails.__struct_fields__)
+            )
     for name in ("completion_tokens_details", "output_tokens_details"):
         if isinstance(told := usage.get(name), dict):
             found.completion_tokens_details = CompletionDetails(
-                _count(told.get("reasoning_tokens"))
+                *(_count(told.get(name)) for name in CompletionDetails.__struct_fields__)
             )
     return found
 

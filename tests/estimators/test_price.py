@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from estimators.carbon import grams
-from estimators.price import litellm_prices, money, price_of
+from estimators.price import Counted, Price, litellm_prices, money, paid, price_of
 from estimators.types import Backend, Band, Lengths
 
 LENGTHS = Lengths(10.0, 50.0, 300.0, 100.0)
@@ -64,3 +64,51 @@ def test_embodied_grams_are_added_where_they_are_configured() -> None:
     )
     found = grams(backend, Band(0.0, 0.0, 0.0), busy_s=1800.0)
     assert found == pytest.approx(Band(10.0, 10.0, 10.0))
+
+
+def of_map(name: str, provider: str) -> Price:
+    price = price_of(Backend(name="b", group="b", provider=provider, provider_model=name))
+    assert price is not None
+    return price
+
+
+def test_each_seller_of_a_model_has_its_own_price() -> None:
+    # litellm's map: 10 and 30 dollars a million tokens at OpenAI, 11 and 33 at Azure
+    assert of_map("gpt-4-turbo", "openai")[:2] == (10e-6, 30e-6)
+    assert of_map("gpt-4-turbo", "azure")[:2] == (11e-6, 33e-6)
+
+
+def test_an_engine_of_ones_own_costs_no_tokens_whatever_its_model_is_called() -> None:
+    assert price_of(Backend(name="b", group="b", provider_model="gpt-4o")) is None
+
+
+def test_tokens_written_into_a_cache_cost_more_and_those_for_an_hour_most() -> None:
+    # Anthropic's list for Sonnet 4.5, dollars a million: 3, read 0.30, written 3.75 or 6, out 15
+    counted = Counted(161, 4, cached=100, written=50, written_1h=20)
+    usd = paid(of_map("claude-sonnet-4-5", "anthropic"), counted)
+    assert usd == pytest.approx((11 * 3 + 100 * 0.3 + 30 * 3.75 + 20 * 6 + 4 * 15) / 1e6)
+
+
+def test_a_long_prompt_has_another_price_for_all_of_the_request() -> None:
+    price = of_map("gemini-2.5-pro", "gemini")  # 1.25, 10 and 0.125 up to 200,000 tokens
+    assert paid(price, Counted(200_000, 100)) == pytest.approx((200_000 * 1.25 + 100 * 10) / 1e6)
+    usd = paid(price, Counted(200_001, 100, cached=1))
+    assert usd == pytest.approx((200_000 * 2.5 + 0.25 + 100 * 15) / 1e6)
+    short, long = money(price, 200_000, 0, LENGTHS), money(price, 200_001, 0, LENGTHS)
+    assert short is not None
+    assert long is not None
+    assert long.mid > 1.9 * short.mid
+
+
+def test_sound_and_images_have_prices_of_their_own() -> None:
+    flash = of_map("gemini-2.5-flash", "gemini")  # 0.30 for text, 1.00 for sound
+    usd = paid(flash, Counted(1000, 10, audio_input=900))
+    assert usd == pytest.approx((100 * 0.3 + 900 * 1.0 + 10 * 2.5) / 1e6)
+    image = of_map("gpt-image-1", "openai")  # 5 for text, 10 for images, 40 for what it draws
+    usd = paid(image, Counted(300, 1056, image_input=200))
+    assert usd == pytest.approx((100 * 5 + 200 * 10 + 1056 * 40) / 1e6)
+
+
+def test_parts_of_a_count_never_exceed_the_whole() -> None:
+    price = Price(1.0, 1.0, 0.5, "config")
+    assert paid(price, Counted(10, 2, cached=50, written=50, audio_input=9, audio_output=9)) == 7.0
