@@ -20,7 +20,7 @@ from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
 from policies.cascade import Cascade
 from policies.fleet import FluidEngine, Served, Sleep
-from policies.guarantee import Guarantee
+from policies.guarantee import Guarantee, first_debt
 from policies.limits import is_open, serves
 from policies.types import Candidate, Limits, NoBackendWithinLimits, Policy, Request
 
@@ -169,7 +169,7 @@ class _Run:
         self.index = {backend.name: i for i, backend in enumerate(self.backends)}
         self.policy = policy
         self.promise = _guarantee_in(policy)
-        self.debt = self.promise.first_debt if self.promise is not None else 0.0
+        self.debt: float | None = None  # of quality; known from the first request's candidates on
         self.pass_rate = _pass_rate_in(policy)
         self.second: dict[int, tuple[int, Arrival, Estimate]] = {}  # who answers again, by key
         self.began_s: dict[int, float] = {}  # when a request came that is answered again
@@ -211,20 +211,22 @@ class _Run:
             task=arrival.task,
             team=arrival.team,
         )
+        places, backends = self.asked.get(arrival.asked) or self.candidates(arrival.asked)
+        known = [loads[place] for place in places]
+        estimates = self.estimator.estimate(features, backends, known)
+        candidates = list(map(Candidate, backends, estimates, known))
+        if self.debt is None and self.promise is not None:
+            self.debt = first_debt(self.promise.promised, candidates)
         request = Request(
             features=features,
             asked=arrival.asked,
             team=arrival.team,
             hour=arrival.hour,
             previous_backend=self.previous.get(kind),
-            quality_debt=self.debt,
+            quality_debt=self.debt or 0.0,
             pass_rate=self.pass_rate,
             draw=self.random.random(),
         )
-        places, backends = self.asked.get(arrival.asked) or self.candidates(arrival.asked)
-        known = [loads[place] for place in places]
-        estimates = self.estimator.estimate(features, backends, known)
-        candidates = list(map(Candidate, backends, estimates, known))
         try:
             decision = self.policy.choose(request, candidates, limits)
         except NoBackendWithinLimits as refusal:
@@ -296,7 +298,7 @@ class _Run:
             for end in range(3):
                 self.quality[end] += estimate.quality[end]
             if self.promise is not None:
-                self.debt = self.promise.owe(self.debt, estimate.quality.mid)
+                self.debt = self.promise.owe(self.debt or 0.0, estimate.quality.mid)
 
     def note(self, served: Sequence[Served]) -> None:
         for one in served:

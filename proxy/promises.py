@@ -22,6 +22,10 @@ class Promises:
         """The quality that is owed; more than nothing at the start."""
         return self.debts.get((team, policy), FIRST_DEBT)
 
+    def begin(self, team: str, policy: str, debt: float) -> None:
+        """A promise begins, owing that, unless it has begun."""
+        self.debts.setdefault((team, policy), debt)
+
     def gave(self, team: str, policy: str, promised: float, quality: float) -> None:
         """An answer of that expected quality was given."""
         owed = self.debt(team, policy) + promised - quality

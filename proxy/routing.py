@@ -12,6 +12,7 @@ import msgspec
 from estimators.types import Backend, Band, Estimate, Estimator, Features, unknown
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.budget_effects import BudgetEffects
+from policies.guarantee import first_debt
 from policies.language import Book, Needs, RollOut
 from policies.limits import NO_IMAGES, TOO_LONG, is_open, serves, tighten
 from policies.types import Candidate, Decision, Limits, NoBackendWithinLimits, Policy, Request
@@ -189,6 +190,9 @@ class Router:
         if budget_left is None and self.budgets_left:
             left, until_s = self.budgets_left.get((caller.team, caller.key_id), (None, 0.0))
             budget_left = left if unix_s < until_s else None
+        debt = 0.0
+        if need.promised is not None:
+            debt = self._debt(caller.team, policy.name, need.promised, candidates, served)
         request = Request(
             features=features,
             asked=self._meant(asked, engines),
@@ -204,9 +208,7 @@ class Router:
             intensity_g_per_kwh=self.intensity_g_per_kwh,
             without_us=self.default_counterfactual,
             draw=self._random.random() if draw is None else draw,
-            quality_debt=(
-                0.0 if need.promised is None else self.promises.debt(caller.team, policy.name)
-            ),
+            quality_debt=debt,
             canary_share=(
                 None
                 if need.canary is None or self.canaries is None
@@ -246,6 +248,22 @@ class Router:
             names=names,
             budgets=tuple(shorter.get(name) for name in names) if shorter else (),
         )
+
+    def _debt(
+        self,
+        team: str,
+        policy: str,
+        promised: float,
+        candidates: Sequence[Candidate],
+        served: bool,
+    ) -> float:
+        """What a promise owes; the first request that is served begins it."""
+        owed = self.promises.debts.get((team, policy))
+        if owed is None:
+            owed = first_debt(promised, candidates)
+            if served:
+                self.promises.begin(team, policy, owed)
+        return owed
 
     def shorter(
         self,

@@ -7,7 +7,7 @@ from math import sqrt
 
 import pytest
 
-from policies.guarantee import Guarantee
+from policies.guarantee import FIRST_DEBT, MOST_FIRST_DEBT, Guarantee, first_debt
 from policies.types import Limits
 from tests.policies.candidates import candidate, request
 
@@ -41,6 +41,30 @@ def test_the_promise_is_kept_within_one_standard_error(promised: float) -> None:
     for requests in (200, 2000):
         mean, error, _ = served(promised, requests, requests)
         assert mean >= promised - error
+
+
+@pytest.mark.parametrize(("better", "dear"), [(0.82, 3.0), (0.9, 40.0), (0.8, 2.0)])
+def test_it_does_not_begin_below_its_promise(better: float, dear: float) -> None:
+    """However little better the one that keeps it is, and however costly."""
+    policy = Guarantee(0.8)
+    fleet = [
+        candidate("a", marginal_j=10.0, quality=0.78),
+        candidate("b", marginal_j=10.0 * dear, quality=better),
+        candidate("c", marginal_j=None, energy_j=None, quality=0.99),
+    ]
+    debt, given = first_debt(0.8, fleet), 0.0
+    for number in range(1, 300):
+        chosen = policy.choose(request(quality_debt=debt), fleet, Limits()).chosen
+        quality = {"a": 0.78, "b": better}[chosen]
+        debt, given = policy.owe(debt, quality), given + quality
+        assert given / number >= 0.8 - 1e-9
+
+
+def test_what_no_candidate_can_keep_begins_with_the_usual_debt() -> None:
+    assert first_debt(0.8, [candidate("a", quality=0.7)]) == FIRST_DEBT
+    assert first_debt(0.8, [candidate("a", quality=None), candidate("b")]) == FIRST_DEBT
+    close = [candidate("a", quality=0.7999, marginal_j=1), candidate("b", marginal_j=99)]
+    assert first_debt(0.8, close) == MOST_FIRST_DEBT
 
 
 def test_it_uses_less_than_the_cheapest_single_model_that_keeps_the_promise() -> None:

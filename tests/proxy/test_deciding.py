@@ -14,7 +14,7 @@ from policies.guarantee import FIRST_DEBT
 from policies.records import replay_decision
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import KEY, Config, Joulegate
+from tests.joulegate_server import KEY, Config, Joulegate, config_of
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, decided, kept, large, small
 
 __all__ = ["large", "small"]  # fixtures
@@ -141,6 +141,23 @@ def test_only_answers_that_were_made_for_it_are_scored_against_a_promise(
     ]
     assert statuses == [200, 400]  # it had no answer
     assert promises.debt("default", "bulk") == before
+
+
+def test_a_promise_begins_with_answers_that_keep_it(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    """Also where they are only a little better, and cost ten times as much."""
+    config = config_of(
+        {**SMALL, "quality": 0.85, "url": small.base_url},
+        {**LARGE, "url": large.base_url},
+        policies={"bulk": {"average_quality": 0.89}},
+        default_policy="bulk",
+    )
+    running = joulegate(config)
+    told = running.post(ASK, path="/v1/route").json()
+    assert told["chosen"] == "m@large"
+    first = [running.post(ASK).header("x-joulegate-backend") for _ in range(2)]
+    assert first == ["m@large"] * 2
 
 
 def test_rules_on_a_budget_see_what_is_left_of_it(
