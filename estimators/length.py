@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from math import erf, exp, expm1, log, log1p, sqrt
+from math import erf, exp, expm1, log, log1p, pi, sqrt
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +42,7 @@ _TARGET = 0.2  # share of answers outside an 80 % interval
 _RATES = (0.02, 0.04, 0.04)  # how fast widths follow misses: everywhere, per task, per backend
 _SPREAD_WEIGHT = 12.0
 _Z = 1.2816
+_ROOT_TWO_PI = sqrt(2 * pi)
 _LONGEST = 12.0  # exp(12) = 160,000 tokens
 _STALE_ANSWERS = 16  # for how many answers a view that no prompt changes is kept
 _WIDEST = 2.0  # in logarithms: no more than about seven times as wide or as narrow
@@ -142,7 +143,9 @@ class LengthEstimator:
     def learn(self, backend: Backend, features: Features, output_tokens: float) -> None:
         """Take one finished request in: ``output_tokens`` of its ``n`` answers together.
 
-        An answer that ran into ``max_tokens`` only says that it is no shorter.
+        An answer that ran into ``max_tokens`` only says that it is no shorter: it is taken for what
+        such answers are expected to be. To leave it out, or to take it as it came, would teach
+        that answers are as short as those that were not cut.
         """
         if output_tokens < 0:
             return
@@ -152,23 +155,20 @@ class LengthEstimator:
         shared = self._shared_keys(features, task)
         view = self._view(features, task, backend, shared)
         start, spread, _ = self._start(features, task, backend)
-        came = log1p(tokens)
         cut = features.max_tokens is not None and tokens >= features.max_tokens
-        if cut and came <= view.middle:
-            return
-        left = came - start
+        seen = _cut(view, tokens) if cut else _seen(view, tokens)
+        left = seen.came - start
         for step, weight, key in zip(
             self._steps, _WEIGHTS, self._keys(shared, task, backend), strict=True
         ):
             before = step.mean(key, weight)
-            step.add(key, left)
+            # What is only expected must not teach that it was right to expect it.
+            step.add(key, before + seen.came - view.middle if cut else left)
             left -= before
-        error = came - view.middle
         for key in ((backend.name,), ("", task)):
-            self._spread.add(key, abs(error) / spread)
-        self._ratio.add((backend.name,), min((tokens + 1.0) * exp(-view.middle), 50.0))
-        outside = not -view.down <= error <= view.up
-        push = (1.0 if outside else 0.0) - _TARGET
+            self._spread.add(key, seen.miss / spread)
+        self._ratio.add((backend.name,), min(seen.ratio, 50.0))
+        push = seen.outside - _TARGET
         for rate, widths, key in zip(_RATES, self._width, _width_keys(task, backend), strict=True):
             moved = widths.get(key, 0.0) + rate * push
             widths[key] = min(max(moved, -_WIDEST), _WIDEST)
@@ -246,6 +246,37 @@ class LengthEstimator:
         scale *= exp(min(max(factor, -_WIDEST), _WIDEST))
         ratio = self._ratio.mean((backend.name,), 20.0, ratio)
         return _View(middle, down * scale, up * scale, ratio)
+
+
+class _Seen(NamedTuple):
+    """What one answer says: its length, or what is expected of one that was cut."""
+
+    came: float  # log(1 + tokens)
+    miss: float  # how far from the middle
+    ratio: float  # of its length to the middle's
+    outside: float  # 1: it was not within the band; chances are between
+
+
+def _seen(view: _View, tokens: float) -> _Seen:
+    error = log1p(tokens) - view.middle
+    inside = -view.down <= error <= view.up
+    ratio = (tokens + 1.0) * exp(-view.middle)
+    return _Seen(view.middle + error, abs(error), ratio, 0.0 if inside else 1.0)
+
+
+def _cut(view: _View, tokens: float) -> _Seen:
+    """What a normal distribution as wide as the band expects beyond ``tokens``."""
+    sigma = max((view.down + view.up) / (2 * _Z), 0.02)
+    at = (log1p(tokens) - view.middle) / sigma
+    beyond = 1.0 - _normal(at)
+    if beyond < 0.001:
+        return _seen(view, tokens)  # nothing was expected there
+    density = exp(-at * at / 2) / _ROOT_TWO_PI
+    far = (2.0 / _ROOT_TWO_PI - density if at < 0.0 else density) / beyond
+    ratio = exp(sigma * sigma / 2) * (1.0 - _normal(at - sigma)) / beyond
+    low, high = -view.down / sigma, view.up / sigma
+    outside = 1.0 - _normal(max(high, at)) + max(0.0, _normal(low) - _normal(at))
+    return _Seen(view.middle + sigma * density / beyond, sigma * far, ratio, outside / beyond)
 
 
 def _width_keys(task: str, backend: Backend) -> tuple[Key, Key, Key]:

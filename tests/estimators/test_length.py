@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from math import log
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -151,7 +153,25 @@ def test_an_answer_cut_by_its_cap_says_only_that_it_is_no_shorter() -> None:
     capped = Features(prompt_tokens=10, task="chat", text="Hello", max_tokens=50)
     for _ in range(50):
         estimator.learn(BF16, capped, 50)
-    assert one(estimator, CHAT, BF16) == before
+    after = one(estimator, CHAT, BF16)
+    assert before.q50 <= after.q50 < 1.1 * before.q50
+    assert after.q90 / after.q10 == pytest.approx(before.q90 / before.q10, rel=0.2)
+
+
+@pytest.mark.parametrize(("median", "cap"), [(800, 1000), (800, 400), (800, 100), (5000, 1000)])
+def test_answers_that_caps_cut_do_not_teach_that_answers_are_short(median: int, cap: int) -> None:
+    rng = random.Random(5)
+    estimator = LengthEstimator()
+    capped = msgspec.structs.replace(CHAT, max_tokens=cap)
+    said = came = 0.0
+    for _ in range(300):
+        cut = min(rng.lognormvariate(log(median), 0.6), cap)
+        said, came = said + one(estimator, capped, BF16).mean, came + cut
+        estimator.learn(BF16, capped, cut)
+    assert said == pytest.approx(came, rel=0.06)  # with the cap, totals are right
+    free = one(estimator, CHAT, BF16)  # and without it nobody is told that answers end there
+    whole = [rng.lognormvariate(log(median), 0.6) for _ in range(1000)]
+    assert sum(free.q10 <= length <= free.q90 for length in whole) / 1000 > 0.55
 
 
 def test_several_answers_are_counted_as_several() -> None:
