@@ -31,6 +31,7 @@ _FIELDS = (
 _TABLE: dict[str, tuple[float | None, ...]] = {
     "T4": (16, 320, 65, None, 130, None, 70, 10, 32),  # n
     "V100-PCIe-32GB": (32, 900, 112, None, None, None, 250, 35, 32),  # n
+    "V100-PCIe-16GB": (16, 900, 112, None, None, None, 250, 35, 32),  # n
     "V100-SXM2-16GB": (16, 898, 125, None, None, None, 300, 40, 300),  # n
     "V100-SXM2-32GB": (32, 898, 125, None, None, None, 300, 40, 300),  # n
     "A2": (16, 200, 18, None, 36, None, 60, 9, 16),  # n
@@ -89,11 +90,15 @@ _ALIASES = {
     "v100": "V100-SXM2-32GB",
     "v100sxm2": "V100-SXM2-32GB",
     "v100pcie": "V100-PCIe-32GB",
+    "v10016gb": "V100-SXM2-16GB",
+    "v10032gb": "V100-SXM2-32GB",
     "a100": "A100-80GB-SXM",
     "a10040gb": "A100-40GB-SXM",
     "a10080gb": "A100-80GB-SXM",
     "a100sxm": "A100-80GB-SXM",
     "a100sxm4": "A100-80GB-SXM",
+    "a100sxm40gb": "A100-40GB-SXM",
+    "a100sxm80gb": "A100-80GB-SXM",
     "a100sxm440gb": "A100-40GB-SXM",
     "a100sxm480gb": "A100-80GB-SXM",
     "a100pcie": "A100-80GB-PCIe",
@@ -106,6 +111,12 @@ _ALIASES = {
     "h100sxm5": "H100-SXM",
     "h100sxm80gb": "H100-SXM",
     "h100sxm580gb": "H100-SXM",
+    "h10080gbsxm": "H100-SXM",
+    "h10080gbsxm5": "H100-SXM",
+    "h100mega80gb": "H100-SXM",
+    "h200141gb": "H200-SXM",
+    "h200141gbhbm3e": "H200-SXM",
+    "gb200nvl72": "GB200",
     "h100pcie80gb": "H100-PCIe",
     "h100nvl94gb": "H100-NVL",
     "h200": "H200-SXM",
@@ -141,6 +152,8 @@ def gpu_named(name: str) -> GpuFacts | None:
     found = GPUS.get(name)
     if found is not None:
         return found
+    if name.lower() == "nvidia-tesla-a100":  # Google's name of the 40 GB card; NVML has no such
+        return GPUS["A100-40GB-SXM"]
     short = re.sub(r"[^a-z0-9]", "", _MAKERS.sub("", name.lower()))
     return _BY_SHORT.get(short)
 

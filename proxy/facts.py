@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from math import inf
 from pathlib import Path
 from typing import Annotated
 
@@ -97,13 +98,19 @@ def with_qualities(facts: Mapping[str, Backend], path: str) -> dict[str, Backend
 def _gpu(backend: BackendSettings) -> GpuFacts | None:
     if backend.gpu is None:
         return None
+    known = gpu_named(backend.gpu)
     if backend.gpu_facts:
+        # Of a card that is known, its own sheet says the rest: a power limit is one line.
+        rest = {"name": backend.gpu} if known is None else msgspec.structs.asdict(known)
         try:
-            return msgspec.convert({"name": backend.gpu, **backend.gpu_facts}, GpuFacts)
+            found = msgspec.convert({**rest, **backend.gpu_facts}, GpuFacts)
         except msgspec.ValidationError as error:
             needed = ", ".join(_required(GpuFacts))
             raise UnknownHardware(f"gpu_facts: {error}. It needs {needed}.") from None
-    known = gpu_named(backend.gpu)
+        for key in _required(GpuFacts):
+            if key != "name" and not 0 < getattr(found, key) < inf:
+                raise UnknownHardware(f"gpu_facts: {key} must be more than 0.")
+        return found
     if known is None:
         close = nearest(backend.gpu, GPUS)
         hint = f"Did you mean {close!r}? Else give" if close else "Give"

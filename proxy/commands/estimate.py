@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from estimators.artefacts import BadArtefact, load_prior
 from estimators.choices import ESTIMATORS
 from estimators.hardware import GPUS, gpu_named, idle_power_w
-from estimators.models import UnknownPrecision
+from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named
 from estimators.points import Figures, figures, subject_of
 from estimators.prior import Prior
 from estimators.rice_estimator import built_in, rice_figures
@@ -114,6 +114,8 @@ def _answer_all(prior: Prior, path: str, estimator: str) -> int:
                 f"one of {', '.join(GPUS)}.",
                 file=sys.stderr,
             )
+        elif (lacking := too_large(asked)) is not None:
+            print(f"joulegate: id {asked.id!r}: {lacking}", file=sys.stderr)
         if time.monotonic() - shown > 2.0:
             shown = time.monotonic()
             print(f"{number} requests estimated", file=sys.stderr)
@@ -184,6 +186,21 @@ def backend_of(asked: Asked) -> Backend:
     )
 
 
+def too_large(asked: Asked) -> str | None:
+    """Why its GPUs cannot serve it, in words; None where they can."""
+    gpu = _gpu(asked)
+    if gpu is None or gpu.memory_gb <= 0:
+        return None
+    weights_gb = asked.params_b * WEIGHT_BYTES[precision_named(asked.precision)]
+    held_gb = gpu.memory_gb * asked.num_gpus
+    if weights_gb <= held_gb:
+        return None
+    return (
+        f"{weights_gb:.0f} GB of weights do not fit into the {held_gb:.0f} GB of "
+        f"{asked.num_gpus} {gpu.name}; the figures are of GPUs that had the room."
+    )
+
+
 def line(said: Said) -> str:
     """As one line of JSON, bands by name."""
     fields = {
@@ -204,18 +221,21 @@ def _gpu(asked: Asked) -> GpuFacts | None:
         raise CommandError(
             f"id {asked.id!r}: gpu_facts needs mem_bandwidth_gbs, fp16_tflops and tdp_w above 0."
         )
-    return GpuFacts(
-        name=known.name if known else asked.gpu,
-        memory_gb=sheet.memory_gb or (known.memory_gb if known else 0.0),
-        mem_bandwidth_gbs=sheet.mem_bandwidth_gbs,
-        fp16_tflops=fp16,
-        tdp_w=sheet.tdp_w,
-        fp8_tflops=sheet.fp8_tflops or sheet.fp8_tflops_dense,
-        int8_tflops=sheet.int8_tflops or sheet.int8_tops_dense,
-        fp4_tflops=sheet.fp4_tflops or sheet.fp4_tflops_dense,
-        idle_w=sheet.idle_w if sheet.idle_w is not None else (known.idle_w if known else None),
-        link_gbs=sheet.link_gbs or (known.link_gbs if known else None),
-    )
+    given = {
+        "memory_gb": sheet.memory_gb,
+        "mem_bandwidth_gbs": sheet.mem_bandwidth_gbs,
+        "fp16_tflops": fp16,
+        "tdp_w": sheet.tdp_w,
+        "fp8_tflops": sheet.fp8_tflops or sheet.fp8_tflops_dense,
+        "int8_tflops": sheet.int8_tflops or sheet.int8_tops_dense,
+        "fp4_tflops": sheet.fp4_tflops or sheet.fp4_tflops_dense,
+        "idle_w": sheet.idle_w,
+        "link_gbs": sheet.link_gbs,
+    }
+    # Of a card that is known, what its sheet leaves out here is what it says there.
+    rest = {"name": asked.gpu, "memory_gb": 0.0} if known is None else msgspec.structs.asdict(known)
+    told = {key: value for key, value in given.items() if value is not None}
+    return msgspec.convert({**rest, **told}, GpuFacts)
 
 
 def _whole(value: float | None) -> int | None:

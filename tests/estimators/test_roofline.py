@@ -62,11 +62,19 @@ def test_gpus_are_found_by_the_names_drivers_give() -> None:
         "Tesla T4": "T4",
         "rtx5060ti": "RTX-5060Ti-16GB",
         "B200": "B200-SXM",
+        "nvidia-tesla-a100": "A100-40GB-SXM",  # a label of Google's, of the smaller one
+        "nvidia-a100-80gb": "A100-80GB-SXM",
+        "NVIDIA-A100-SXM4-80GB": "A100-80GB-SXM",
+        "A100-SXM-80GB": "A100-80GB-SXM",
+        "Tesla V100-PCIE-16GB": "V100-PCIe-16GB",
+        "nvidia-h200-141gb": "H200-SXM",
+        "H100 80GB SXM5": "H100-SXM",
     }.items():
         found = gpu_named(name)
         assert found is not None, name
         assert found.name == ours
-    assert gpu_named("Abacus 9000") is None
+    for strange in ("Abacus 9000", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "RTX 4090 Laptop GPU"):
+        assert gpu_named(strange) is None, strange
 
 
 def test_what_is_not_known_stays_unknown() -> None:

@@ -86,6 +86,24 @@ def test_an_unknown_gpu_is_taken_from_its_data_sheet_and_without_one_stays_unkno
     assert unknown["evidence"] == "unknown"
 
 
+def test_the_sheet_of_a_known_gpu_need_not_say_what_is_known_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = {"mem_bandwidth_gbs": 3350, "fp16_tflops": 989, "tdp_w": 700}
+    fp8 = {**LLAMA, "precision": "fp8", "prompt_tokens": 8000, "output_tokens": 10}
+    known, described = estimates(tmp_path, capsys, fp8, {**fp8, "gpu_facts": sheet})
+    assert described == known  # its fp8 rate above all
+
+
+def test_a_model_that_does_not_fit_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_text(json.dumps({**LLAMA, "params_b": 70.6, "gpu": "L4"}))
+    assert main(["estimate", "--batch", str(file)]) == 0
+    assert "141 GB of weights do not fit into the 24 GB of 1 L4" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [

@@ -328,3 +328,20 @@ backends:
         "b@bf16: meter replay: there is no file /nowhere.jsonl",
         "c@bf16: meter simulated needs url; without it nothing is metered",
     ]
+
+
+def test_a_power_limit_of_a_known_gpu_is_one_line(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joules = []
+    request = config.with_name("request.json")
+    request.write_text(json.dumps({**CHAT, "model": "llama@bf16"}))
+    for limit in ("", ", gpu_facts: {tdp_w: 400}"):
+        config.write_text(CONFIG.replace("gpu: H100-SXM", f"gpu: H100-SXM{limit}", 1))
+        assert main(["explain", str(request), "--config", str(config), "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)["candidates"]
+        joules += [c["energy_j"]["mid"] for c in told if c["backend"] == "llama@bf16"]
+    assert 0.4 * joules[0] < joules[1] < 0.95 * joules[0]
+    config.write_text(CONFIG.replace("gpu: H100-SXM", "gpu: H100-SXM, gpu_facts: {tdp_w: 0}", 1))
+    assert main(["check", str(config)]) == 1
+    assert "tdp_w must be more than 0" in capsys.readouterr().err
