@@ -107,11 +107,11 @@ class Steps:
             flight.outcome = "cancelled"
         except asyncio.CancelledError:
             flight.outcome = "cancelled"
-            if not flight.gone:
-                raise
             current = asyncio.current_task()
             if current is not None:
                 current.uncancel()
+            if not flight.gone:
+                await self._cut(flight, send)
         except Exception:
             log.exception("%s failed", flight.request_id)
             await self.answering.refuse(flight, errors.internal(), send)
@@ -129,6 +129,26 @@ class Steps:
                     await self._settle(flight)
                 else:
                     await asyncio.shield(self._settle(flight))
+
+    async def _cut(self, flight: Flight, send: Send) -> None:
+        """End, in words that a client understands, what is in flight when stopping must wait no
+        longer. Raised, it would be a page of the log for each, and for clients plain text or a
+        stream that just ends."""
+        error = errors.overloaded("Joulegate is stopping. Try again.")
+        if not flight.headers_sent:
+            await self.answering.refuse(flight, error, send)
+            return
+        cycle = flight.cycle
+        stuck = flight.sending or (cycle is not None and cycle.flow.write_paused)
+        if flight.body_sent:
+            return
+        if flight.events and not stuck:
+            await self.answering.book(flight)
+            last = b"\n\n" + error.event(flight.endpoint)
+            await send({"type": "http.response.body", "body": last})
+        elif cycle is not None:
+            cycle.transport.abort()
+            await asyncio.sleep(0)  # until it knows
 
     async def _serve(
         self, flight: Flight, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send

@@ -26,7 +26,7 @@ from proxy.serving import log_to_stderr, prepare
 from proxy.settings import Log, Settings
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of, is_refused, write
+from tests.joulegate_server import Config, Joulegate, config_of, is_refused, reply, write
 
 Start = Callable[..., Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -76,12 +76,24 @@ def test_streams_that_never_end_are_cut_at_the_deadline_and_charged(
     upstream.play(answers.stream([first, HANG], end=False))
     running = joulegate_process(config_of(upstream.base_url, server={"stop_deadline_s": 1}))
     assert running.process is not None
+    assert running.log is not None
     response = running.open(STREAM).getresponse()
     assert response.read1() == first
+    upstream.play(HANG)
+    waiting = running.open(ASK)
+    upstream.wait_for(2)
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(20) == 0
     assert upstream.wait_for(1)[0].gone.wait(5)
     assert response.headers["x-request-id"] in ledger_rows(running)
+    rest = response.read()
+    assert b"data: {" in rest
+    assert b"Joulegate is stopping" in rest
+    assert b"[DONE]" not in rest
+    refused = reply(waiting.getresponse())
+    assert (refused.status, refused.code) == (503, "overloaded")
+    assert refused.header("x-request-id") in ledger_rows(running)
+    assert "Traceback" not in running.log.read_text()
 
 
 def test_what_was_finished_survives_a_kill(joulegate_process: Start, upstream: Upstream) -> None:
