@@ -149,6 +149,8 @@ def litellm_prices() -> dict[str, Price]:
 
 
 _LONG = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
+# What is paid for where tokens are said to cost nothing.
+_NOT_BY_TOKENS = ("input_cost_per_query", "output_cost_per_image", "output_cost_per_second")
 # What all of an answer is made of, by the kind of model.
 _OUTPUT = {
     "image_generation": "output_cost_per_image_token",
@@ -169,6 +171,9 @@ def _price_in(entry: dict[str, Any], source: str, above: str = "") -> Price | No
     read, written = cost("input_cost_per_token"), cost("output_cost_per_token")
     written = cost(_OUTPUT.get(str(entry.get("mode")), ""), written)
     if read is None or written is None:
+        return None
+    otherwise = (entry.get(name) for name in _NOT_BY_TOKENS)
+    if not read and not written and any(otherwise):
         return None
     price = Price(
         read,

@@ -231,12 +231,28 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
 def _whole(answer: Any) -> bytes:
     """An answer that is not streamed. The SDK makes up a usage of nothing where a provider told
     none; nobody knows it then."""
-    if isinstance(answer, dict):
+    if isinstance(answer, dict):  # of Messages
+        usage = answer.get("usage") or {}
+        if not usage.get("input_tokens") and not usage.get("output_tokens"):
+            answer = {**answer, "usage": None}
         return json.dumps(answer).encode()
     usage = getattr(answer, "usage", None)
     if usage is not None and getattr(usage, "total_tokens", None) == 0:
         answer.usage = None
+    if getattr(answer, "object", None) == "response":
+        return json.dumps(_with_summaries(answer.model_dump(mode="json"))).encode()
     return str(answer.model_dump_json()).encode()
+
+
+def _with_summaries(response: dict[str, Any]) -> dict[str, Any]:
+    """A response with its reasoning as OpenAI has it; the SDK makes a message of it, and clients
+    fail where it has no ``summary``."""
+    for item in response.get("output") or ():
+        if item.get("type") == "reasoning" and "summary" not in item:
+            said = "".join(part.get("text") or "" for part in item.pop("content", None) or ())
+            item.pop("role", None)
+            item["summary"] = [{"type": "summary_text", "text": said}] if said else []
+    return response
 
 
 def malformed(path: str, fields: Mapping[str, Any]) -> str | None:
@@ -279,7 +295,7 @@ async def _unbroken(
 
 
 class Unanswered(Exception):
-    """A stream ended that had held nothing."""
+    """A stream ended that had held nothing, or in an error of the SDK's own."""
 
 
 async def _chat_events(answer: Any) -> AsyncIterator[bytes]:
@@ -322,12 +338,16 @@ async def _response_events(answer: Any) -> AsyncIterator[bytes]:
         # Clients keep events in order by this number, and the SDK leaves it out of most.
         fields = {**event.model_dump(mode="json", exclude_none=True), "sequence_number": number}
         number += 1
+        if isinstance(fields.get("response"), dict):
+            _with_summaries(fields["response"])
         yield f"event: {fields['type']}\ndata: {json.dumps(fields)}\n\n".encode()
         await asyncio.sleep(0)
 
 
 async def _message_events(answer: Any) -> AsyncIterator[bytes]:
     async for event in answer:
+        if event.startswith(b"event: error") and b"litellm." in event:
+            raise Unanswered  # the SDK's own words for a stream that broke off
         yield event
 
 

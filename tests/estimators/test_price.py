@@ -112,3 +112,11 @@ def test_sound_and_images_have_prices_of_their_own() -> None:
 def test_parts_of_a_count_never_exceed_the_whole() -> None:
     price = Price(1.0, 1.0, 0.5, "config")
     assert paid(price, Counted(10, 2, cached=50, written=50, audio_input=9, audio_output=9)) == 7.0
+
+
+def test_what_is_not_paid_for_by_tokens_has_no_price_by_tokens() -> None:
+    # litellm's map: 0 dollars a token, and 0.002 a query
+    assert (
+        price_of(Backend(name="b", group="b", provider="cohere", provider_model="rerank-v3.5"))
+        is None
+    )

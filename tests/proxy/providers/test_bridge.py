@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import openai
 import pytest
@@ -220,3 +221,56 @@ def test_a_list_is_all_that_is_bridged(joulegate: Start, upstream: Upstream) -> 
     with pytest.raises(openai.NotFoundError):
         client_of(running).responses.create(model="tiny", input="hello")
     assert [received.target for received in upstream.received] == ["/v1/responses"]
+
+
+THOUGHT = {
+    **answers.CHAT,
+    "choices": [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "Hi", "reasoning_content": "Hm."},
+            "finish_reason": "stop",
+        }
+    ],
+}
+
+
+def test_what_was_thought_before_a_response_is_summarised_as_openai_does(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    thinking = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
+    chunks = answers.chat_events(["Hi"], usage=True)
+    first = {**cast(dict[str, object], chunks[0]), **thinking}
+    upstream.play(
+        answers.answer(THOUGHT), answers.stream([answers.event(e) for e in [first, *chunks]])
+    )
+    client = client_of(running)
+    whole = client.responses.create(model="tiny", input="hello")
+    with client.responses.stream(model="tiny", input="hello") as stream:
+        for _ in stream:
+            pass
+        streamed = stream.get_final_response()
+    for response in (whole, streamed):
+        item = response.output[0]
+        assert item.type == "reasoning"
+        assert [part.text for part in item.summary] == ["Hm."]
+
+
+def test_a_message_of_which_nobody_tells_the_usage_is_not_one_of_0_tokens(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.answer({k: v for k, v in answers.CHAT.items() if k != "usage"}))
+    reply = running.post(MESSAGE, path="/v1/messages")
+    assert (reply.status, reply.json()["usage"]) == (200, None)
+    (record,) = running.records()
+    assert (record.output_tokens, record.usage_source) == (None, "unknown")
+
+
+def test_a_bridged_stream_that_breaks_off_says_so_in_our_words(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.stream([answers.event(e) for e in answers.chat_events(["Hi"])[:2]]))
+    reply = running.post({**MESSAGE, "stream": True}, path="/v1/messages")
+    assert b"event: error" in reply.body
+    assert b"broke off" in reply.body
+    assert b"litellm" not in reply.body

@@ -156,7 +156,10 @@ def test_a_provider_that_cannot_be_reached_is_named_and_its_address_is_not(
 
 CHAT = {"model": "claude-test", "messages": [{"role": "user", "content": "hello"}]}
 MESSAGES = {**CHAT, "max_tokens": 9}
-OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+OVERLOADED: dict[str, object] = {
+    "type": "error",
+    "error": {"type": "overloaded_error", "message": "Overloaded"},
+}
 
 
 def events(*sent: dict[str, object]) -> bytes:
@@ -224,7 +227,8 @@ def test_a_refusal_has_the_providers_status_and_words(
 
 def test_a_prompt_that_is_too_long_has_openais_code(joulegate: Start, provider: Upstream) -> None:
     words = "prompt is too long: 210000 tokens > 200000 maximum"
-    error = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    told = {"type": "invalid_request_error", "message": words}
+    error: dict[str, object] = {"type": "error", "error": told}
     provider.play(refusal("400 Bad Request", error))
     refused = start_with(joulegate, provider).post(CHAT)
     assert (refused.status, refused.code) == (400, "context_length_exceeded")
