@@ -22,7 +22,7 @@ from statistics import mean
 from estimators.types import Backend, Band, Estimate, Features, Load
 from meters.types import Evidence
 from policies.best_quality import BestQuality
-from policies.guarantee import Guarantee
+from policies.guarantee import Guarantee, first_debt
 from policies.least_energy import LeastEnergy
 from policies.types import Candidate, Limits, Policy, Request
 
@@ -94,13 +94,15 @@ def replayed(
 ) -> tuple[float, float, float]:
     """Mean score, its standard error, mean joules per token."""
     promise = policy if isinstance(policy, Guarantee) else None
-    debt = promise.first_debt if promise is not None else 0.0
+    debt: float | None = None
     scores, joules = [], []
     for task, found in rows:
         options = candidates(task, found, known)
         if not options:
             continue
         features = Features(prompt_tokens=100, task=task)
+        if debt is None:
+            debt = first_debt(promise.promised, options) if promise is not None else 0.0
         request = Request(features=features, asked="auto", quality_debt=debt)
         chosen = policy.choose(request, options, Limits()).chosen
         score, energy_j = found[chosen]

@@ -18,6 +18,7 @@ import msgspec
 
 from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
+from policies.answer_budget import AnswerBudget, expected, variant
 from policies.cascade import Cascade
 from policies.fleet import FluidEngine, Served, Sleep
 from policies.guarantee import Guarantee, first_debt
@@ -39,6 +40,18 @@ class Arrival(NamedTuple):
     task: str | None = None
     asked: str = "auto"
     hour: int | None = None
+    tags: tuple[str, ...] = ()
+
+
+# The answer budgets, as they are known, that a request may have on a backend of that name.
+Shorter = Callable[[Arrival, str], Sequence[AnswerBudget]]
+
+
+class Brief(NamedTuple):
+    """An answer budget on a backend."""
+
+    backend: str
+    budget: AnswerBudget
 
 
 class Estimating(Protocol):
@@ -109,16 +122,19 @@ def replay(
     team_limits: Mapping[str, Limits] | None = None,
     sleep: Sleep | None = None,
     beyond: bool = True,
+    shorter: Shorter | None = None,
+    without_us: str | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Replayed, Choices]:
     """Run a trace, in order of time and starting at 0 s, through one policy.
 
     ``beyond`` says whether the policy may choose models that were not asked for; where it may not,
-    only those asked for are candidates, as in the proxy. ``progress`` is told the number of
-    requests done, now and then.
+    only those asked for are candidates, as in the proxy. ``shorter`` gives the answer budgets that
+    are candidates too, and ``without_us`` is what open requests would have gone to. ``progress`` is
+    told the number of requests done, now and then.
     """
-    run = _Run(backends, policy, estimator, sleep, beyond, seed)
+    run = _Run(backends, policy, estimator, sleep, beyond, shorter, without_us, seed)
     everyone = limits or Limits()
     by_team = team_limits or {}
     for index, arrival in enumerate(trace):
@@ -161,10 +177,15 @@ class _Run:
         estimator: Estimating,
         sleep: Sleep | None,
         beyond: bool,
+        shorter: Shorter | None,
+        without_us: str | None,
         seed: int,
     ) -> None:
         self.backends = list(backends)
+        self.names = [backend.name for backend in self.backends]  # then what answered under budgets
         self.beyond = beyond
+        self.shorter = shorter
+        self.without_us = without_us
         self.asked: dict[str, tuple[list[int], list[Backend]]] = {}
         self.index = {backend.name: i for i, backend in enumerate(self.backends)}
         self.policy = policy
@@ -217,11 +238,14 @@ class _Run:
         candidates = list(map(Candidate, backends, estimates, known))
         if self.debt is None and self.promise is not None:
             self.debt = first_debt(self.promise.promised, candidates)
+        budgets = self.brief(arrival, candidates) if self.shorter is not None else {}
         request = Request(
             features=features,
             asked=arrival.asked,
             team=arrival.team,
+            tags=arrival.tags,
             hour=arrival.hour,
+            without_us=self.without_us,
             previous_backend=self.previous.get(kind),
             quality_debt=self.debt or 0.0,
             pass_rate=self.pass_rate,
@@ -233,22 +257,57 @@ class _Run:
             self.chosen.append(-1)
             self.refusals.update(r.code for r in refusal.rejections)
             return
-        place = self.index[decision.chosen]
-        estimate = estimates[places.index(place)]
-        self.previous[kind] = decision.chosen
+        known_as = {c.backend.name: c.estimate for c in candidates}
+        if not decision.explored:  # as in the proxy: what a draw chose is no example
+            self.previous[kind] = decision.escalate_to or decision.chosen
+        place, cut, estimate = self.meant(decision.chosen, arrival, budgets, known_as)
         second = decision.escalate_to
         if second is None or self.random.random() < (self.pass_rate or 0.0):
-            self.chosen.append(place)
+            self.chosen.append(self.named(decision.chosen))
             self.answer(estimate)
-            self.serve(key, arrival, place, estimate, arrival.at_s)
+            self.serve(key, cut, place, estimate, arrival.at_s)
             return
-        better = self.index[second]
-        last = estimates[places.index(better)]
-        self.chosen.append(better)
+        better, better_cut, last = self.meant(second, arrival, budgets, known_as)
+        self.chosen.append(self.named(second))
         self.answer(last)
-        self.second[key] = better, arrival, last
+        self.second[key] = better, better_cut, last
         self.began_s[key] = arrival.at_s
-        self.serve(key, arrival, place, estimate, arrival.at_s)
+        self.serve(key, cut, place, estimate, arrival.at_s)
+
+    def brief(self, arrival: Arrival, candidates: list[Candidate]) -> dict[str, Brief]:
+        """Puts every candidate's answer budgets beside it; gives them by the candidate's name."""
+        found: dict[str, Brief] = {}
+        assert self.shorter is not None
+        for plain in tuple(candidates):
+            backend = plain.backend
+            for budget in self.shorter(arrival, backend.name):
+                estimate = expected(plain.estimate, budget, arrival.prompt_tokens)
+                candidates.append(Candidate(variant(backend, budget), estimate, plain.load))
+                found[estimate.backend] = Brief(backend.name, budget)
+        return found
+
+    def meant(
+        self,
+        name: str,
+        arrival: Arrival,
+        budgets: Mapping[str, Brief],
+        estimates: Mapping[str, Estimate],
+    ) -> tuple[int, Arrival, Estimate]:
+        """Who serves a candidate, with as many tokens as it then writes, and its estimate."""
+        brief = budgets.get(name)
+        if brief is None:
+            return self.index[name], arrival, estimates[name]
+        tokens = max(1, round(arrival.output_tokens * brief.budget.output_factor))
+        cut = arrival._replace(output_tokens=min(tokens, brief.budget.max_tokens or tokens))
+        return self.index[brief.backend], cut, estimates[name]
+
+    def named(self, name: str) -> int:
+        """The place of a candidate's name in the choices."""
+        if name in self.index:
+            return self.index[name]
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
 
     def candidates(self, asked: str) -> tuple[list[int], list[Backend]]:
         """The backends that a model name leaves open, with their places; all of them for a name
@@ -343,13 +402,11 @@ class _Run:
             ttft_s=_quantiles(self.ttft_s),
             latency_s=_quantiles(self.latency_s),
             backends={
-                b.name: count
-                for i, b in enumerate(self.backends)
-                if (count := self.chosen.count(i))
+                name: count for i, name in enumerate(self.names) if (count := self.chosen.count(i))
             },
             refusals=dict(self.refusals.most_common()),
         )
-        return result, Choices(tuple(b.name for b in self.backends), self.chosen)
+        return result, Choices(tuple(self.names), self.chosen)
 
     def _active(self) -> dict[int, float]:
         joules = dict(self.outside_j)

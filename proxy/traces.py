@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import msgspec
 
@@ -22,6 +23,7 @@ COLUMNS = {
     "team": ("team",),
     "task": ("task",),
     "asked": ("model", "model_asked", "asked"),
+    "tags": ("tags",),
 }
 
 
@@ -38,6 +40,7 @@ class LedgerRequest(msgspec.Struct):
     prompt_tokens: int | None = None
     output_tokens: int | None = None
     cache: str = "off"
+    tags: str = ""
 
 
 class LedgerLine(msgspec.Struct):
@@ -51,28 +54,55 @@ class BadTrace(Exception):
     """A trace that cannot be used; the message names file, line and what to change."""
 
 
-def read_trace(path: str, most: int | None = None, asked: str | None = None) -> list[Arrival]:
+Zones = Callable[[str], str]  # a team's time zone
+
+
+def read_trace(
+    path: str, most: int | None = None, asked: str | None = None, zones: Zones | None = None
+) -> list[Arrival]:
     """The requests of a trace in order of time, the first at 0 s. Raises BadTrace.
 
     A file that begins with ``{`` is an export of the ledger, any other is CSV. ``asked`` takes the
     place of the file's model names; without either it is ``auto``. From the ledger only requests
-    that a backend answered are taken, since the cache's answers took nothing.
+    that a backend answered are taken, since the cache's answers took nothing. ``zones`` says whose
+    day a request's hour is of; without it UTC's.
     """
+    hours = _Hours(zones)
     try:
         if _is_export(path):
-            found = list(_exported(path, most, asked))
+            found = list(_exported(path, most, asked, hours))
             return _from_zero(path, found)
         # What spreadsheets write begins with a mark of its encoding.
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             rows = csv.reader(file)
             header = [name.strip() for name in next(rows, [])]
             places = _places(path, header)
-            found = list(_arrivals(path, rows, places, len(header), most, asked))
+            found = list(_arrivals(path, rows, places, len(header), most, asked, hours))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise BadTrace(
             f"{path}: {error}. Name a readable CSV file or an export of the ledger."
         ) from None
     return _from_zero(path, found)
+
+
+class _Hours:
+    """The hour of a team's day, of many requests in a row."""
+
+    def __init__(self, zones: Zones | None) -> None:
+        self._zones = zones
+        self._zone: dict[str, ZoneInfo] = {}
+        self._known: dict[tuple[str, int], int] = {}
+
+    def of(self, team: str, at_s: float) -> int:
+        if self._zones is None:
+            return int(at_s // 3600) % 24
+        quarter = int(at_s // 900)  # zones differ by quarters of an hour
+        hour = self._known.get((team, quarter))
+        if hour is None:
+            zone = self._zone.get(team) or self._zone.setdefault(team, ZoneInfo(self._zones(team)))
+            local = datetime.fromtimestamp(quarter * 900, UTC).astimezone(zone)
+            hour = self._known[team, quarter] = local.hour
+        return hour
 
 
 def _from_zero(path: str, found: list[Arrival]) -> list[Arrival]:
@@ -88,7 +118,7 @@ def _is_export(path: str) -> bool:
         return file.read(1) == b"{"
 
 
-def _exported(path: str, most: int | None, asked: str | None) -> Iterator[Arrival]:
+def _exported(path: str, most: int | None, asked: str | None, hours: _Hours) -> Iterator[Arrival]:
     lines = msgspec.json.Decoder(LedgerLine)
     rows = msgspec.json.Decoder(LedgerRequest)
     taken = 0
@@ -113,7 +143,8 @@ def _exported(path: str, most: int | None, asked: str | None) -> Iterator[Arriva
                 row.team,
                 row.task,
                 asked or row.model_asked or "auto",
-                int(row.start_s // 3600) % 24,
+                hours.of(row.team, row.start_s),
+                _tags(row.tags),
             )
 
 
@@ -140,9 +171,11 @@ def _arrivals(
     columns: int,
     most: int | None,
     asked: str | None,
+    hours: _Hours,
 ) -> Iterator[Arrival]:
     at, prompt, output = places["at"], places["prompt"], places["output"]
     team, task, model = places.get("team"), places.get("task"), places.get("asked")
+    tags = places.get("tags")
     taken, last = 0, max(places.values())
     for number, row in enumerate(rows, 2):
         if not any(row):
@@ -155,17 +188,19 @@ def _arrivals(
             if not row[output].strip() or not row[prompt].strip():
                 continue  # refused or cancelled before anything was counted
             at_s = seconds(row[at])
+            whose = row[team] if team is not None else ""
             taken += 1
             yield Arrival(
                 at_s,
                 _tokens(row[prompt]),
                 _tokens(row[output]),
-                row[team] if team is not None else "",
+                whose,
                 (row[task] or None) if task is not None else None,
                 asked or (row[model] if model is not None else "") or "auto",
-                int(at_s // 3600) % 24,
+                hours.of(whose, at_s),
+                _tags(row[tags]) if tags is not None else (),
             )
-        except ValueError as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise BadTrace(f"{path}, line {number}: {error}") from None
 
 
@@ -196,6 +231,11 @@ def seconds(text: str) -> float:
         raise ValueError(f"{text!r} is no time stamp")
     stamp = datetime.fromisoformat(f"{whole}{dot}{fraction[:6]}{zone}" if dot else whole)
     return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    """Tags as the ledger and headers have them, with commas between."""
+    return tuple(tag.strip() for tag in text.split(",") if tag.strip()) if text else ()
 
 
 def _tokens(text: str) -> int:

@@ -2,7 +2,7 @@
 
 Nothing is sent: requests are estimated and decided as the proxy does it, and served by simulated
 engines with each backend's step physics. The trace is a CSV file with the columns
-timestamp,prompt_tokens,output_tokens and, if it has them, team, task and model. The Azure LLM
+timestamp,prompt_tokens,output_tokens and, if it has them, team, task, model and tags. The Azure LLM
 inference traces are read as they are, and so is what `joulegate ledger export` writes.
 """
 
@@ -18,8 +18,10 @@ from pathlib import Path
 
 import msgspec
 
+from policies.answer_budget import AnswerBudget
+from policies.budget_effects import BudgetEffects
 from policies.fleet import Sleep
-from policies.replay import Arrival, Choices, Replayed, Span, compared, moved, replay
+from policies.replay import Arrival, Choices, Replayed, Shorter, Span, compared, moved, replay
 from policies.types import Limits
 from policies.wording import nearest
 from proxy import backends, books, policy_book, serving
@@ -28,6 +30,7 @@ from proxy.commands import CommandError
 from proxy.config_file import ConfigError
 from proxy.grid import Grid
 from proxy.predicting import Predictors
+from proxy.settings import Settings, Team
 from proxy.traces import BadTrace, read_trace
 
 EXAMPLE = "joulegate replay --trace trace.csv --config config.yaml --policy pinned --policy thrifty"
@@ -65,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         raise CommandError(str(error)) from None
     try:
-        trace = read_trace(args.trace, args.requests, args.asked)
         settings = prepared.settings
+        teams = Teams(settings)
+        trace = read_trace(args.trace, args.requests, args.asked, teams.zone)
         book = policy_book.book_of(settings)
         names = args.policy or list(dict.fromkeys(["pinned", settings.default_policy]))
         for name in names:
@@ -78,8 +82,7 @@ def run(args: argparse.Namespace) -> int:
         Grid(settings, pool).refresh(time.time())
         facts = [engine.facts for engine in pool.engines]
         sleep = None if args.sleep_after_s is None else Sleep(after_s=args.sleep_after_s)
-        teams = books.teams_of(settings, {asked.team for asked in trace if asked.team})
-        limits = {name: limits_of(team.limits) for name, team in teams.items()}
+        limits = {name: limits_of(team.limits) for name, team in teams.known().items()}
         estimator = Predictors(
             model=settings.quality_model,
             folder=Path(settings.state_dir),
@@ -87,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         )
         estimator.know(facts)
         for name in names:
-            if book.needs(name).answer_budgets:
-                print(f"{name}: its answer budgets are left out", file=sys.stderr)
+            if book.needs(name).budget_left:
+                print(f"{name}: rules on what is left of a budget do not apply", file=sys.stderr)
         results: list[Replayed] = []
         first = None
         elsewhere: list[tuple[str, Choices]] = []
@@ -102,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
                 team_limits=limits,
                 sleep=sleep,
                 beyond=book.looks_beyond(name),
+                shorter=_shorter(book.needs(name).answer_budgets, estimator.effects, teams),
+                without_us=settings.carbon.default_counterfactual,
                 seed=args.seed,
                 progress=_progress(name, len(trace)),
             )
@@ -119,6 +124,45 @@ def run(args: argparse.Namespace) -> int:
     else:
         show(results)
     return 0
+
+
+class Teams:
+    """The teams of a trace, from the config or, where one is of neither, from the ledger."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._known = dict(settings.teams)
+        self._looked = False
+
+    def known(self) -> dict[str, Team]:
+        return self._known
+
+    def find(self, name: str) -> Team | None:
+        """Raises CommandError when the database does not answer."""
+        if name and name not in self._known and not self._looked:
+            self._looked = True
+            self._known = books.teams_of(self._settings, {name})
+        return self._known.get(name)
+
+    def zone(self, name: str) -> str:
+        team = self.find(name)
+        return "UTC" if team is None else team.timezone
+
+
+def _shorter(
+    budgets: Sequence[AnswerBudget], effects: BudgetEffects, teams: Teams
+) -> Shorter | None:
+    """A policy's answer budgets, as they are known by now, where the team allows them."""
+    if not budgets:
+        return None
+
+    def shorter(arrival: Arrival, backend: str) -> Sequence[AnswerBudget]:
+        team = teams.find(arrival.team)
+        if team is not None and not team.answer_budgets:
+            return ()
+        return [effects.learnt(backend, budget, arrival.task) for budget in budgets]
+
+    return shorter
 
 
 def write_moved(

@@ -121,3 +121,19 @@ def test_a_mark_of_the_encoding_is_no_part_of_a_name(tmp_path: Path) -> None:
 def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
     with pytest.raises(BadTrace, match=r"Name a readable CSV file"):
         read_trace(str(tmp_path / "none.csv"))
+
+
+def test_hours_are_of_the_teams_day_and_tags_are_read(tmp_path: Path) -> None:
+    """Berlin has one o'clock twice when summer time ends, and New York is a day behind."""
+    rows = (
+        ("2026-10-25T00:30:00Z", "berlin", 2),
+        ("2026-10-25T01:30:00Z", "berlin", 2),
+        ("2026-10-25T02:30:00Z", "berlin", 3),
+        ("2026-10-25T02:45:00Z", "new-york", 22),
+    )
+    text = "".join(f'{at},1,1,{team},"night, batch"\n' for at, team, _ in rows)
+    path = written(tmp_path, "timestamp,prompt_tokens,output_tokens,team,tags\n" + text)
+    zones = {"berlin": "Europe/Berlin", "new-york": "America/New_York"}
+    trace = read_trace(path, zones=zones.__getitem__)
+    assert [each.hour for each in trace] == [hour for *_, hour in rows]
+    assert {each.tags for each in trace} == {("night", "batch")}

@@ -115,3 +115,43 @@ def test_the_config_s_estimator_estimates(
         assert main(arguments) == 0
         found[name] = json.loads(capsys.readouterr().out)["policies"][0]
     assert found["energy"]["energy_per_request_j"] != found["r-ice"]["energy_per_request_j"]
+
+
+def test_rules_on_hours_and_tags_and_answer_budgets_are_replayed(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, trace = files
+    Path(config).write_text(
+        CONFIG
+        + """
+  night: {objective: quality, rules: [{when: {hour: 2-3}, objective: energy}]}
+  batch: {objective: quality, rules: [{when: {tag: batch}, objective: energy}]}
+  brief:
+    objective: energy
+    answer_budgets: [{name: brief, directive: Be brief., output_factor: 0.5}]
+  left: {rules: [{when: {budget_left: < 5 %}, objective: quality}]}
+teams:
+  berlin: {keys: [sk-berlin-0123456789], timezone: Europe/Berlin, answer_budgets: true}
+  utc: {keys: [sk-utc-01234567890], answer_budgets: false}
+"""
+    )
+    rows = [
+        f"2026-11-22T01:{20 * team + n:02}:00,100,200,{name},{'batch' if n < 3 else ''}\n"
+        for team, name in enumerate(("berlin", "utc"))
+        for n in range(8)
+    ]
+    Path(trace).write_text("timestamp,prompt_tokens,output_tokens,team,tags\n" + "".join(rows))
+    arguments = ["replay", "--trace", trace, "--config", config, "--asked", "m", "--json"]
+    names = ("pinned", "night", "batch", "brief", "left")
+    assert main([*arguments, *(f"--policy={name}" for name in names)]) == 0
+    shown = capsys.readouterr()
+    _, night, batch, brief, _ = json.loads(shown.out)["policies"]
+    assert night["backends"] == {"m@bf16": 8, "m@fp8": 8}  # two o'clock in Berlin alone
+    assert batch["backends"] == {"m@bf16": 10, "m@fp8": 6}
+    assert brief["backends"] == {"m@fp8": 8, "m@fp8+brief": 8}
+    assert brief["moves"] == {"m@bf16 -> m@fp8": 8, "m@bf16 -> m@fp8+brief": 8}
+    assert main([*arguments, "--policy", "mine"]) == 0
+    whole = json.loads(capsys.readouterr().out)["policies"][0]
+    # Half of the answers are half as long, and one by one decoding is nearly all they take.
+    assert 0.7 < brief["active_energy_j"] / whole["active_energy_j"] < 0.85
+    assert shown.err == "left: rules on what is left of a budget do not apply\n"
