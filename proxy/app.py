@@ -39,6 +39,11 @@ from proxy.aftermath import Aftermath
 from proxy.alerts import Alerts
 from proxy.asgi import Receive, Scope, Send
 from proxy.auth import Caller
+from proxy.batches.files import Files
+from proxy.batches.routes import BatchRoutes
+from proxy.batches.runner import Runner
+from proxy.batches.store import Batches
+from proxy.batches.tables import database_of
 from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
 from proxy.canaries import RedisBoard as RedisCanaries
@@ -342,6 +347,28 @@ class Proxy:
         )
         self.api.include_router(self.routes.router)
         self.api.include_router(Admin(self.keys, self.team_store).router)
+        self.kept = database_of(settings)  # files and batches
+        files, kept_batches = Files(self.kept), Batches(self.kept)
+        self.batches = Runner(
+            name=f"{self.replica} {os.getpid()} {time.time():.3f}",
+            settings=settings,
+            files=files,
+            batches=kept_batches,
+            steps=self.steps,
+            keys=self.keys,
+            grid=lambda: self.grid.common_g_per_kwh,
+            counted=lambda outcome: self.telemetry.of_batches.add((outcome,)),
+        )
+        self.api.include_router(
+            BatchRoutes(
+                keys=self.keys,
+                files=files,
+                batches=kept_batches,
+                settings=lambda: self.settings.batches,
+                made=self.batches.woken.set,
+                cancelled=self.batches.cancel,
+            ).router
+        )
         handle_errors(self.api)
         self.api.add_exception_handler(NotSignedIn, to_sign_in)
         self.front = Front(self.steps, self.api, settings.server.cors_origins)
@@ -393,6 +420,7 @@ class Proxy:
             self.otlp.start()
         self.health.start()
         self.judging.start()
+        self.batches.start()
         if self.siblings is not None:
             self.siblings.start()
         if self.lessons is not None:
@@ -421,6 +449,7 @@ class Proxy:
         be ended keeps no other from it."""
         for end in (
             partial(asyncio.to_thread, self.measuring.stop),
+            self.batches.stop,
             self.health.stop,
             self.judging.stop,
             self.siblings.stop if self.siblings is not None else None,
@@ -442,6 +471,7 @@ class Proxy:
             partial(asyncio.to_thread, self.drain.stop) if self.drain is not None else None,
             partial(asyncio.to_thread, self.journal.close),
             partial(asyncio.to_thread, self.ledger.close) if self.ledger is not None else None,
+            partial(asyncio.to_thread, self.kept.close),
         ):
             if end is None:
                 continue
@@ -535,6 +565,7 @@ class Proxy:
             self.snapshots.take(self.carbon.sites, budgets_of(self.directory.teams))
         self.steps.take(settings)
         self.judging.settings = settings
+        self.batches.take(settings)
         self.store.hold_at_most(settings.cache.max_bytes)
         self.client.limits = settings.time
         self.health.rules = settings.retries

@@ -42,8 +42,10 @@ ENDPOINTS = {
 OTHER = re.compile(r"/v1((?:/[a-z0-9_-]{1,64}){1,4})/?")
 # Our own routes, and what changes an engine for everybody.
 NOT_OTHER = frozenset({"/route", "/feedback", "/load_lora_adapter", "/unload_lora_adapter"})
+OWN = frozenset({"models", "files", "batches"})  # and all that is below them
 # Paths that FastAPI serves under /v1 and that also work without it.
-ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback")
+ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback", "/files", "/batches")
+UPLOADS = frozenset({"/v1/files", "/v1/files/", "/files", "/files/"})  # with a limit of their own
 
 _ALLOWED_HEADERS = (
     b"authorization,content-type,x-api-key,api-key,cache-control,openai-organization,"
@@ -102,7 +104,8 @@ class Front:
             scope = {**scope, "path": "/v1" + path, "raw_path": raw_path}
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # in the copy: uvicorn leaves the body out
-        receive = _at_most(receive, self.steps.reading.max_body_bytes)
+        if path not in UPLOADS:
+            receive = _at_most(receive, self.steps.reading.max_body_bytes)
         await self.app(scope, receive, self._dressed(send, cors))
 
     def _other(self, path: str) -> Endpoint | None:
@@ -110,7 +113,7 @@ class Front:
         if path.endswith("/") and path.rstrip("/") in self.endpoints:
             return self.endpoints[path.rstrip("/")]
         found = OTHER.fullmatch(path)
-        if found is None or found[1] in NOT_OTHER or found[1].startswith("/models"):
+        if found is None or found[1] in NOT_OTHER or found[1].split("/", 2)[1] in OWN:
             return None
         return Endpoint(found[1][1:].replace("/", "."), found[1], text=False)
 
@@ -141,7 +144,7 @@ class Front:
     async def _preflight(self, send: Send, cors: Iterable[tuple[bytes, bytes]]) -> None:
         headers = [
             *cors,
-            (b"access-control-allow-methods", b"GET,POST,HEAD,OPTIONS"),
+            (b"access-control-allow-methods", b"GET,POST,DELETE,HEAD,OPTIONS"),
             (b"access-control-allow-headers", _ALLOWED_HEADERS),
             (b"access-control-max-age", b"86400"),
             (b"content-length", b"0"),

@@ -144,10 +144,18 @@ BODIES: dict[str, Schema] = {
     ),
     "/audio/speech": thing(["model", "input", "voice"], model=MODEL, input=TEXT, voice=TEXT),
     "/route": thing(["model"], model=MODEL, messages=many(MESSAGE), max_tokens=TOKENS),
+    "/batches": thing(
+        ["input_file_id", "endpoint", "completion_window"],
+        input_file_id=TEXT,
+        endpoint={"enum": ["/v1/chat/completions", "/v1/embeddings"]},
+        completion_window={"const": "24h"},
+        metadata={"type": "object", "additionalProperties": TEXT},
+    ),
     "/feedback": thing(["request_id", "score"], request_id=TEXT, score=SHARE),
 }
 FORM = {"type": "string", "format": "binary"}
 FORMS: dict[str, Schema] = {
+    "/files": thing(["file", "purpose"], file=FORM, purpose={"const": "batch"}),
     "/images/edits": thing(["image", "prompt"], model=MODEL, image=FORM, prompt=TEXT),
     "/images/variations": thing(["image"], model=MODEL, image=FORM),
     "/audio/transcriptions": thing(["file", "model"], model=MODEL, file=FORM, language=TEXT),
@@ -167,6 +175,11 @@ HEADERS: dict[str, Schema] = {
 READS = {
     "/v1/models": "The models, with their backends",
     "/v1/models/{model}": "One model",
+    "/v1/files": "A team's files",
+    "/v1/files/{file_id}": "One file",
+    "/v1/files/{file_id}/content": "A file's bytes",
+    "/v1/batches": "A team's batches",
+    "/v1/batches/{batch_id}": "One batch, as far as it is",
     "/v1/usage/{request_id}": "A request's receipt: estimated, then metered",
     "/v1/savings": "What was avoided, by lever, with ranges",
     "/v1/judging": "What was learnt by judging answers",
@@ -208,21 +221,19 @@ def document(models: Sequence[str] = ()) -> Schema:
     paths["/v1/route"]["post"]["responses"]["422"] = {"description": told}
     for path, about in READS.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-        paths[path] = {
-            "get": {
-                "operationId": "get_" + path.strip("/").replace("/", "_").strip("{}"),
-                "summary": about,
-                "parameters": [
-                    {
-                        "name": name,
-                        "in": "path",
-                        "required": True,
-                        "schema": {**TEXT, "minLength": 1},
-                    }
-                    for name in names
-                ],
-                "responses": _responses(),
-            }
+        paths.setdefault(path, {})["get"] = {
+            "operationId": "get_" + path.strip("/").replace("/", "_").strip("{}"),
+            "summary": about,
+            "parameters": [
+                {
+                    "name": name,
+                    "in": "path",
+                    "required": True,
+                    "schema": {**TEXT, "minLength": 1},
+                }
+                for name in names
+            ],
+            "responses": _responses(),
         }
     return {
         "openapi": "3.1.0",

@@ -403,6 +403,29 @@ class Judging(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ] = 32
 
 
+class BatchSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files of requests that may take a day; see docs/batches.md."""
+
+    enabled: Annotated[bool, help_("Whether files are taken: they hold prompts and answers.")] = (
+        True
+    )
+    in_flight: Annotated[
+        int, Meta(ge=1, le=10_000), help_("Requests of batches sent at once, by each process.")
+    ] = 16
+    max_requests: Annotated[int, Meta(ge=1), help_("Most requests of one batch.")] = 50_000
+    max_file_bytes: Annotated[int, Meta(ge=1024), help_("Largest file.")] = 209_715_200
+    max_team_bytes: Annotated[
+        int, Meta(ge=1024), help_("What a team's files may take together.")
+    ] = 2_147_483_648
+    keep_days: Annotated[Positive, help_("How long files are kept, and batches listed.")] = 30.0
+    max_intensity_g_per_kwh: Annotated[
+        Positive | None, help_("Batches wait while the grid is dirtier than that.")
+    ] = None
+    wait_s: Annotated[
+        NotNegative, Meta(le=86_400), help_("The longest they wait for a cleaner one.")
+    ] = 43_200.0
+
+
 class BudgetAlerts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A webhook told when a budget passes its soft threshold, or its limit."""
 
@@ -515,6 +538,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: Annotated[Log, help_("Logging.")] = Log()
     otlp: Annotated[Otlp, help_("Traces.")] = Otlp()
     judging: Annotated[Judging, help_("Second answers, judged.")] = Judging()
+    batches: Annotated[BatchSettings, help_("Files of requests.")] = BatchSettings()
     estimator: Annotated[
         str, help_("What estimates energy and time: energy, r-ice, or `module:Class` of yours.")
     ] = "energy"

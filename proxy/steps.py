@@ -46,6 +46,7 @@ from proxy.wishes import Wishes, wishes_in
 log = logging.getLogger("joulegate.steps")
 
 LONGEST_NAME = 256  # characters of a model's name
+CALLER = "joulegate.caller"  # in a scope that no server made: in whose name that request is
 
 
 class Judging(Protocol):
@@ -155,7 +156,7 @@ class Steps:
     ) -> None:
         headers = dict(scope["headers"])
         flight.traceparent = headers.get(b"traceparent")
-        caller = flight.caller = self.keys.caller(
+        caller = flight.caller = scope.get(CALLER) or self.keys.caller(
             scope["headers"], flight.start_wall_s, address_of(scope)
         )
         if self.stopping:

@@ -98,6 +98,12 @@ class Telemetry:
             ["outcome"],
             registry,
         )
+        self.of_batches = Tally(
+            "joulegate_batch_requests",
+            "Requests of batches with a result, by whether it is an answer.",
+            ["outcome"],
+            registry,
+        )
 
     def request(self, flight: Flight, record: UsageRecord) -> None:
         """Count a finished request."""
