@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
@@ -112,6 +113,17 @@ OVER_CHAT = "hosted_vllm"
 
 # Of a chunk, or a choice in it: what the SDK adds itself.
 BARE = frozenset({"role", "index", "finish_reason", "provider_specific_fields"})
+# How a message begins of which nothing is known yet.
+NOBODY_COUNTED = b'"usage": {"input_tokens": 0, "output_tokens": 0'
+# The SDK's names for what is no failure of a backend.
+CLIENTS_OWN = {
+    "AuthenticationError": 401,
+    "BadRequestError": 400,
+    "ContextWindowExceededError": 400,
+    "NotFoundError": 404,
+    "PermissionDeniedError": 403,
+    "RateLimitError": 429,
+}
 LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
 _sdk: Any = None
 
@@ -295,7 +307,13 @@ async def _unbroken(
 
 
 class Unanswered(Exception):
-    """A stream ended that had held nothing, or in an error of the SDK's own."""
+    """A stream ended that had held nothing, or in an error that the SDK worded."""
+
+    def __init__(self, event: bytes = b"{}") -> None:
+        super().__init__("no answer")
+        self.message = str((json.loads(event).get("error") or {}).get("message") or "")
+        kinds = re.findall(r"litellm\.(\w+):", self.message)
+        self.status_code = CLIENTS_OWN.get(kinds[-1] if kinds else "", 502)
 
 
 async def _chat_events(answer: Any) -> AsyncIterator[bytes]:
@@ -345,10 +363,17 @@ async def _response_events(answer: Any) -> AsyncIterator[bytes]:
 
 
 async def _message_events(answer: Any) -> AsyncIterator[bytes]:
+    """A message's events. The one that the SDK begins with before it has asked a provider waits
+    for the next; a refusal that comes then instead is raised. Raises Unanswered."""
+    begun = b""
     async for event in answer:
         if event.startswith(b"event: error") and b"litellm." in event:
-            raise Unanswered  # the SDK's own words for a stream that broke off
-        yield event
+            raise Unanswered(event.partition(b"data: ")[2])  # the SDK's own words for a failure
+        if event.startswith(b"event: message_start") and NOBODY_COUNTED in event:
+            begun = event
+            continue
+        yield begun + event
+        begun = b""
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -280,9 +280,14 @@ def test_a_stream_that_a_provider_refuses_late_is_refused_with_its_status(
     provider.play(refusal("429 Too Many Requests", error, "retry-after: 9\r\n"))
     backend = {"provider": "gemini", "url": provider.address, "api_key": "k", "engine": "api"}
     running = joulegate(config_of({**backend, "upstream_model": "gemini-2.5-flash"}))
-    refused = running.post({**CHAT, "model": "tiny", "stream": True})
-    assert refused.status == 429  # the SDK asks Gemini only when the first event is wanted
-    assert refused.json()["error"]["message"] == "Quota used up."
+    for path in ("/v1/chat/completions", "/v1/responses", "/v1/messages"):
+        ask = {**MESSAGES, "model": "tiny", "input": "hello", "stream": True}
+        if path == "/v1/chat/completions":
+            del ask["input"]
+        refused = running.post(ask, path=path)
+        assert refused.status == 429  # the SDK asks Gemini only when the first event is wanted
+        assert refused.json()["error"]["message"] == "Quota used up."
+    assert all(record.energy_j in (0.0, None) for record in running.records())
 
 
 def test_a_response_that_breaks_off_ends_in_an_event_with_a_name(
