@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -20,6 +21,7 @@ from estimators.artefacts import load_prior
 from estimators.carbon import grams
 from estimators.correction import Correction
 from estimators.hardware import idle_power_w
+from estimators.kept_corrections import Kept, identity_of, read, write
 from estimators.models import UnknownPrecision
 from estimators.points import UNKNOWN_BATCHES, Subject, subject_of
 from estimators.price import Price, money, price_of
@@ -48,7 +50,7 @@ USUAL_LENGTHS = Lengths(54.0, 129.0, 424.0, 211.0)
 # An engine's own step physics against its windows: half-width of 80 % of a logarithm.
 _LEARNT_SPREAD = 0.15
 _Z80 = 1.2816
-_SCATTER = 0.1  # of single metered requests around a calibrated estimate, ln
+_MOST_KEPT = 1000  # engines that were learnt from, those of earlier configs and versions included
 _CALIBRATED_AFTER = 3  # outcomes at least; fewer do not help the mean (see docs/estimators.md)
 # How much of what a model's other backends (precisions, numbers of GPUs, cards) miss the prior by
 # is expected of one that nothing is known of: on held-out architectures a quarter, a half and three
@@ -82,6 +84,7 @@ class _Known:
         "facts",
         "learnt",
         "of_prior",
+        "of_windows",
         "price",
         "prior",
         "source",
@@ -99,6 +102,7 @@ class _Known:
         self.correction = Correction()  # of the table in use
         self.prior: Table | None = None
         self.of_prior = self.correction  # another one where windows taught a table
+        self.of_windows: Correction | None = None  # that one, once there was such a table
         self.taught: list[_Known] = []  # backends of its model that have requests to learn from
         self.source = "unknown"
         self.unknown_load = (1.0, 1.0)  # factors from the usual batch to the lowest and highest
@@ -132,6 +136,7 @@ class EnergyEstimator:
         self._taught: dict[tuple[ModelFacts, bool], list[_Known]] = {}  # by model, simulated or not
         self._physics: dict[str, tuple[Backend, StepPhysics | None]] = {}
         self._learning = threading.Lock()
+        self._kept: dict[str, Kept] = {}  # what was learnt before this run, or this config
 
     def prepare(self, backends: Sequence[Backend]) -> None:
         """Work everything out that does not depend on a request. Safe in any thread."""
@@ -274,12 +279,47 @@ class EnergyEstimator:
         if known.table is None and known.api is None and backend.provider is not None:
             threading.Thread(target=_add_api, args=(known,), daemon=True).start()
         before = self._known.get(_key(backend))
-        if before is not None and before in before.taught:
-            before.taught.remove(before)
+        if before is not None:
+            self._keep(_key(backend), before)
+            if before in before.taught:
+                before.taught.remove(before)
         if backend.model is not None:
             known.taught = self._taught.setdefault((backend.model, backend.simulated), [])
+        self._take_kept(known)
         self._known[_key(backend)] = known
         return known
+
+    def _keep(self, key: str, known: _Known) -> None:
+        windows = known.of_windows
+        if known.of_prior.outcomes or (windows is not None and windows.outcomes):
+            place = f"{key} {identity_of(known.facts, self.version)}"
+            self._kept.pop(place, None)  # the latest stand last
+            self._kept[place] = Kept(known.of_prior, windows)
+            while len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+
+    def _take_kept(self, known: _Known) -> None:
+        """What was learnt of this very engine, in an earlier run or at another price."""
+        place = f"{_key(known.facts)} {identity_of(known.facts, self.version)}"
+        kept = self._kept.get(place)
+        if kept is None:
+            return
+        known.correction = known.of_prior = kept.of_prior
+        known.of_windows = kept.of_windows
+        if known.table is not None and kept.of_prior.outcomes >= _CALIBRATED_AFTER:
+            known.taught.append(known)
+
+    def save(self, path: str | Path) -> None:
+        """Write what requests taught, by backend. Raises OSError."""
+        with self._learning:
+            for key, known in self._known.items():
+                self._keep(key, known)
+            write(path, self._kept)
+
+    def load(self, path: str | Path) -> None:
+        """Read what ``save`` wrote; before ``prepare``. Raises ValueError, KeyError or TypeError if
+        it is something else, or OSError."""
+        self._kept = read(path)
 
     def _take_prior(self, backend: Backend, known: _Known) -> None:
         found = self._table(backend)
@@ -302,7 +342,8 @@ class EnergyEstimator:
     def _take_learnt(self, backend: Backend, known: _Known, learnt: StepPhysics | None) -> None:
         if (known.learnt is None) != (learnt is None):
             # What requests said was said of the other kind of table.
-            known.correction = known.of_prior if learnt is None else Correction()
+            known.of_windows = known.of_windows or Correction()
+            known.correction = known.of_prior if learnt is None else known.of_windows
         known.learnt = learnt
         if learnt is None:
             self._take_prior(backend, known)
@@ -351,9 +392,10 @@ class EnergyEstimator:
             factor = math.exp(correction.at(batch))
             energy_j *= factor
             marginal_j *= factor
-            spread = correction.spread(batch)
-            spread = _Z80 * math.sqrt(spread * spread + _SCATTER * _SCATTER)
-            own_low, own_high = max(own_low, -spread), min(own_high, spread)
+            # No less sure than the prior of what is expected, but for how single requests scatter.
+            spread, scatter = _Z80 * correction.spread(batch), _Z80 * correction.scatter
+            own_low = -_hypot(min(-own_low, spread), scatter)
+            own_high = _hypot(min(own_high, spread), scatter)
             evidence = Evidence.CALIBRATED
         elif known.taught and known.learnt is None:
             said = [sibling.of_prior.at(batch) for sibling in known.taught]

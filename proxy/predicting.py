@@ -139,6 +139,8 @@ class Predictors:
     def _parts(self) -> Iterator[tuple[str, Learnt]]:
         yield "lengths.json", self.lengths
         yield "quality.json", self.quality
+        if isinstance(self.energy, EnergyEstimator):
+            yield "energy.json", self.energy
 
     def _save_budgets(self, path: Path) -> None:
         try:

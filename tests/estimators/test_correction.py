@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+import pytest
+
 from estimators.correction import Correction
 
 
@@ -43,6 +45,47 @@ def test_an_engine_that_changed_is_followed() -> None:
     for _ in range(8000):
         taught.observe(16, -0.2)
     assert taught.at(16) < -0.1
+
+
+@pytest.mark.parametrize("scatter", [0.03, 0.15, 0.5])
+def test_it_knows_how_far_single_requests_fall_from_it(scatter: float) -> None:
+    chance = random.Random(4)
+    taught = Correction()
+    held = []
+    for _ in range(400):
+        missed = 0.4 + chance.gauss(0, scatter)
+        reach = 1.2816 * math.hypot(taught.spread(16), taught.scatter)
+        held.append(abs(missed - taught.at(16)) <= reach)
+        taught.observe(16, missed)
+    assert 0.72 < sum(held[100:]) / 300 < 0.88
+
+
+@pytest.mark.parametrize("factor", [0.3, 2.5])
+def test_another_card_under_the_same_name_is_followed_at_once(factor: float) -> None:
+    chance = random.Random(5)
+    taught = Correction()
+    for _ in range(3000):
+        taught.observe(16, chance.gauss(0, 0.15))
+    for _ in range(25):
+        taught.observe(16, math.log(factor) + chance.gauss(0, 0.15))
+    assert math.exp(taught.at(16)) == pytest.approx(factor, rel=0.2)
+
+
+def test_what_scatters_evenly_is_not_taken_for_another_engine() -> None:
+    chance = random.Random(6)
+    taught = Correction()
+    spreads = []
+    for _ in range(5000):
+        taught.observe(2 ** chance.uniform(0, 8), chance.gauss(0, 0.3))
+        spreads.append(taught.spread(16))
+    assert max(spreads[200:]) < 0.05
+
+
+def test_a_backend_that_is_far_from_its_prior_is_learnt_all_the_same() -> None:
+    taught = Correction()
+    for _ in range(40):
+        taught.observe(16, math.log(0.08))
+    assert math.exp(taught.at(16)) == pytest.approx(0.08, rel=0.1)
 
 
 def test_faulty_readings_are_left_out() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -19,6 +21,7 @@ from estimators.hardware import GPUS, idle_power_w
 from estimators.points import figures, subject_of
 from estimators.types import (
     Backend,
+    Band,
     Estimator,
     Features,
     Lengths,
@@ -211,6 +214,32 @@ def test_three_load_points_set_offset_and_slope_right() -> None:
         assert said(batch) == pytest.approx(truth[batch], rel=0.1)
 
 
+@pytest.mark.parametrize("scatter", [0.05, 0.3])
+def test_bands_of_a_backend_that_taught_hold_four_in_five(scatter: float) -> None:
+    chance = random.Random(7)
+    estimator = EnergyEstimator(prior=PRIOR, lengths=Exactly(200))
+    features, load = Features(prompt_tokens=100), Load(running=15, known=True)
+    [start] = estimator.estimate(features, [llama()], [load])
+    assert start.energy_j is not None
+    held = []
+    for _ in range(300):
+        joules = start.energy_j.mid * 1.3 * chance.lognormvariate(0, scatter)
+        [said] = estimator.estimate(features, [llama()], [load])
+        assert said.energy_j is not None
+        held.append(said.energy_j.low <= joules <= said.energy_j.high)
+        estimator.learn(
+            Outcome(
+                backend="llama-3.1-8b",
+                features=features,
+                load=load,
+                energy_j=joules,
+                output_tokens=200,
+                evidence=Evidence.METERED,
+            )
+        )
+    assert 0.7 < sum(held[100:]) / 200 < 0.9
+
+
 def test_what_requests_say_of_one_precision_half_holds_for_the_models_others() -> None:
     """Else what was tried looks cheaper, or dearer, than a like one that only was not."""
     estimator = EnergyEstimator(prior=PRIOR)
@@ -399,3 +428,45 @@ def test_a_larger_model_of_the_same_kind_never_costs_less_between_sizes_that_wer
         assert subject is not None
         joules.append(figures(PRIOR, subject, 64.0, 300.0, 300.0).energy_j.mid)
     assert joules == sorted(joules)
+
+
+def metered(joules: float, backend: str = "llama-3.1-8b") -> Outcome:
+    return Outcome(
+        backend=backend,
+        features=Features(prompt_tokens=100),
+        load=Load(running=15, known=True),
+        energy_j=joules,
+        output_tokens=200,
+        evidence=Evidence.METERED,
+    )
+
+
+def test_what_requests_taught_outlives_a_restart_and_a_new_price(tmp_path: Path) -> None:
+    features, load = Features(prompt_tokens=100), Load(running=15, known=True)
+    sibling = llama(name="fp8", precision="fp8")
+
+    def said(estimator: EnergyEstimator, *backends_: Backend) -> list[Band | None]:
+        found = estimator.estimate(features, backends_, [load] * len(backends_))
+        return [one.energy_j for one in found]
+
+    estimator = EnergyEstimator(prior=PRIOR, lengths=Exactly(200))
+    [fresh, _] = said(estimator, llama(), sibling)
+    assert fresh is not None
+    for _ in range(30):
+        estimator.learn(metered(1.7 * fresh.mid))
+    taught = said(estimator, llama(), sibling)
+    assert said(estimator, llama(input_usd_per_mtok=2.0, output_usd_per_mtok=3.0)) == taught[:1]
+    estimator.save(tmp_path / "energy.json")
+    again = EnergyEstimator(prior=PRIOR, lengths=Exactly(200))
+    again.load(tmp_path / "energy.json")
+    assert said(again, llama(), sibling) == taught
+    assert said(again, llama(gpu=GPUS["L40S"])) != taught[:1]
+    assert again.standings()[0].outcomes == 0, "another card is another engine"
+    assert said(again, llama()) == taught[:1], "and the first is known when it is back"
+
+
+def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+    for text in ("[]", "{}", '{"format": 1, "backends": {"a": {"of_prior": [1]}}}', "nonsense"):
+        (tmp_path / "energy.json").write_text(text)
+        with pytest.raises((ValueError, KeyError, TypeError)):
+            EnergyEstimator(prior=PRIOR).load(tmp_path / "energy.json")
