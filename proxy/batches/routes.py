@@ -353,6 +353,7 @@ def _batch(row: Row) -> dict[str, Any]:
         "joulegate": {
             "energy_j": row["energy_j"] if row["known"] else None,
             "carbon_g": row["carbon_g"] if row["known"] else None,
+            "evidence": row["evidence"].split(",") if row["evidence"] else [],
             "answers_without_energy": row["completed"] - row["known"],
             "tag": TAG.decode(),
         },

@@ -49,6 +49,7 @@ class Answer(msgspec.Struct):
             answered(line.custom_id, request_id, self.status, self.body),
             self.number(b"x-joulegate-energy-j") if ok else None,
             self.number(b"x-joulegate-carbon-g") if ok else None,
+            self.headers.get(b"x-joulegate-evidence", b"").decode() if ok else None,
         )
 
     def again_in_s(self, attempt: int) -> float | None:

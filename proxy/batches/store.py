@@ -42,6 +42,7 @@ class Result(NamedTuple):
     data: bytes  # as the output or error file has it
     energy_j: float | None  # estimated
     carbon_g: float | None
+    evidence: str | None
 
 
 class Batches:
@@ -223,12 +224,14 @@ def _counts(connection: Connection, batch_id: str) -> Row:
         func.count(c.energy_j),
     ).where(c.batch_id == batch_id)
     completed, failed, energy_j, carbon_g, known = connection.execute(query).one()
+    kinds = select(c.evidence).where(c.batch_id == batch_id, c.energy_j.is_not(None)).distinct()
     return {
         "completed": int(completed),
         "failed": int(failed),
         "energy_j": float(energy_j),
         "carbon_g": float(carbon_g),
         "known": int(known),
+        "evidence": ",".join(sorted(filter(None, connection.scalars(kinds)))),
     }
 
 

@@ -73,6 +73,7 @@ batches = Table(
     Column("energy_j", Double, nullable=False, default=0.0),  # estimated, of those that are known
     Column("carbon_g", Double, nullable=False, default=0.0),
     Column("known", BigInteger, nullable=False, default=0),  # answers whose energy is known
+    Column("evidence", Text, nullable=False, default=""),  # what these stand on, with commas
     Column("output_file_id", Text),
     Column("error_file_id", Text),
     Column("created_s", Double, nullable=False),
@@ -99,6 +100,7 @@ results = Table(
     Column("data", LargeBinary, nullable=False),  # a line of the output or error file
     Column("energy_j", Double),
     Column("carbon_g", Double),
+    Column("evidence", Text),
 )
 
 
