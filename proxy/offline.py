@@ -13,7 +13,7 @@ from proxy.commands import CommandError
 from proxy.grid import Grid
 from proxy.predicting import Predictors
 from proxy.routing import Router
-from proxy.tokens import TokenCounter
+from proxy.tokens import TokenCounter, Uncountable, guess
 from proxy.wishes import Wishes
 
 
@@ -86,11 +86,16 @@ class Explainer:
     def features_of(self, request: features.Peek) -> Features:
         prompt = features.prompt_of(request)
         task, text = app.describe(prompt)
+        counted = self.counter.exact
+        try:
+            tokens = self.counter.count(prompt.text)
+        except Uncountable:  # as the proxy does it
+            counted, tokens = False, guess(len(prompt.text.encode("utf-8", "replace")))
         return features.features_from(
             request,
             prompt,
-            tokens=self.counter.count(prompt.text) + prompt.overhead_tokens,
-            counted=self.counter.exact,
+            tokens=tokens + prompt.overhead_tokens,
+            counted=counted,
             task=task,
             text=text,
             team=self.caller.team,

@@ -235,11 +235,13 @@ def test_explain_takes_a_batch(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batch = tmp_path / "batch.jsonl"
+    blank = [{"role": "user", "content": " " * 1_000_000}]  # what the tokenizer falls over
     lines = [{"id": n, "messages": CHAT["messages"]} for n in ("a", 2)]
+    lines.insert(1, {"id": "blank", "messages": blank})
     batch.write_text("\n".join(map(json.dumps, lines)))
     assert main(["explain", "--batch", str(batch), "--config", str(config)]) == 0
     out = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["id"] for line in out] == ["a", 2]
+    assert [line["id"] for line in out] == ["a", "blank", 2]
     for line in out:
         assert {"task", "chosen", "candidates"} <= set(line)
         for entry in line["candidates"]:
