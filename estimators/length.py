@@ -11,7 +11,7 @@ bands widen or narrow, for this kind of task, this backend and everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import erf, exp, expm1, log, log1p, pi, sqrt
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +43,11 @@ _RATES = (0.02, 0.04, 0.04)  # how fast widths follow misses: everywhere, per ta
 _SPREAD_WEIGHT = 12.0
 _Z = 1.2816
 _ROOT_TWO_PI = sqrt(2 * pi)
+# Another kind of traffic: the last dozen answers lie this many standard deviations to one side, of
+# which their mean's own is 0.2. What was learnt before then counts a tenth.
+_LEAN_MEMORY = 12.0
+_LEAN = 1.0
+_KEPT_AFTER_CHANGE = 0.1
 _LONGEST = 12.0  # exp(12) = 160,000 tokens
 _STALE_ANSWERS = 16  # for how many answers a view that no prompt changes is kept
 _WIDEST = 2.0  # in logarithms: no more than about seven times as wide or as narrow
@@ -63,13 +68,14 @@ class _Fading:
         return (cell[0] + weight * prior) / (cell[1] + weight)
 
     def add(self, key: Key, value: float) -> None:
-        cell = self.cells.pop(key, None)
-        if cell is None:
-            cell = [0.0, 0.0]
-            if len(self.cells) >= _MOST_KEYS:
-                del self.cells[next(iter(self.cells))]
+        cell = self.cells.get(key, (0.0, 0.0))
         keep = 1.0 - 1.0 / _MEMORY
-        self.cells[key] = [cell[0] * keep + value, cell[1] * keep + 1.0]  # newest last
+        self.put(key, [cell[0] * keep + value, cell[1] * keep + 1.0])
+
+    def put(self, key: Key, cell: list[float]) -> None:
+        if self.cells.pop(key, None) is None and len(self.cells) >= _MOST_KEYS:
+            del self.cells[next(iter(self.cells))]
+        self.cells[key] = cell  # newest last
 
 
 class _View(NamedTuple):
@@ -95,6 +101,7 @@ class LengthEstimator:
         self._spread = _Fading()  # |error| over the start's spread, by backend and by task
         self._ratio = _Fading()  # length over the predicted middle, by backend
         self._width: list[dict[Key, float]] = [{} for _ in _RATES]  # log factors
+        self._lean = _Fading()  # by backend, team and task: to which side answers fell of late
         self._answers = 0
         self._kept_at = 0
         # What no prompt changes (without a learnt model): by backend, task and team.
@@ -157,6 +164,12 @@ class LengthEstimator:
         start, spread, _ = self._start(features, task, backend)
         cut = features.max_tokens is not None and tokens >= features.max_tokens
         seen = _cut(view, tokens) if cut else _seen(view, tokens)
+        if self._leans(features.team, task, backend, view, seen):
+            keys = self._keys(shared, task, backend)[1:]
+            self._fade(zip(self._steps[1:], keys, strict=True))
+            self._fade([(self._ratio, (backend.name,))])
+            view = self._view(features, task, backend, shared)
+            seen = _cut(view, tokens) if cut else _seen(view, tokens)
         left = seen.came - start
         for step, weight, key in zip(
             self._steps, _WEIGHTS, self._keys(shared, task, backend), strict=True
@@ -172,6 +185,26 @@ class LengthEstimator:
         for rate, widths, key in zip(_RATES, self._width, _width_keys(task, backend), strict=True):
             moved = widths.get(key, 0.0) + rate * push
             widths[key] = min(max(moved, -_WIDEST), _WIDEST)
+
+    def _leans(self, team: str, task: str, backend: Backend, view: _View, seen: _Seen) -> bool:
+        """Whether answers of late are of another kind than those learnt from."""
+        key = (backend.name, team, task)
+        sigma = max((view.down + view.up) / (2 * _Z), 0.02)
+        off = min(max((seen.came - view.middle) / sigma, -3.0), 3.0)
+        lean, answers = self._lean.cells.get(key, (0.0, 0.0))
+        lean += (off - lean) / _LEAN_MEMORY
+        leans = abs(lean) > _LEAN and answers >= _LEAN_MEMORY
+        self._lean.put(key, [0.0, 0.0] if leans else [lean, answers + 1.0])
+        return leans
+
+    def _fade(self, cells: Iterable[tuple[_Fading, Key]]) -> None:
+        """Let what so many answers taught count as a tenth of them."""
+        self._answers += _STALE_ANSWERS
+        for table, key in cells:
+            cell = table.cells.get(key)
+            if cell is not None:
+                cell[0] *= _KEPT_AFTER_CHANGE
+                cell[1] *= _KEPT_AFTER_CHANGE
 
     def changed(self, backend: str) -> None:
         """Another model or engine answers behind this name: forget most of what is its own."""

@@ -57,6 +57,8 @@ class HeldOut:
         without_us = decision.counterfactual
         if without_us is None or without_us not in decision.order:
             return decision
+        if decision.escalate_to is not None and without_us == decision.chosen:
+            return decision  # the first of a cascade keeps to the limits only if it is checked
         if place(request, "hold-out") >= self.share:
             return msgspec.structs.replace(decision, arm=decision.arm or "treated")
         return switched(

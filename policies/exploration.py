@@ -65,15 +65,26 @@ class Exploring:
 def switched(
     decision: Decision, name: str, reason: str, code: str, arm: str | None = None
 ) -> Decision:
-    """The decision with ``name``, one of its order, in the place of the chosen backend."""
+    """The decision with ``name``, one of its order, in the place of the chosen backend.
+
+    Where that was the first of a cascade nobody is asked after ``name``, and the first, which only
+    had to pass its checks, is no fallback.
+    """
     if name == decision.chosen:
         return msgspec.structs.replace(decision, arm=arm or decision.arm)
     first = Rejection(decision.chosen, code, f"ranked first, but {name} was {reason}")
     rest = [r for r in decision.rejections if r.backend != name]
+    order = [n for n in decision.order if n != name]
+    second = decision.escalate_to
+    if second is not None:
+        order.remove(decision.chosen)
+        message = f"only after {decision.chosen}, which was not asked"
+        rest = [Rejection(second, r.code, message) if r.backend == second else r for r in rest]
     return msgspec.structs.replace(
         decision,
         chosen=name,
-        order=(name, *(n for n in decision.order if n != name)),
+        order=(name, *order),
+        escalate_to=None,
         reason=f"{name} was {reason}",
         rejections=tuple(sorted([*rest, first], key=lambda r: r.backend)),
         explored=True,

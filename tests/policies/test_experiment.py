@@ -7,6 +7,8 @@ import random
 import pytest
 
 from policies.best_quality import BestQuality
+from policies.cascade import Cascade
+from policies.configured import Configured
 from policies.experiment import HeldOut, Split, saving
 from policies.least_energy import LeastEnergy
 from policies.types import Limits
@@ -46,6 +48,36 @@ def test_a_hold_out_of_open_requests_is_served_by_what_was_declared(declared: st
     served = "n@bf16" if declared == "n" else declared
     assert {d.counterfactual for d in decisions} == {served}
     assert {d.chosen for d in decisions if d.arm == "hold_out"} == {served}
+
+
+@pytest.mark.parametrize("without_us", ["m@bf16", "m@int4"])
+def test_a_hold_out_of_a_cascade_is_one_answer(without_us: str) -> None:
+    """What is held out is not checked, and asks nobody a second time."""
+    good = Configured("c", LeastEnergy(), Limits(min_quality=0.7, cautious=False))
+    fleet = [
+        *FLEET,
+        candidate("m@int8", energy_j=20, quality=0.75),
+        candidate("s", energy_j=1, quality=0.3),
+    ]
+    cascade = Cascade(good, 0.9)
+    asked = request("auto", without_us=without_us, draw=0.5)
+    decision = cascade.choose(asked, fleet, Limits())
+    assert (decision.chosen, decision.escalate_to) == ("s", "m@int4")
+    held = HeldOut(cascade, 0.5)
+    arms = [
+        held.choose(request("auto", without_us=without_us, draw=n / 50), fleet, Limits())
+        for n in range(50)
+    ]
+    out = [d for d in arms if d.arm == "hold_out"]
+    assert {(d.chosen, d.escalate_to) for d in out} == {(without_us, None)}
+    assert all("s" not in d.order for d in out)  # it was to be checked, and breaks the limit
+    assert {d.escalate_to for d in arms if d.arm == "treated"} == {"m@int4"}
+    alone = HeldOut(Cascade(good, 0.9), 0.5)
+    first = [
+        alone.choose(request("auto", without_us="s", draw=n / 50), fleet, Limits())
+        for n in range(50)
+    ]
+    assert {(d.chosen, d.arm) for d in first} == {("s", None)}  # unchecked it breaks the limit
 
 
 def test_a_counterfactual_that_breaks_a_limit_puts_the_request_in_no_arm() -> None:

@@ -14,7 +14,7 @@ from proxy.canaries import together
 from tests.fakes import answers
 from tests.fakes.upstream import Pace, Upstream
 from tests.joulegate_server import Config, Joulegate, in_thread
-from tests.proxy.two_backends import ASK, both, decided, large, small
+from tests.proxy.two_backends import ASK, LARGE, both, decided, large, saying, small
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -111,6 +111,28 @@ def test_a_canary_gets_its_share_and_is_marked(
         arms.setdefault(arm, set()).add(reply.header("x-joulegate-backend"))
     assert arms == {"canary": {"m@small"}, "control": {"m@large"}}
     assert 5 <= len(small.received) <= 40
+
+
+def test_the_second_answer_of_a_cascade_is_no_error_of_the_first(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    small.play(saying("I cannot help with that."))
+    policies = {
+        "new": {
+            "limits": {"min_quality": 0.8, "judge": "expected"},
+            "cascade": {"pass_rate": 0.9},
+            "canary": {"backend": "m@new", "share": 0},
+        }
+    }
+    config = both(small, large, policies=policies, default_policy="new")
+    config["backends"].append({**LARGE, "name": "m@new", "url": large.base_url})
+    running = joulegate(config)
+    reply = running.post(ASK)
+    assert reply.header("x-joulegate-escalated-from") == "m@small"
+    assert running.record(reply.header("x-request-id")).arm == "control"
+    assert running.proxy is not None
+    control = running.proxy.canaries.roll_outs["new"].control
+    assert (control.requests, control.errors) == (1, 0)
 
 
 @pytest.fixture
