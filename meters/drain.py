@@ -65,6 +65,7 @@ class Drain:
         self._ledger = ledger
         self._gather_s = gather_s
         self._done = read_cursor(journal.folder)
+        self._stumbled = False
         self._stop = threading.Event()
         self._writing_since_s: float | None = None
         self._behind_s = time.monotonic()  # when there was last something to catch up with
@@ -126,6 +127,12 @@ class Drain:
                 if self._drain_own() < BATCH:
                     self.journal.grew.wait(1.0)
                     self._stop.wait(self._gather_s)
+                self._stumbled = False
+            except OSError as error:
+                if not self._stumbled:
+                    log.error("The journal cannot be read (%s); trying again", error)
+                self._stumbled = True
+                self._stop.wait(1.0)
             except Exception:
                 log.exception("Draining the journal failed; trying again")
                 self._stop.wait(1.0)

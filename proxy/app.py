@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from prometheus_client import generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.hardware import GPUS
@@ -88,6 +89,7 @@ from proxy.teams import Directory, KeyWatch, TeamStore, configured, note
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
+from proxy.worker_metrics import WorkerMetrics, metrics_folder
 
 log = logging.getLogger("joulegate")
 
@@ -151,7 +153,9 @@ def siblings_of(
         return Siblings(replica, RedisBoard(client), accounts.published, reads=True)
     if settings.server.workers > 1:
         board = FileBoard(Path(settings.state_dir) / "activities")
-        return Siblings(replica, board, accounts.published, reads=worker == 0)
+        # An agent's windows come to any of them; those of meters here to the first.
+        reads = worker == 0 or bool(settings.meters.tokens)
+        return Siblings(replica, board, accounts.published, reads=reads)
     return None
 
 
@@ -325,6 +329,16 @@ class Proxy:
         )
         self.carbon.fetched = lambda: {one.zone for one in self.grid.refresher.health()}
         self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
+        self.worker_metrics = (
+            WorkerMetrics(
+                metrics_folder(settings),
+                f"{worker}-{self.replica}",
+                self.telemetry.registry,
+                self.refresh_metrics,
+            )
+            if settings.server.workers > 1
+            else None
+        )
         self.api = FastAPI(
             title="Joulegate",
             lifespan=self._lifespan,
@@ -337,7 +351,7 @@ class Proxy:
             steps=self.steps,
             routing=self.router,
             find_receipt=self.find_receipt,
-            registry=self.telemetry.registry,
+            page=self.metrics_page,
             refresh=self.refresh_metrics,
             ready=self.degraded,
             feedback=self.feedback,
@@ -425,6 +439,8 @@ class Proxy:
             self.siblings.start()
         if self.lessons is not None:
             self.lessons.start()
+        if self.worker_metrics is not None:
+            self.worker_metrics.start()
         if self.worker == 0:
             await asyncio.to_thread(self.measuring.start)
         self.on_ready()
@@ -456,6 +472,7 @@ class Proxy:
             self.lessons.stop if self.lessons is not None else None,
             leftovers.stop,
             self.accounts.stop,
+            self.worker_metrics.stop if self.worker_metrics is not None else None,
             self.alerts.stop,
             self.corrections.stop,
             self.canaries.stop,
@@ -687,6 +704,12 @@ class Proxy:
             for (request_id, _), energy_j in found.items():
                 metered_j[request_id] = metered_j.get(request_id, 0.0) + energy_j
         self.carbon.count_late(late, metered_j)
+
+    async def metrics_page(self) -> bytes:
+        """What /metrics tells, of all workers."""
+        if self.worker_metrics is not None:
+            return await self.worker_metrics.page()
+        return generate_latest(self.telemetry.registry)
 
     async def refresh_metrics(self) -> None:
         """Count what is due and set the gauges, just before they are read."""

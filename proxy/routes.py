@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -52,7 +52,7 @@ class Routes:
         steps: Steps,
         routing: Router,
         find_receipt: Callable[[str], Receipt | None],
-        registry: CollectorRegistry,
+        page: Callable[[], Awaitable[bytes]],
         refresh: Callable[[], Awaitable[None]],
         ready: Callable[[], dict[str, str]],
         feedback: Callable[[Caller, dict[str, Any]], Awaitable[dict[str, Any]]],
@@ -64,7 +64,7 @@ class Routes:
         self.steps = steps
         self.routing = routing
         self.find_receipt = find_receipt
-        self.registry = registry
+        self.page = page
         self.refresh = refresh
         self.ready = ready
         self.feedback = feedback
@@ -249,7 +249,7 @@ class Routes:
         if self.caller(request).role != "admin":
             raise errors.forbidden("Metrics tell of every team: they need an administrator's key.")
         await self.refresh()
-        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(await self.page(), media_type=CONTENT_TYPE_LATEST)
 
 
 def _bearer(request: Request) -> str | None:

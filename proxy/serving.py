@@ -11,6 +11,8 @@ import multiprocessing.connection
 import multiprocessing.process
 import os
 import re
+import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -35,6 +37,7 @@ from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.connection import Connection
 from proxy.settings import BackendSettings, MeterSource, Settings, SignInSettings
+from proxy.worker_metrics import metrics_folder
 
 log = logging.getLogger("joulegate")
 
@@ -52,6 +55,9 @@ SIMULATED_DEMO = """
    Keys to call it with: demo-search, demo-support, demo-research, demo-admin.
   ==================================================================================
 """
+
+DESCRIPTORS = 1_048_576
+FEW_DESCRIPTORS = 1_024
 
 Beside = Callable[[str], Callable[[], None]]
 
@@ -217,6 +223,7 @@ def serve(
         raise CommandError(str(error)) from None
     settings = prepared.settings
     log_to_stderr(settings)
+    allow_connections()
     origin = Origin(found_config(config, simulated=simulated), host, port, workers)
     require_state(settings)
     listening = listen(settings.server.host, settings.server.port)
@@ -366,6 +373,8 @@ def run_workers(prepared: Prepared, origin: Origin, listening: socket.socket) ->
         process.start()
         return process
 
+    counted = metrics_folder(prepared.settings)
+    shutil.rmtree(counted, ignore_errors=True)  # of another that had this number
     running = {number: start(number) for number in range(prepared.settings.server.workers)}
     stopping = threading.Event()
 
@@ -394,6 +403,7 @@ def run_workers(prepared: Prepared, origin: Origin, listening: socket.socket) ->
         if process.is_alive():
             log.warning("%s does not end; it is killed", process.name)
             process.kill()
+    shutil.rmtree(counted, ignore_errors=True)
     return 0
 
 
@@ -409,6 +419,26 @@ def _outlive_nobody() -> None:
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def allow_connections() -> None:
+    """Let as many be open as the system allows this user: shells and services begin with 1,024
+    file descriptors, and a stream takes two. Of fewer than that the log is told."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+        except (OSError, ValueError) as error:
+            log.debug("the limit of file descriptors stays (%s)", error)
+    if soft != resource.RLIM_INFINITY and soft < FEW_DESCRIPTORS:
+        log.warning(
+            "Only %d file descriptors may be open: enough for some %d streams at once. Beyond "
+            "those, connections are closed unanswered. Raise the limit (ulimit -n, LimitNOFILE).",
+            soft,
+            max(0, soft - 100) // 2,
+        )
 
 
 def log_to_stderr(settings: Settings) -> None:

@@ -137,9 +137,48 @@ def test_workers_share_the_port_and_the_books(joulegate_process: Start, upstream
     assert running.process is not None
     seen = {running.post(ASK).header("x-request-id") for _ in range(40)}
     assert len(seen) == 40
+    deadline_s = time.monotonic() + 30
+    while (told := [counted(running) for _ in range(6)]) != [40.0] * 6:
+        assert time.monotonic() < deadline_s, told
+        time.sleep(0.2)  # until both have published
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0
     assert seen <= set(ledger_rows(running))
+    assert running.log is not None
+    assert not list((running.log.parent / "state" / "metrics").iterdir())
+
+
+def counted(running: Joulegate) -> float:
+    """Finished requests, as whichever worker answers has them."""
+    page = running.get("/metrics").body.decode()
+    lines = [line for line in page.splitlines() if line.startswith("joulegate_requests_total{")]
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_it_may_open_as_many_connections_as_the_system_allows(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    path = write(config_of(upstream.base_url, log={"level": "warning"}), tmp_path)
+    command = (
+        f"ulimit -Sn 300; ulimit -Hn 900; exec {sys.executable} -m proxy serve --config {path}"
+    )
+    process = subprocess.Popen(
+        ["sh", "-c", f"{command} --port 0"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = ""
+    try:
+        while "serves http" not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        limits = Path(f"/proc/{process.pid}/limits").read_text()
+        line = next(one for one in limits.splitlines() if one.startswith("Max open files"))
+        assert line.split()[3:5] == ["900", "900"]
+        assert "Only 900 file descriptors" in said
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_workers_do_not_outlive_the_process_that_started_them(

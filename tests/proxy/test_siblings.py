@@ -6,11 +6,14 @@ import asyncio
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from meters.types import Activity
 from proxy import siblings
+from proxy.app import siblings_of
+from proxy.settings import MetersSettings, Server, Settings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
 
@@ -104,3 +107,17 @@ async def test_a_board_that_is_gone_is_tried_again(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
     finally:
         await first.stop()
+
+
+@pytest.mark.parametrize(("tokens", "reading"), [({}, [0]), ({"gpu-1": "a token"}, [0, 1, 2])])
+async def test_every_worker_that_may_get_a_window_knows_the_others_requests(
+    tmp_path: Path, tokens: dict[str, str], reading: list[int]
+) -> None:
+    settings = Settings(
+        state_dir=str(tmp_path),
+        server=Server(workers=3),
+        meters=MetersSettings(tokens=tokens),
+    )
+    accounts = SimpleNamespace(published=list)
+    made = [siblings_of(settings, f"r{n}", n, accounts) for n in range(3)]  # type: ignore[arg-type]
+    assert [n for n, one in enumerate(made) if one is not None and one.reads] == reading
