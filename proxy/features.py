@@ -30,7 +30,8 @@ class Peek(msgspec.Struct):
     messages: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
-    instructions: msgspec.Raw = msgspec.Raw()  # of a Responses request
+    instructions: msgspec.Raw = msgspec.Raw()  # of a Responses request, as is the next
+    previous_response_id: msgspec.Raw = msgspec.Raw()
     system: msgspec.Raw = msgspec.Raw()  # of a Messages request
     query: msgspec.Raw = msgspec.Raw()  # of one to rerank, as are the documents
     documents: msgspec.Raw = msgspec.Raw()

@@ -18,6 +18,7 @@ from proxy.cached_answers import CachedAnswers, can_keep
 from proxy.endings import broken, left
 from proxy.errors import ApiError
 from proxy.flight import Admitted, Flight
+from proxy.kept_responses import KeptResponses
 from proxy.settings import Settings
 from proxy.sse import StreamWatcher, TokenUsage, usage_in, usage_in_part
 from proxy.upstream import MAX_HELD_BYTES, Held, beginning
@@ -38,6 +39,7 @@ class Relaying:
         self.settings = settings
         self.answering = answering
         self.cached = cached
+        self.kept_responses = KeptResponses()
 
     async def whole(
         self,
@@ -93,6 +95,8 @@ class Relaying:
                 )
             if IS_ERROR.match(body):  # whatever its status says
                 flight.outcome = "failed"
+            if flight.endpoint == "responses":
+                self._keeps(flight, engine, body)
         else:
             flight.outcome = "failed"
         headers.append(content_length(str(len(body))))
@@ -101,6 +105,10 @@ class Relaying:
         fine = response.status == 200 and flight.outcome == "ok"
         if can_keep(keep) and fine and flight.usage is not None:
             await self.cached.keep(flight, keep, response, body)
+
+    def _keeps(self, flight: Flight, engine: Engine, answer: bytes) -> None:
+        if flight.caller is not None and "/responses" not in engine.bridged:
+            self.kept_responses.note(flight.caller.team, engine.name, answer)
 
     async def _relay(
         self,
@@ -174,6 +182,8 @@ class Relaying:
                 flight.sending = True
                 if not flight.headers_sent:
                     flight.headers_sent = True
+                    if flight.endpoint == "responses":
+                        self._keeps(flight, engine, chunk)
                     await send(
                         {
                             "type": "http.response.start",

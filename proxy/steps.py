@@ -197,13 +197,16 @@ class Steps:
             told = Features(prompt_tokens=0, team=caller.team)
             wishes = msgspec.structs.replace(wishes, policy="pinned")
 
+        among = None
+        if endpoint.name == "responses" and bytes(request.previous_response_id):
+            among = self._keeping(caller, request)
         try:
-            routed = self._decide(flight, told, caller, wishes)
+            routed = self._decide(flight, told, caller, wishes, among=among)
         except NoBackendWithinLimits:
             # What was left of a budget when its last request came may have changed since.
             if self.router.budgets_left.pop((caller.team, caller.key_id), None) is None:
                 raise
-            routed = self._decide(flight, told, caller, wishes)
+            routed = self._decide(flight, told, caller, wishes, among=among)
         key = None
         if endpoint.text and cache.cacheable(request, body, endpoint.name, self.settings.cache):
             flight.cache = "miss"
@@ -232,14 +235,14 @@ class Steps:
                     until_s = min(spent.charge.period.end_s for spent in admitted.admission.spent)
                     self.router.budgets_left[caller.team, caller.key_id] = budget_left, until_s
                 if thriftier is not None or routed.needs.budget_left:
-                    routed = self._decide(flight, told, caller, wishes, budget_left)
+                    routed = self._decide(flight, told, caller, wishes, budget_left, among)
         if self.router.budgets_left and (admitted is None or not admitted.charges):
             self.router.budgets_left.pop((caller.team, caller.key_id), None)  # it has none any more
         keep = None if wishes.no_store else admitted
         if caller.judged_share and self.judging is not None and endpoint.chat:
             flight.sample = self.judging.sample(caller, body)
 
-        if self.router.pool.fallbacks:
+        if self.router.pool.fallbacks and among is None:
             flight.instead = partial(self._instead, told, caller, wishes)
         watching = self._watch(flight, receive)
         try:
@@ -256,11 +259,19 @@ class Steps:
         caller: Caller,
         wishes: Wishes,
         budget_left: float | None = None,
+        among: Sequence[Engine] | None = None,
     ) -> Routed:
         flight.policy = wishes.policy or caller.policy or self.router.default_policy
-        routed = self._routed(flight, told, caller, wishes, budget_left=budget_left)
+        routed = self._routed(flight, told, caller, wishes, budget_left=budget_left, among=among)
         flight.follow(routed)
         return routed
+
+    def _keeping(self, caller: Caller, request: Peek) -> Sequence[Engine] | None:
+        """The one backend that can go on from an earlier response; None where nobody knows."""
+        quoted = bytes(request.previous_response_id)
+        name = self.relaying.kept_responses.holder(caller.team, quoted)
+        found = [e for e in self.router.pool.serving(request.model or "") if e.name == name]
+        return found or None
 
     def _instead(
         self, told: Features, caller: Caller, wishes: Wishes, flight: Flight
