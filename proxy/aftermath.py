@@ -36,7 +36,8 @@ class Aftermath:
             self.router.promises.gave(record.team, policy, need.promised, record.quality)
         if need.canary is not None:
             # Where it failed and another answered, the client saw nothing of it; it failed still.
-            ok = record.outcome == "ok" and flight.served_by == decision.chosen
+            meant = (decision.chosen, decision.escalate_to)  # the second of a cascade, too
+            ok = record.outcome == "ok" and flight.served_by in meant
             self.canaries.finished(policy, decision.arm, ok, record.latency_s)
 
     def scored(self, record: UsageRecord, score: float, before: float | None = None) -> None:

@@ -139,6 +139,21 @@ def test_bands_widen_by_themselves_when_a_new_kind_of_traffic_breaks_them() -> N
     assert 0.75 <= sum(inside[150:]) / 450 <= 0.87
 
 
+@pytest.mark.parametrize(("before", "after"), [(800, 6400), (200, 4000)])
+def test_totals_are_right_again_soon_after_another_kind_of_traffic(before: int, after: int) -> None:
+    rng = random.Random(8)
+    estimator = LengthEstimator()
+    for _ in range(300):
+        estimator.learn(BF16, CHAT, rng.lognormvariate(log(before), 0.5))
+    said = came = 0.0
+    for answer in range(300):
+        length = rng.lognormvariate(log(after), 0.5)
+        if answer >= 100:
+            said, came = said + one(estimator, CHAT, BF16).mean, came + length
+        estimator.learn(BF16, CHAT, length)
+    assert said == pytest.approx(came, rel=0.25)
+
+
 def test_the_caps_of_answers_are_known() -> None:
     capped = Features(prompt_tokens=10, task="chat", text="Hello", max_tokens=50)
     low, mid, high, mean = one(LengthEstimator(), capped, BF16)
