@@ -148,6 +148,18 @@ class WindowIntake:
         with self._lock:
             return {n: b.status for n, b in self._books.items() if b.status.last_heard_s}
 
+    def silent(self) -> dict[str, float | None]:
+        """The nodes of agents that have not been heard of since the start, with the end of their
+        newest window where that is remembered."""
+        with self._lock:
+            named = {node for _, nodes in self._tokens for node in nodes or ()}
+            expected = {node: self._books.get(node) for node in named & set(self.known_nodes)}
+            return {
+                node: None if book is None else book.status.last_end_s
+                for node, book in expected.items()
+                if book is None or not book.status.last_heard_s
+            }
+
     # --- the rules
 
     def _take(

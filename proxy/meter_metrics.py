@@ -29,6 +29,7 @@ class MeterMetrics(Collector):
     ) -> None:
         self._intake, self._meters = intake, meters
         self._unix_s, self._own = unix_s, own or own_meter()
+        self._start_s = unix_s()
 
     def collect(self) -> Iterator[Metric]:
         yield from self._windows()
@@ -86,6 +87,8 @@ class MeterMetrics(Collector):
             if status.clock_off_s is not None:
                 clock.add_metric([node], status.clock_off_s)
             missing.add_metric([node], status.missing)
+        for node, last_end_s in sorted(self._intake.silent().items()):  # dead before our start
+            age.add_metric([node], now_s - (self._start_s if last_end_s is None else last_end_s))
         yield from (age, clock, missing)
 
     def _local(self) -> Iterator[Metric]:

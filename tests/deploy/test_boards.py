@@ -13,10 +13,12 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
+from meters.intake import WindowIntake
 from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from proxy.carbon_metrics import CarbonMetrics
 from proxy.dashboard.sites import Sites
+from proxy.meter_metrics import MeterMetrics
 from proxy.tallies import Spread, Tally
 from proxy.telemetry import Telemetry
 from tests.prepare import promtool
@@ -46,6 +48,9 @@ def exported() -> dict[str, set[str]]:
         }.get(metric._type, [metric._name])
         for name in names:
             found[name] = {*metric._labelnames, "le", "instance", "job"}
+    for family in MeterMetrics(WindowIntake({}, set(), lambda: 0.0, print), list).collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = {*family._labelnames, "instance", "job"}
     return found
 
 
@@ -133,7 +138,7 @@ def checked(*arguments: str) -> str:
 
 @with_promtool
 def test_prometheus_itself_takes_the_rules_and_the_scrape() -> None:
-    assert "7 rules found" in checked(
+    assert "12 rules found" in checked(
         "check", "rules", str(DEPLOY / "prometheus/joulegate.rules.yml")
     )
     checked("check", "config", str(DEPLOY / "prometheus/prometheus.yml"))
@@ -193,6 +198,46 @@ def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
         ),
         case(
             "JoulegateServesSimulatedEngines", {"joulegate_simulated_backends": "1x30"}, "5m", "15m"
+        ),
+        case(
+            "JoulegateIsNotScraped",
+            {'joulegate_requests_in_flight{instance="a"}': "0x10 stale"},
+            "10m",
+            "20m",
+        ),
+        case(
+            "JoulegateBackendDoesNotAnswer",
+            {
+                'joulegate_backend_healthy{backend="a",instance="1"}': "1x30",
+                'joulegate_backend_healthy{backend="b",instance="1"}': "1x30",
+                'joulegate_backend_healthy{backend="b",instance="2"}': "1x5 0 1x3 0x20",
+            },
+            "12m",
+            "20m",
+        ),
+        case(
+            "JoulegateManyRequestsFail",
+            {
+                'joulegate_requests_total{outcome="ok"}': "0+100x60",
+                'joulegate_requests_total{outcome="failed"}': "0+1x20 30+10x40",
+            },
+            "20m",
+            "50m",
+        ),
+        case(
+            "JoulegateMeterIsSilent",
+            {
+                'joulegate_meter_age_seconds{node="gpu-1"}': "2x30",
+                'joulegate_meter_age_seconds{node="gpu-2"}': "2x10 60+60x20",
+            },
+            "14m",
+            "25m",
+        ),
+        case(
+            "JoulegateMeterHasProblems",
+            {'joulegate_meter_problems{node="gpu-1"}': "0x5 1x30"},
+            "14m",
+            "20m",
         ),
         case("JoulegateDegraded", {'joulegate_degraded{part="redis"}': "0x10 1x20"}, "10m", "20m"),
     ]

@@ -59,6 +59,22 @@ def test_windows_refusals_and_clocks_are_on_the_page() -> None:
         assert line in page, line
 
 
+def test_an_agent_that_was_never_heard_of_is_as_old_as_the_start_or_its_last_window() -> None:
+    nodes = {"gpu-1", "gpu-2", "gone"}
+    intake = WindowIntake({"t": nodes}, {"gpu-1", "gpu-2", "local"}, lambda: NOW_S, lambda _: None)
+    remembered = window(0, 5.0)
+    intake.remember(remembered)
+    now_s = NOW_S
+    metrics = MeterMetrics(intake, list, lambda: now_s)
+    now_s += 100.0
+    page = page_of(metrics)
+    age_s = now_s - remembered.end_s
+    assert f'joulegate_meter_age_seconds{{node="gpu-1"}} {age_s}' in page
+    assert 'joulegate_meter_age_seconds{node="gpu-2"} 100.0' in page
+    assert "gone" not in page
+    assert "local" not in page
+
+
 def test_a_meter_here_that_cannot_read_is_a_problem() -> None:
     intake = WindowIntake({}, set(), lambda: NOW_S, lambda _: None)
     local = LocalMeter(MeterSettings(node="here", meter="none", host="none"))
