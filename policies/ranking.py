@@ -162,7 +162,8 @@ class Ranked:
                 of = _moved(request, candidate, of)
             key = value = score(request, of)
             if session_at is not None and self.session == HOLD:
-                if home(candidate.backend) == session_at:
+                # One that sleeps has let go of its cache.
+                if home(candidate.backend) == session_at and not candidate.load.asleep:
                     key = -HELD if value == INF else value - HELD
             elif name == last_at and self.hysteresis and value != INF:
                 key = self.handicap(value, self.hysteresis)
@@ -292,7 +293,10 @@ def _moving_energy_j(
     """What the move adds, when there is one; else what one to the next in order would add."""
     if request.session_backend is None:
         return None
-    at_home = {c.backend.name for c in candidates if home(c.backend) == request.session_backend}
+    homes = [c for c in candidates if home(c.backend) == request.session_backend]
+    if any(c.load.asleep for c in homes):
+        return None  # there is nothing to leave
+    at_home = {c.backend.name for c in homes}
     names = [name for _, _, name, _ in ranked if name not in at_home]
     if not names:
         return None

@@ -38,11 +38,12 @@ STAYING = Moving(0.0, 0.0)
 def moving(request: Request, candidate: Candidate) -> Moving | None:
     """What serving the session on ``candidate`` adds; None when its hardware is not known.
 
-    Nothing for the backend the session is on, and for requests that have no cached prefix.
+    Nothing for the backend the session is on, unless it went to sleep and let go of its cache, and
+    for requests that have no cached prefix.
     """
     tokens = request.features.cached_prompt_tokens
-    backend = candidate.backend
-    if request.session_backend in (None, home(backend)) or tokens <= 0:
+    backend, at = candidate.backend, request.session_backend
+    if at is None or tokens <= 0 or (home(backend) == at and not candidate.load.asleep):
         return STAYING
     gpu, model = backend.gpu, backend.model
     if gpu is None or model is None or gpu.fp16_tflops <= 0.0:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from estimators.types import GpuFacts, ModelFacts
+from estimators.types import GpuFacts, Load, ModelFacts
 from policies.least_energy import LeastEnergy
-from policies.session import FREE, HOLD, STAYING, moving, turns_to_come
+from policies.session import FREE, HOLD, STAYING, WEIGH, moving, turns_to_come
 from policies.types import Limits, Request
 from tests.policies.candidates import candidate, request
 
@@ -86,3 +86,13 @@ def test_prefilling_again_is_held_against_the_limit_on_the_first_token() -> None
     decision = LeastEnergy(session=FREE).choose(in_session(20_000), [HERE, THERE], quick)
     assert decision.chosen == "here"
     assert [r.code for r in decision.rejections] == ["ttft_over_limit"]
+
+
+def test_a_session_is_not_held_where_the_engine_sleeps() -> None:
+    """Its cache went with it: staying would wake it, and prefill all the same."""
+    asleep = candidate("here", marginal_j=30, load=Load(asleep=True), **FACTS)
+    assert moving(in_session(), asleep) == moving(in_session(), THERE)
+    for session in (HOLD, WEIGH):
+        decision = LeastEnergy(session=session).choose(in_session(), [asleep, THERE], Limits())
+        assert (decision.chosen, decision.kept) == ("there", None)
+        assert decision.moving_energy_j is None
