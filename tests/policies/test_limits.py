@@ -33,6 +33,17 @@ def test_quality_is_held_against_the_low_end_of_the_band() -> None:
     assert codes(request(), [unsure], Limits(min_quality=0.7, cautious=False)) == {}
 
 
+def test_what_is_just_at_a_limit_is_within_it() -> None:
+    at = candidate(quality=0.5, energy_j=8, spread=0.0, context_tokens=4096)
+    for limit in (
+        Limits(min_quality=0.5),
+        Limits(max_energy_j=8),
+        Limits(min_context_tokens=4096),
+    ):
+        assert codes(request(), [at], limit) == {}
+    assert codes(request(), [at], Limits(min_context_tokens=4097)) != {}
+
+
 @pytest.mark.parametrize(
     ("limit", "figure"),
     [

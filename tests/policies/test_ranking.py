@@ -79,6 +79,16 @@ def test_a_sleeping_engine_is_left_asleep_until_the_awake_ones_do_not_fit() -> N
     assert LeastEnergy().choose(request(), [asleep, awake], quick).chosen == "asleep"
 
 
+def test_waking_an_engine_costs_for_each_of_its_cards() -> None:
+    one, four = (
+        figures(candidate(num_gpus=cards, load=Load(asleep=True, known=True))).energy_j
+        for cards in (1, 4)
+    )
+    awake = figures(candidate(num_gpus=4)).energy_j
+    assert four - awake == pytest.approx(4 * (one - awake))
+    assert one > awake
+
+
 def test_attributed_energy_stands_in_for_an_unknown_marginal_one() -> None:
     fleet = [candidate("a", energy_j=5), candidate("b", energy_j=3)]
     fleet = [
