@@ -121,6 +121,7 @@ class Needs(msgspec.Struct, frozen=True):
     over to looks at."""
 
     beyond: bool = False  # see Book.looks_beyond
+    measured_by: tuple[str, ...] = ()  # backends or models that a share of quality is meant of
     budget_left: bool = False
     promised: float | None = None
     cascade: Checks | None = None
@@ -155,6 +156,7 @@ class Book(msgspec.Struct, frozen=True):
 
         return Needs(
             beyond=self.looks_beyond(name),
+            measured_by=tuple({p.limits.relative_to: 0 for p in parts if p.limits.relative_to}),
             budget_left=any(c.budget_left is not None for p in parts for c in p.conditions),
             promised=first("promised"),
             cascade=first("cascade"),

@@ -259,8 +259,11 @@ def _relatively_below(
     candidate: Candidate, share: float, reference: float | None, cautious: bool
 ) -> Rejection | None:
     band = candidate.estimate.quality
-    if band is None or reference is None:
+    if band is None:
         return _unknown(candidate.backend, "quality")
+    if reference is None:
+        message = "nobody knows the quality of what its own is to be a share of"
+        return Rejection(candidate.backend.name, "quality_unknown", message)
     # The reference is itself: its band says how well it is known, not how it differs from itself.
     value = band.low if cautious and band.mid != reference else band.mid
     if value >= share * reference:

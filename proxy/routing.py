@@ -177,12 +177,18 @@ class Router:
             engines = engines + [
                 e for e in self.pool.everything if e.name not in known and e.available(now_s)
             ]
+        every = self.pool.everything if need.beyond else self.pool.serving(asked)
+        down: list[Engine] = []
+        if len(every) > len(engines) and among is None:
+            down = _measures(every, engines, need.measured_by, asked)
         if wishes.task is not None:
             features = msgspec.structs.replace(features, task=wishes.task)
         flow = (caller.team, features.task, policy.name)
         candidates = self.candidates(features, engines, now_s, estimated, asked=asked)
+        away = self.candidates(features, down, now_s, estimated, asked=asked) if down else ()
         if wishes.qualities:
             candidates = stated(candidates, wishes.qualities, caller.limits)
+            away = stated(away, wishes.qualities, caller.limits)
         shorter: dict[str, AnswerBudget] = {}
         if need.answer_budgets and caller.answer_budgets and checkable:
             candidates += self.shorter(need.answer_budgets, candidates, features, shorter)
@@ -207,6 +213,7 @@ class Router:
             previous_backend=self.previous.get(flow),
             intensity_g_per_kwh=self.intensity_g_per_kwh,
             without_us=self.default_counterfactual,
+            references=away,
             draw=self._random.random() if draw is None else draw,
             quality_debt=debt,
             canary_share=(
@@ -221,7 +228,15 @@ class Router:
             ),
         )
         try:
-            decision = policy.choose(request, candidates, limits)
+            try:
+                decision = policy.choose(request, candidates, limits)
+            except NoBackendWithinLimits:
+                if not down:
+                    raise
+                # Trying what is cooling down is better than refusing, here too.
+                engines, candidates = [*engines, *down], (*candidates, *away)
+                request = msgspec.structs.replace(request, references=())
+                decision = policy.choose(request, candidates, limits)
         except NoBackendWithinLimits as nothing:
             nothing.candidates = candidates
             candidates, why = given_the_doubt(request, candidates, nothing)
@@ -324,6 +339,19 @@ class Router:
             local = datetime.fromtimestamp(unix_s, UTC).astimezone(ZoneInfo(zone))
             known = self._hours[zone] = (since_1970, local.hour)
         return known[1]
+
+
+def _measures(
+    every: Sequence[Engine], engines: Sequence[Engine], named: Sequence[str], asked: str
+) -> list[Engine]:
+    """Those that cannot be chosen now, and that a share of quality is meant of all the same: a
+    limit is no lower while they are away."""
+    names = named if is_open(asked) else (*named, asked)
+    return [
+        engine
+        for engine in every
+        if engine not in engines and any(serves(engine.facts, name) for name in names)
+    ]
 
 
 def stated(

@@ -379,3 +379,27 @@ def test_an_open_request_that_is_held_out_goes_where_the_books_say(
         assert record.backend == ("m@small" if record.arm == "hold_out" else "m@large")
         entry = kept(running, reply)
         assert replay_decision(entry, running.proxy.router.policies) == entry.decision
+
+
+def test_a_share_of_quality_is_of_a_backend_that_is_away_too(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    """A limit is no lower while what it is measured by is away, and nothing is refused for it."""
+    strict = {"min_quality": "97 % of asked", "judge": "expected"}
+    policies = {
+        "strict": {"limits": strict},
+        "lenient": {"limits": strict, "otherwise": "pinned"},
+        "most": {"limits": {"min_quality": "60 % of m@large", "judge": "expected"}},
+    }
+    running = joulegate(both(small, large, policies=policies))
+    assert running.proxy is not None
+    running.proxy.pool.by_name["m@large"].cooldown_until_s = time.monotonic() + 600.0
+    served = {}
+    for policy in ("most", "lenient", "strict"):
+        reply = running.post(ASK, headers={"x-joulegate-policy": policy})
+        served[policy] = reply.header("x-joulegate-backend")
+        entry = kept(running, reply) if policy == "strict" else None
+        assert entry is None or replay_decision(entry, running.proxy.router.policies) == (
+            entry.decision
+        )
+    assert served == {"most": "m@small", "lenient": "m@small", "strict": "m@large"}
