@@ -14,6 +14,7 @@ import os
 import re
 import sys
 from collections.abc import AsyncIterator, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from multidict import CIMultiDict
@@ -21,7 +22,7 @@ from multidict import CIMultiDict
 from proxy.backends import Engine
 from proxy.errors import upstream_failed
 from proxy.providers import messages_streams
-from proxy.providers.refusals import Refusal, refusal_of, refused
+from proxy.providers.refusals import Refusal, refusal_of, refused, untranslatable
 
 log = logging.getLogger("joulegate.litellm")
 
@@ -125,6 +126,12 @@ CLIENTS_OWN = {
     "RateLimitError": 429,
 }
 LOGGERS = ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")
+UNTRANSLATABLE = (
+    "The request cannot be translated for the backend {}: a field of it has not the shape that it "
+    "should have."
+)
+SENT: ContextVar[list[object] | None] = ContextVar("SENT", default=None)  # by the call under way
+
 _sdk: Any = None
 
 
@@ -142,9 +149,25 @@ def sdk() -> Any:
         _sdk.disable_hf_tokenizer_download = True
         _sdk.use_chat_completions_url_for_anthropic_messages = True
         sys.modules[messages_streams.INSTEAD_OF] = messages_streams
+        _notice_what_is_sent()
         # What its first call imports takes a second, of which the event loop should know nothing.
         _sdk.completion(model="openai/any", messages=[], mock_response="warm")
     return _sdk
+
+
+def _notice_what_is_sent() -> None:
+    """From now on every call knows whether it sent anything: the SDK falls over a request that it
+    cannot translate as it does over an answer that it cannot read."""
+    client: Any = importlib.import_module("httpx").AsyncClient  # the SDK's own
+    send = client.send
+
+    async def noticed(self: object, *given: Any, **named: Any) -> Any:
+        sent = SENT.get()
+        if sent is not None:
+            sent.append(self)
+        return await send(self, *given, **named)
+
+    client.send = noticed
 
 
 class Bridged:
@@ -225,6 +248,8 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     if settings.url:
         fields["api_base"] = settings.url
     stream = bool(fields.get("stream"))
+    sent: list[object] = []
+    SENT.set(sent)
     try:
         answer = await call(**fields)
         if stream:
@@ -234,6 +259,8 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         raise
     except Exception as error:
         log.info("%s refused: %s", engine.name, type(error).__name__)
+        if not sent and untranslatable(error):
+            return _told(refused(400, UNTRANSLATABLE.format(engine.name)))
         return _told(refusal_of(error, engine.name, settings.api_key, path, over_chat))
     if stream:
         return Bridged(200, "text/event-stream", _unbroken(first, coming, path.lstrip("/")))
@@ -276,7 +303,7 @@ def malformed(path: str, fields: Mapping[str, Any]) -> str | None:
             return name
     if path == "/messages":
         for name in ("messages", "max_tokens"):
-            if fields.get(name) is None:
+            if fields.get(name) in (None, []):
                 return name
     given = fields.get("input")
     if path == "/responses" and not (isinstance(given, str) or _are_objects(given)):

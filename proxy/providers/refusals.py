@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import pydantic
+
 from proxy.errors import ApiError, upstream_failed, upstream_timeout, upstream_unreachable
 
 Named = list[tuple[str, str]]
@@ -24,6 +26,15 @@ _NOBODY_THERE = re.compile(
     r"cannot connect to|connection (?:error|refused)|connect call failed", re.I
 )
 _CLOSED = re.compile(r"server disconnected|connection reset|peer closed|payload is not", re.I)
+# What Python raises where something has another shape than expected; no lack of keys or packages.
+_MISTAKEN = (
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    json.JSONDecodeError,
+    pydantic.ValidationError,
+)
 # What the SDK puts before and after a provider's words.
 _BEFORE = re.compile(
     r"^(?:(?:litellm\.)?\w+(?:Error|Exception): |\w*(?:Exception|Error)(?: \w+Error)? - )+"
@@ -83,6 +94,12 @@ def refusal_of(error: Exception, backend: str, key: str | None, path: str, bridg
         words = _AFTER.sub("", _BEFORE.sub("", said))[:LONGEST_WORDS]
     words = words.replace(key, "REDACTED") if key else words
     return Refusal(status, in_openais_shape(status, words, told, _code_of(error)), headers)
+
+
+def untranslatable(error: Exception) -> bool:
+    """Whether the SDK fell over something that was not what it took it for."""
+    *_, first = _behind(error)
+    return isinstance(first, _MISTAKEN) or type(first) is Exception  # of no kind: its own
 
 
 def refused(status: int, message: str) -> Refusal:

@@ -372,3 +372,33 @@ def test_refusals_of_every_shape_are_told_in_the_providers_words(
     refused = running.post({**CHAT, "model": "tiny"})
     assert (str(refused.status), refused.code) == (status[:3], code)
     assert refused.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("path", "odd"),
+    [
+        ("/v1/chat/completions", {"tools": [{"type": "function"}]}),
+        ("/v1/chat/completions", {"response_format": {"type": "json_schema"}}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "odd"}]}]}),
+        ("/v1/messages", {"metadata": 5}),
+        ("/v1/responses", {"input": "hello", "reasoning": 5}),
+    ],
+)
+def test_a_request_that_cannot_be_translated_takes_no_backend_from_the_others(
+    joulegate: Start, provider: Upstream, path: str, odd: dict[str, object]
+) -> None:
+    running = start_with(joulegate, provider)
+    for _ in range(4):
+        refused = running.post({**MESSAGES, **odd}, path=path)
+        assert (refused.status, refused.code) == (400, "400")
+    assert provider.received == []
+    provider.play([response("200 OK", "application/json", json.dumps(MESSAGE).encode())])
+    assert running.post(CHAT).status == 200
+
+
+def test_an_answer_that_cannot_be_read_is_no_mistake_of_the_client(
+    joulegate: Start, provider: Upstream
+) -> None:
+    provider.play([response("200 OK", "application/json", b'{"content": 5}')])
+    refused = start_with(joulegate, provider).post(CHAT)
+    assert (refused.status, refused.code) == (502, "upstream_failed")
