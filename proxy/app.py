@@ -525,6 +525,7 @@ class Proxy:
             lambda: self.settings.default_policy,
             self.estimator,
             lambda team: auth.limits_of(self.directory.teams.get(team, Team()).limits),
+            lambda team: self.directory.teams.get(team, Team()).timezone,
         )
         dashboard = Dashboard(
             self.snapshots,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import func, select
 
@@ -39,6 +40,7 @@ class TeamReplay:
         first: Callable[[], str],
         estimator: Estimating,
         limits: Callable[[str], Limits],
+        zone: Callable[[str], str] = lambda team: "UTC",
     ) -> None:
         self._ledger = ledger
         self._backends = backends
@@ -46,6 +48,7 @@ class TeamReplay:
         self._first = first
         self._estimator = estimator
         self._limits = limits
+        self._zone = zone
         self._kept: dict[tuple[str, float, float], tuple[float, list[PolicyOutcome]]] = {}
         self._one_at_a_time = threading.Lock()
 
@@ -107,7 +110,8 @@ class TeamReplay:
             c.prompt_tokens.is_not(None),
             c.output_tokens.is_not(None),
         )
-        columns = c.start_s, c.prompt_tokens, c.output_tokens, c.task, c.model_asked
+        columns = c.start_s, c.prompt_tokens, c.output_tokens, c.task, c.model_asked, c.tags
+        zone = ZoneInfo(self._zone(team))
         with ledger.database.read() as connection:
             count = int(connection.scalar(select(func.count()).where(*rules)) or 0)
             latest = select(*columns).where(*rules).order_by(c.start_s.desc()).limit(MOST_REQUESTS)
@@ -120,9 +124,10 @@ class TeamReplay:
                 team=team,
                 task=task,
                 asked=asked or "auto",
-                hour=datetime.fromtimestamp(at_s, UTC).hour,
+                hour=datetime.fromtimestamp(at_s, zone).hour,
+                tags=tuple(tags.split(",")) if tags else (),
             )
-            for at_s, prompt, output, task, asked in rows
+            for at_s, prompt, output, task, asked, tags in rows
         ], count
 
 

@@ -60,3 +60,20 @@ def test_a_team_without_traffic_has_nothing_to_replay(replayed: TeamReplay) -> N
 def test_what_was_replayed_is_kept_for_a_while(replayed: TeamReplay) -> None:
     once = replayed("search", MONTH.start_s, MONTH.end_s)
     assert replayed("search", MONTH.start_s, MONTH.end_s) is once
+
+
+def test_hours_are_of_the_teams_day(ledger: Ledger) -> None:
+    hours = []
+    for zone in ("UTC", "Asia/Kolkata"):
+        replays = TeamReplay(
+            lambda: ledger,
+            lambda: BACKENDS,
+            lambda: {"pinned": Pinned()},
+            lambda: "pinned",
+            EnergyEstimator(),
+            lambda team: Limits(),
+            lambda team, zone=zone: zone,
+        )
+        trace, _ = replays.trace("search", MONTH.start_s, MONTH.end_s)
+        hours.append([arrival.hour or 0 for arrival in trace])
+    assert {(there - here) % 24 for here, there in zip(*hours, strict=True)} == {5, 6}
