@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -261,6 +263,60 @@ def divide(
     return books.attributions[0]
 
 
+class Turn:
+    """Who reads the meters for a state folder: one process at a time, or each joule would be on the
+    books as often as there are processes."""
+
+    def __init__(self, path: Path, every_s: float = 1.0) -> None:
+        self._path, self._every_s = path, every_s
+        self._held: int | None = None
+        self._ended = threading.Event()
+        self._waiting: threading.Thread | None = None
+
+    def take(self) -> bool:
+        """Whether it is ours; also where nobody can tell."""
+        if self._held is not None:
+            return True
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            held = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            log.debug("no lock can be had in %s (%s)", self._path, error)
+            return True
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(held)
+            return False
+        self._held = held
+        return True
+
+    def wait(self, start: Callable[[], None]) -> None:
+        """Call ``start``, in a thread, once the other process has ended."""
+        if self._waiting is not None and self._waiting.is_alive():
+            return
+        log.warning(
+            "Another process reads the meters for %s: this one begins when that ends. Give each "
+            "Joulegate a state_dir of its own, and each meter to one of them.",
+            self._path.parent,
+        )
+
+        def look() -> None:
+            while not self._ended.wait(self._every_s):
+                if self.take():
+                    start()
+                    return
+
+        self._waiting = threading.Thread(target=look, name="meters-turn", daemon=True)
+        self._waiting.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
 class Measuring:
     """Starts and stops the meters of backends that run on this machine."""
 
@@ -271,6 +327,7 @@ class Measuring:
         self._wanted, self._sharing = wanted(settings), sharing(settings)
         self._lock = threading.Lock()  # held while meters are started or ended
         self._ended = False
+        self._turn = Turn(Path(settings.state_dir) / "meters.lock")
 
     def start(self) -> None:
         """Read what can be read; what cannot is said once and leaves figures estimated."""
@@ -278,6 +335,11 @@ class Measuring:
             self._start()
 
     def _start(self) -> None:
+        if not self._wanted or self._ended:
+            return
+        if not self._turn.take():
+            self._turn.wait(self.start)
+            return
         read: list[tuple[str, MeterSource]] = []  # what is read already, and for which node
         for backend, source in self._wanted:
             node = backend.node or backend.full_name
@@ -325,6 +387,7 @@ class Measuring:
         with self._lock:
             self._ended = True
             self._stop()
+            self._turn.end()
 
     def _stop(self) -> None:
         for meter in self.meters:

@@ -1,5 +1,7 @@
 """Learning in the proxy: windows teach, what was taught is told, and is there after a restart."""
 
+import time
+
 import msgspec
 import pytest
 
@@ -223,3 +225,29 @@ def test_engines_on_one_node_are_all_asked_for_their_counters():
             backends[2].full_name: "http://a:2/metrics",
         }
     }
+
+
+def test_one_process_at_a_time_reads_the_meters_of_a_state_folder(tmp_path, caplog):
+    backend = BackendSettings(
+        model="tiny", url="http://127.0.0.1:9/v1", meter=MeterSource(kind="none")
+    )
+    settings = Settings(backends=[backend], state_dir=str(tmp_path))
+    first, second = (Measuring(settings, Pool(), lambda _: None) for _ in range(2))
+    second._turn._every_s = 0.02
+    first.start()
+    second.start()
+    second.restart(settings)  # as a reload does
+    assert [len(one.meters) for one in (first, second)] == [1, 0]
+    assert caplog.text.count("Another process reads the meters") == 1
+    first.restart(settings)
+    first.stop()
+    until_s = time.monotonic() + 10
+    while not second.meters:
+        assert time.monotonic() < until_s, "it does not begin"
+        time.sleep(0.01)  # until the other thread has looked
+    second.stop()
+    third = Measuring(settings, Pool(), lambda _: None)
+    third.start()
+    assert len(third.meters) == 1
+    third.stop()
+    assert not third.meters
