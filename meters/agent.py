@@ -23,6 +23,7 @@ from meters.offset import ClockOffset
 from meters.settings import AgentSettings
 from meters.spool import Batch, Spool
 from meters.types import Meter, Window
+from meters.unreadable import UNREADABLE
 
 log = logging.getLogger("joulegate.meters")
 
@@ -99,7 +100,7 @@ class Agent:
             raise _NotSent(_advice(status, body))
         try:
             verdict = msgspec.json.decode(body, type=Verdict)
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise _NotSent("The answer is no verdict. Is proxy_url a Joulegate?") from None
         for refused in verdict.refused:
             log.warning("window %s was refused: %s", refused.window_id, refused.reason)
@@ -119,7 +120,7 @@ class Agent:
             try:
                 said: dict[str, float] = msgspec.json.decode(body, type=dict[str, float])
                 self._offset.add(before_s, said["unix_s"], after_s)
-            except (msgspec.MsgspecError, KeyError):
+            except (*UNREADABLE, KeyError):
                 raise _NotSent("/meters/clock gives no time. Is proxy_url a Joulegate?") from None
         self._clock_asked_s = self._now_s()
 
@@ -193,7 +194,7 @@ def _moved(window: Window, by_s: float) -> Window:
 def _advice(status: int, body: bytes) -> str:
     try:
         message = msgspec.json.decode(body, type=Verdict).message
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         message = None
     if status in _PERSON and message is None:
         message = "Check proxy_url and token."

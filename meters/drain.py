@@ -33,6 +33,7 @@ from meters.journal import (
     write_cursor,
 )
 from meters.types import Attribution, UsageRecord, Window
+from meters.unreadable import UNREADABLE
 
 log = logging.getLogger("joulegate.drain")
 
@@ -273,7 +274,7 @@ class _Batch:
         for end, kind, payload in frames(data):
             try:
                 self.entries.append(decode(kind, payload))
-            except msgspec.DecodeError:
+            except UNREADABLE:
                 log.error("An entry of %s cannot be read", segment_path(folder, number))
             if len(self.entries) >= BATCH:
                 self.end = Position(number, start + end)

@@ -35,6 +35,7 @@ import msgspec
 
 from meters.node_book import NodeBook, NodeStatus
 from meters.types import EngineWork, Evidence, Window
+from meters.unreadable import UNREADABLE
 
 MAX_BATCH_BYTES = 8_000_000
 CLOCK_TOLERANCE_S = 5.0
@@ -106,7 +107,7 @@ class WindowIntake:
             return self._say(413, f"A batch has at most {MAX_BATCH_BYTES} bytes.")
         try:
             submission = self._decoder.decode(payload)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             self.counts["refused", "malformed"] += 1
             return self._say(400, f"Not a batch of windows: {error}.")
         verdict = Verdict()

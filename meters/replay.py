@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from meters.types import EngineCounters, Evidence, MeterUnavailable, Reading
+from meters.unreadable import UNREADABLE
 
 
 class RecordingHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +74,7 @@ def read_recording(path: str | Path) -> tuple[RecordingHeader, Iterator[Recordin
         raise BadRecording(f"{path}: {error.strerror or error}. Name a readable file.") from None
     try:
         header = _header.decode(first)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise BadRecording(f"{path}, line 1: not a recording's header ({error}).") from None
     if header.recording != 1:
         raise BadRecording(f"{path}: recording format {header.recording}; this version reads 1.")
@@ -88,7 +89,7 @@ def _lines(path: str | Path) -> Iterator[RecordingLine]:
                 continue
             try:
                 line = _line.decode(text)
-            except msgspec.MsgspecError as error:
+            except UNREADABLE as error:
                 raise BadRecording(f"{path}, line {number}: {error}.") from None
             if line.at_s < before_s:
                 raise BadRecording(f"{path}, line {number}: time goes back.")

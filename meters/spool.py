@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from meters.types import Window
+from meters.unreadable import UNREADABLE
 
 log = logging.getLogger("joulegate.meters")
 
@@ -147,6 +148,6 @@ class Spool:
         for line in path.read_bytes().splitlines():
             try:
                 windows.append(self._decoder.decode(line))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 log.warning("%s: a torn line is left out", path.name)
         return windows

@@ -35,6 +35,7 @@ from meters.schema import (
     window_totals,
     windows,
 )
+from meters.unreadable import UNREADABLE
 
 FORMAT = "joulegate-ledger-1"
 _PLAIN: tuple[Table, ...] = (
@@ -177,5 +178,5 @@ def _line(value: dict[str, Any]) -> bytes:
 def _object(line: bytes) -> dict[str, Any]:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
-    except msgspec.DecodeError:
+    except UNREADABLE:
         raise BadExport("The export holds a line that is no JSON object.") from None

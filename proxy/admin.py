@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 from msgspec import Meta
 from sqlalchemy.exc import SQLAlchemyError
 
+from meters.unreadable import UNREADABLE
 from proxy.auth import Caller, KeyRing
 from proxy.errors import ApiError, forbidden, invalid_body, not_found
 from proxy.failed_keys import address_of
@@ -254,7 +255,7 @@ async def _body(request: Request, kind: type[T]) -> T:
         return msgspec.json.decode(raw or b"{}", type=kind)
     except msgspec.ValidationError as error:
         raise invalid_body(str(error), code="invalid_type") from None
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         raise invalid_body(f"The body should be JSON: {error}.") from None
 
 

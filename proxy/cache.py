@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import msgspec
 import orjson
 
+from meters.unreadable import UNREADABLE
 from proxy.auth import Caller
 from proxy.features import Peek
 from proxy.settings import Cache
@@ -53,7 +54,7 @@ def unpack(value: bytes) -> Answer | None:
     """The answer in a stored value; None when it is not one (another version's, say)."""
     try:
         return _answer.decode(value)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return None
 
 

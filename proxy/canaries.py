@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import msgspec
 from redis.exceptions import RedisError
 
+from meters.unreadable import UNREADABLE
 from policies.canary import Arm, Canary, Duels
 from policies.language import RollOut
 from proxy.background import ended
@@ -178,7 +179,7 @@ class Canaries:
         for replica, value in (await self.board.all()).items():
             try:
                 seen = _decoder.decode(value)
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue  # another version's
             if replica != self.replica:
                 others[replica] = seen

@@ -19,6 +19,7 @@ import msgspec
 import orjson
 
 from estimators.evaluated import Answered
+from meters.unreadable import UNREADABLE
 from proxy import prompt_set, verdicts
 from proxy.prompt_set import Item
 
@@ -222,7 +223,7 @@ def _kept(path: Path) -> Iterator[Answered]:
         for line in file:
             try:
                 yield msgspec.json.decode(line, type=Answered)
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue  # a line that a broken run left half written
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import msgspec
 
 from estimators.types import Features
+from meters.unreadable import UNREADABLE
 from proxy.errors import ApiError, invalid_body
 
 # What no engine counts to, and what neither a float nor a database's integer holds, is a mistake.
@@ -187,7 +188,7 @@ def peek(body: bytes) -> Peek:
             code="invalid_type",
             param=param,
         ) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise invalid_body(
             f"We could not parse the JSON body of your request: {error}. "
             "Send valid JSON as UTF-8 with content-type application/json."
@@ -246,7 +247,7 @@ def prompt_of(request: Peek) -> Prompt:
     if raw:
         try:
             return _of_messages(_messages.decode(raw), tools, _text_in(request.system))
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        except UNREADABLE:
             return _plain(raw.decode("utf-8", "replace"))
     raw = bytes(request.prompt)
     completes = bool(raw) and not raw.startswith(b"{")
@@ -259,7 +260,7 @@ def prompt_of(request: Peek) -> Prompt:
         if raw[1:].lstrip()[:1] == b"{":
             return _of_messages(_items.decode(raw), tools, _text_in(request.instructions))
         value = _any.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return _plain(raw.decode("utf-8", "replace"))
     texts, tokens = [], 0
     listed = value if isinstance(value, list) else [value]
@@ -384,7 +385,7 @@ def _text_in(raw: msgspec.Raw) -> str:
     given = bytes(raw)
     try:
         return "\n".join(text for text in _texts(_any.decode(given)) if text)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UNREADABLE:
         return given.decode("utf-8", "replace")
 
 

@@ -11,6 +11,8 @@ from typing import BinaryIO, TypeVar
 
 import msgspec
 
+from meters.unreadable import UNREADABLE
+
 T = TypeVar("T")
 
 
@@ -28,7 +30,7 @@ def read_lines(path: str, kind: type[T]) -> Iterator[T]:
     for number, line in _numbered(path):
         try:
             yield decoder.decode(line)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except UNREADABLE as error:
             raise BadLine(f"{path}, line {number}: {explain(error, kind)}") from None
 
 

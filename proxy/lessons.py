@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import msgspec
 from redis.exceptions import RedisError
 
+from meters.unreadable import UNREADABLE
 from proxy.background import ended
 from proxy.siblings import Board
 
@@ -57,7 +58,7 @@ class Lessons:
         for value in await self.board.others(self.replica):
             try:
                 self.pupil.take(_decoder.decode(value))
-            except msgspec.MsgspecError:
+            except UNREADABLE:
                 continue  # another version's
 
     async def _run(self) -> None:

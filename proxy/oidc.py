@@ -24,6 +24,7 @@ from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet
 
+from meters.unreadable import UNREADABLE
 from proxy.sessions import Attempt
 from proxy.settings import Oidc
 
@@ -212,7 +213,7 @@ class Provider:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             log.warning("the provider does not answer (%s)", type(error).__name__)
             raise ProviderRefused("The provider does not answer. Try again shortly.") from None
-        except msgspec.MsgspecError:
+        except UNREADABLE:
             raise ProviderRefused("The provider's answer cannot be read.") from None
 
 

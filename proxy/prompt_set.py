@@ -21,6 +21,7 @@ import msgspec
 import orjson
 
 from estimators.text import coarse_task
+from meters.unreadable import UNREADABLE
 from proxy import sandbox
 
 _FENCE = re.compile(r"```[\w+-]*\n(.*?)```", re.DOTALL)
@@ -101,7 +102,7 @@ def read(path: str) -> list[Item]:
             continue
         try:
             item = msgspec.json.decode(line, type=Item)
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise BadPromptSet(f"{path}, line {number}: {error}") from None
         if (item.prompt is None) == (item.messages is None):
             raise BadPromptSet(f"{path}, line {number}: give 'prompt' or 'messages', one of them")

@@ -6,6 +6,8 @@ from hashlib import blake2b
 
 import msgspec
 
+from meters.unreadable import UNREADABLE
+
 LONGEST = 256  # bytes of a name; OpenAI's own limit is 64 letters
 _name = msgspec.json.Decoder(str)
 
@@ -27,6 +29,6 @@ class Pseudonyms:
             return None
         try:
             name = _name.decode(raw)
-        except msgspec.DecodeError:
+        except UNREADABLE:
             return None
         return blake2b(f"{team}\x1f{name}".encode(), key=self._key, digest_size=9).hexdigest()

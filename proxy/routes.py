@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from meters.intake import WindowIntake
 from meters.receipts import Receipt
+from meters.unreadable import UNREADABLE
 from policies.types import NoBackendWithinLimits
 from proxy import errors, explanation, features, receipts
 from proxy.auth import Caller, KeyRing, key_in
@@ -191,7 +192,7 @@ class Routes:
         caller = self.caller(request)
         try:
             given = msgspec.json.decode(await request.body(), type=dict[str, Any])
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise errors.invalid_body(f"The body should be a JSON object: {error}.") from None
         return answer(await self.feedback(caller, given))
 

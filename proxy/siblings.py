@@ -20,6 +20,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from meters.types import Activity
+from meters.unreadable import UNREADABLE
 from proxy.background import ended
 
 log = logging.getLogger("joulegate.siblings")
@@ -168,7 +169,7 @@ class Siblings:
             for value in await self.board.others(self.replica):
                 try:
                     published = _decoder.decode(value)
-                except msgspec.MsgspecError:
+                except UNREADABLE:
                     continue  # another version's
                 found += published.activities
                 until_s = min(until_s, published.until_s)

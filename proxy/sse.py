@@ -13,6 +13,8 @@ from typing import Annotated, Any, cast
 
 import msgspec
 
+from meters.unreadable import UNREADABLE
+
 MAX_LINE_BYTES = 1_048_576  # beyond this a line is passed on unread: memory stays bounded
 MAX_EVENT_BYTES = 16 * MAX_LINE_BYTES  # and of all its lines together, an event
 EDGE_BYTES = 4_096  # of its beginning and its end, which are read all the same
@@ -164,7 +166,7 @@ def usage_in(body: bytes) -> TokenUsage | None:
     """The ``usage`` of an answer, or None."""
     try:
         return _usage_of(_usage.decode(body).usage)
-    except (msgspec.MsgspecError, RecursionError):
+    except UNREADABLE:
         return None
 
 
@@ -187,7 +189,12 @@ def _usage_of(raw: msgspec.Raw) -> TokenUsage | None:
     try:
         found: TokenUsage | None = _tokens.decode(raw)
     except msgspec.ValidationError:
-        return _salvaged(msgspec.json.decode(raw))
+        try:
+            return _salvaged(msgspec.json.decode(raw))
+        except UNREADABLE:
+            return None
+    except UNREADABLE:
+        return None
     return found
 
 
@@ -357,7 +364,7 @@ class StreamWatcher:
             try:
                 seen = _usage.decode(data)
                 usage = _usage_of(seen.usage)
-            except (msgspec.MsgspecError, RecursionError):
+            except UNREADABLE:
                 seen, usage = _UsageOnly(), None
             if usage is not None:
                 self.usage = usage
@@ -375,7 +382,7 @@ class StreamWatcher:
         """Note what an event says that names its type; whether it is one."""
         try:
             event = _typed.decode(data)
-        except (msgspec.MsgspecError, RecursionError):
+        except UNREADABLE:
             return False
         if event.type is None:
             return False

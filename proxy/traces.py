@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from meters.types import CACHE_HITS
+from meters.unreadable import UNREADABLE
 from policies.replay import Arrival
 
 # Column names by what they mean; the first found counts. TIMESTAMP, ContextTokens and
@@ -129,7 +130,7 @@ def _exported(path: str, most: int | None, asked: str | None, hours: _Hours) -> 
                 if entry.table != "requests":
                     continue
                 row = rows.decode(entry.row)
-            except (msgspec.ValidationError, msgspec.DecodeError) as error:
+            except UNREADABLE as error:
                 raise BadTrace(f"{path}, line {number}: {error}") from None
             if row.prompt_tokens is None or row.output_tokens is None or row.cache in CACHE_HITS:
                 continue

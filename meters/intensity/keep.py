@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from meters.intensity.types import Observation
+from meters.unreadable import UNREADABLE
 
 log = logging.getLogger("joulegate.intensity")
 
@@ -35,7 +36,7 @@ class KeptObservations:
             for line in file:
                 try:
                     found.append(self._decoder.decode(line))
-                except msgspec.DecodeError:
+                except UNREADABLE:
                     bad += 1
         if bad:
             log.warning("%s: %d lines cannot be read and were left out", self._path, bad)

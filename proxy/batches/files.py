@@ -173,14 +173,7 @@ def page(
         later = (c.created_s > at_s) | ((c.created_s == at_s) & (c.id > number))
         earlier = (c.created_s < at_s) | ((c.created_s == at_s) & (c.id < number))
         query = query.where(later if oldest_first else earlier)
-    order = (
-        (c.created_s, c.id)
-        if oldest_first
-        else (
-            c.created_s.desc(),
-            c.id.desc(),
-        )
-    )
+    order = (c.created_s, c.id) if oldest_first else (c.created_s.desc(), c.id.desc())
     return [dict(row) for row in connection.execute(query.order_by(*order).limit(limit)).mappings()]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from meters.unreadable import UNREADABLE
 from proxy.front import ENDPOINTS
 
 # What takes and gives JSON, and needs no backend of its own.
@@ -75,7 +76,7 @@ class Checked:
             return "request_too_large", f"Longer than {self._longest} bytes.", None
         try:
             request = _decode(line)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UNREADABLE as error:
             told = f"Should be a JSON object with custom_id, method, url and body: {error}."
             return "invalid_json_line", told, None
         body = _object(request.body)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.responses import StreamingResponse
 
+from meters.unreadable import UNREADABLE
 from proxy import errors
 from proxy.auth import Caller, KeyRing
 from proxy.batches import upload
@@ -187,7 +188,7 @@ class BatchRoutes:
         body = await request.body()
         try:
             given = msgspec.json.decode(body, type=NewBatch)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except UNREADABLE as error:
             raise errors.invalid_body(f"We could not read the batch: {error}.") from None
         if given.endpoint not in PATHS:
             known = ", ".join(PATHS)
