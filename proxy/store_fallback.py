@@ -26,6 +26,7 @@ _IDS_AT_ONCE = 1_000
 # Going again within so long of coming back is the same trouble: a Redis that is slow now and then
 # would be turned to and from twice a second, each time at the cost of a request's wait.
 _SAME_S = 60.0
+_LONGEST_WORDS = 200  # characters of what Redis said
 _LONGEST = 16  # times probe_s, that it is left alone for then
 
 # A client whose connections are torn down under it also fails in ways of its own (AttributeError):
@@ -156,7 +157,7 @@ class FallbackStore:
             self._level,
             "Redis does not answer (%s): limits, budgets and the cache are kept by each replica "
             "alone until it does.",
-            type(error).__name__,
+            f"{type(error).__name__}: {str(error)[:_LONGEST_WORDS]}",
         )
         if self._changed is not None:
             self._changed(True)

@@ -179,6 +179,26 @@ async def test_a_redis_that_is_slow_now_and_then_is_left_alone_with_one_warning(
     server.close()
 
 
+async def test_what_redis_says_of_a_damaged_counter_is_told(
+    caplog: pytest.LogCaptureFixture, redis_url: str
+) -> None:
+    outage = Outage(redis_url, caplog, holder="damaged")
+    await outage.settle(await outage.ask(), 1.0)
+    with redis.Redis.from_url(redis_url) as client:
+        [*damaged] = [key for key in client.keys("*damaged*") if client.type(key) != b"list"]
+        assert damaged
+        for key in damaged:
+            client.delete(key)
+            client.lpush(key, "garbage")
+        await outage.ask()  # goes on without it
+        assert outage.store.down
+        [warning] = outage.warnings
+        assert "WRONGTYPE" in warning
+        client.delete(*damaged)
+    await outage.until(lambda: not outage.store.down)
+    await outage.store.close()
+
+
 async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
