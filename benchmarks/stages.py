@@ -26,7 +26,7 @@ import uvloop
 from benchmarks.contestants import KEY, joulegate
 from benchmarks.load import template
 from benchmarks.mock_upstream import CHAT
-from proxy import accounts, cache, features, serving
+from proxy import cache, features, serving, usage_records
 from proxy.app import Proxy
 from proxy.flight import Flight
 from proxy.upstream import Upstream
@@ -135,7 +135,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
     wishes = wishes_in({})
     request = features.peek(body)
     prompt = features.prompt_of(request)
-    record = accounts.record_of(flight, proxy.replica)
+    record = usage_records.record_of(flight, proxy.replica)
     assert steps.reading.describe is not None
     describe = steps.reading.describe
 
@@ -159,7 +159,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
         - best_us(lambda: proxy.estimator.estimate(told, facts, loads)),
         "cache key": best_us(lambda: cache.key_of(body, "chat.completions", caller)),
         "limits and budgets": best_us(gate),
-        "record": best_us(lambda: accounts.record_of(flight, proxy.replica)),
+        "record": best_us(lambda: usage_records.record_of(flight, proxy.replica)),
         "journal": best_us(lambda: proxy.journal.write(record)),
         "metrics": best_us(lambda: proxy.carbon.request(flight, record)),
     }

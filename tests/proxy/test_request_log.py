@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from proxy.accounts import record_of
 from proxy.flight import Flight
 from proxy.request_log import line_of
+from proxy.usage_records import record_of
 
 
 def test_a_line_stays_one_line_whatever_the_client_calls_its_model() -> None:
