@@ -26,11 +26,14 @@ CONNECT_S = 5  # how long to wait for PostgreSQL to answer
 class Database:
     """``write()`` gives the one writing transaction, ``read()`` one of many reading ones."""
 
-    def __init__(self, url: str, first: Callable[[Connection], None] | None = None) -> None:
+    def __init__(
+        self, url: str, first: Callable[[Connection], None] | None = None, connections: int = 4
+    ) -> None:
         """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...``.
 
         ``first`` runs once, in a writing transaction, before anything else does: at ``prepare``,
-        or when the database first answers.
+        or when the database first answers. ``connections`` to PostgreSQL are kept open, and as many
+        more opened where they are needed.
         """
         self._first = self._always_first = first
         self._path: Path | None = None  # of SQLite's file
@@ -49,8 +52,8 @@ class Database:
             engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_pre_ping=True,
-                pool_size=4,
-                max_overflow=4,
+                pool_size=connections,
+                max_overflow=connections,
                 connect_args={
                     "connect_timeout": CONNECT_S,
                     "keepalives_idle": 10,

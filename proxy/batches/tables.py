@@ -109,7 +109,7 @@ def database_of(settings: Settings) -> Database:
     url = books.url_of(settings)
     if make_url(url if "://" in url else f"sqlite:///{url}").get_backend_name() == "sqlite":
         url = f"sqlite:///{Path(settings.state_dir) / 'batches.db'}"
-    return Database(url, _create)
+    return Database(url, _create, connections=2)
 
 
 def _create(connection: Connection) -> None:
