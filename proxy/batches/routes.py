@@ -25,6 +25,7 @@ from proxy.batches.store import Batches
 from proxy.errors import ApiError
 from proxy.failed_keys import address_of
 from proxy.reading import Gone
+from proxy.routes import answer
 from proxy.settings import BatchSettings
 from proxy.wishes import wishes_in
 
@@ -126,7 +127,7 @@ class BatchRoutes:
         finally:
             if not whole:
                 await asyncio.shield(asyncio.to_thread(self.files.abandon, file_id))
-        return _json(_file(await self._file(caller, file_id)))
+        return answer(_file(await self._file(caller, file_id)))
 
     async def list_files(self, request: Request) -> Response:
         """A team's files."""
@@ -143,11 +144,11 @@ class BatchRoutes:
                 oldest_first=oldest_first,
             )
         )
-        return _json(_listed([_file(row) for row in rows], limit))
+        return answer(_listed([_file(row) for row in rows], limit))
 
     async def file(self, request: Request, file_id: str) -> Response:
         """What is known of a file."""
-        return _json(_file(await self._file(self.caller(request), file_id)))
+        return answer(_file(await self._file(self.caller(request), file_id)))
 
     async def delete_file(self, request: Request, file_id: str) -> Response:
         """A file, gone."""
@@ -159,7 +160,7 @@ class BatchRoutes:
                 409, "file_in_use", f"{user} still reads this file: cancel it first.", final=True
             )
         await self._asked(self.files.delete, caller.team, file_id)
-        return _json({"id": file_id, "object": "file", "deleted": True})
+        return answer({"id": file_id, "object": "file", "deleted": True})
 
     async def content(self, request: Request, file_id: str) -> Response:
         """A file's bytes."""
@@ -217,7 +218,7 @@ class BatchRoutes:
         }
         await self._asked(self.batches.create, row)
         self.made()
-        return _json(_batch(await self._batch(caller, row["id"])))
+        return answer(_batch(await self._batch(caller, row["id"])))
 
     async def list_batches(self, request: Request) -> Response:
         """A team's batches."""
@@ -227,11 +228,11 @@ class BatchRoutes:
         rows = await self._asked(
             lambda: self.batches.list(caller.team, limit=limit + 1, after=after)
         )
-        return _json(_listed([_batch(row) for row in rows], limit))
+        return answer(_listed([_batch(row) for row in rows], limit))
 
     async def batch(self, request: Request, batch_id: str) -> Response:
         """A batch, as far as it is."""
-        return _json(_batch(await self._batch(self.caller(request), batch_id)))
+        return answer(_batch(await self._batch(self.caller(request), batch_id)))
 
     async def cancel(self, request: Request, batch_id: str) -> Response:
         """An end to a batch: what was answered is kept, the rest is not sent."""
@@ -244,7 +245,7 @@ class BatchRoutes:
                     409, "batch_ended", f"The batch is {row['status']} already.", final=True
                 )
         self.cancelled(batch_id)
-        return _json(_batch(await self._batch(caller, batch_id)))
+        return answer(_batch(await self._batch(caller, batch_id)))
 
     async def _batch(self, caller: Caller, batch_id: str) -> Row:
         row: Row | None = await self._asked(self.batches.get, caller.team, batch_id)
@@ -262,10 +263,6 @@ class BatchRoutes:
 
 def _away() -> ApiError:
     return errors.overloaded("The database of files and batches does not answer. Try again.", 5.0)
-
-
-def _json(value: Any) -> Response:
-    return Response(msgspec.json.encode(value), media_type="application/json")
 
 
 def _invalid(param: str, message: str) -> ApiError:
