@@ -12,6 +12,7 @@ import msgspec
 from meters.dialects import DIALECTS
 from meters.engines import UnknownPage, detect, parse, restarted, together
 from meters.types import EngineCounters
+from meters.unreadable import UNREADABLE
 
 # A busy engine lets a request wait before it looks at its counters, not after: when an answer takes
 # longer than this, the counters are of so long before its end.
@@ -89,7 +90,7 @@ class EngineReader:
         try:
             body, _ = self._get(row.version_path)
             said = msgspec.json.decode(body)
-        except (EngineUnavailable, msgspec.DecodeError):
+        except (EngineUnavailable, *UNREADABLE):
             return None  # many engines hide it; unknown is fine
         version = said.get(row.version_key) if isinstance(said, dict) else None
         return str(version)[:64] if version else None

@@ -30,6 +30,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from meters.types import Attribution, UsageRecord, Window
+from meters.unreadable import UNREADABLE
 
 log = logging.getLogger("joulegate.journal")
 
@@ -471,7 +472,7 @@ def read_cursor(folder: Path) -> Position:
     """How far the folder was drained; the beginning when that is not known."""
     try:
         return msgspec.json.decode((folder / "cursor").read_bytes(), type=Position)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return Position(0, 0)
 
 

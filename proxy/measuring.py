@@ -26,6 +26,7 @@ from meters.local import LocalMeter
 from meters.settings import MeterSettings
 from meters.simulated_engine import SimulatedMeter
 from meters.types import Activity, Around, Attribution, Meter, MeterUnavailable, StepPhysics, Window
+from meters.unreadable import UNREADABLE
 from proxy.accounts import undivided
 from proxy.backends import Engine, Pool
 from proxy.settings import BackendSettings, MeterSource, Settings
@@ -209,7 +210,7 @@ class Learning:
         try:
             saved = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, Any]])
             self.learners = {node: StepLearner.from_dict(one) for node, one in saved.items()}
-        except (OSError, msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        except (OSError, *UNREADABLE, KeyError, TypeError, ValueError) as error:
             log.warning("%s cannot be read (%s); learning starts anew", path, error)
             return
         for node, learner in self.learners.items():

@@ -18,6 +18,7 @@ from estimators.quality import QualityEstimator
 from estimators.quality_model import QualityModel, UnreadableModel
 from estimators.types import Backend, Estimate, Features, Load, Outcome
 from meters.types import StepPhysics
+from meters.unreadable import UNREADABLE
 from policies.budget_effects import BudgetEffects
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.settings import Settings
@@ -157,7 +158,7 @@ class Predictors:
         try:
             if budgets.exists():
                 self.effects.take_json(budgets.read_bytes())
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, *UNREADABLE) as error:
             log.warning("%s is not used (%s); learning starts anew", budgets, error)
         for name, part in self._parts():
             path = self.folder / name

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import msgspec
 
+from meters.unreadable import UNREADABLE
+
 T = TypeVar("T")
 LONGEST = 4_000  # characters; browsers drop longer cookies
 
@@ -63,5 +65,5 @@ class Seals:
         try:
             raw = base64.urlsafe_b64decode(inner + "=" * (-len(inner) % 4))
             return msgspec.json.decode(raw, type=kind)
-        except (binascii.Error, ValueError, msgspec.MsgspecError):
+        except (binascii.Error, ValueError, *UNREADABLE):
             return None

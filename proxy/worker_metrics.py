@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
+from meters.unreadable import UNREADABLE
 from proxy.background import ended
 from proxy.settings import Settings
 
@@ -119,7 +120,7 @@ class WorkerMetrics:
             try:
                 lives = time.time() - path.stat().st_mtime < STALE_S
                 found.append((_decoder.decode(path.read_bytes()), lives))
-            except (OSError, msgspec.MsgspecError):
+            except (OSError, *UNREADABLE):
                 continue  # replaced just now, or another version's
         return found
 

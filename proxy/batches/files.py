@@ -38,9 +38,7 @@ class Files:
     def add(self, file_id: str, number: int, data: bytes) -> None:
         """Keep the part with that number; parts are numbered from 0."""
         with self.database.write() as connection:
-            connection.execute(
-                parts.insert().values(file_id=file_id, number=number, data=bytes(data))
-            )
+            _add(connection, file_id, number, data)
 
     def end(self, file_id: str, size: int, filename: str, expires_s: float | None) -> None:
         """All parts are there, ``size`` bytes together; only now is it known what it is called,
@@ -146,11 +144,8 @@ class Writing:
 
     def _keep(self) -> None:
         if self._part:
-            data = bytes(self._part)
-            self._connection.execute(
-                parts.insert().values(file_id=self.id, number=self._number, data=data)
-            )
-            self._number, self._size = self._number + 1, self._size + len(data)
+            _add(self._connection, self.id, self._number, bytes(self._part))
+            self._number, self._size = self._number + 1, self._size + len(self._part)
             self._part.clear()
 
 
@@ -197,6 +192,10 @@ def _begin(
         "whole": False,
     }
     connection.execute(files.insert().values(row))
+
+
+def _add(connection: Connection, file_id: str, number: int, data: bytes) -> None:
+    connection.execute(parts.insert().values(file_id=file_id, number=number, data=data))
 
 
 def _end(connection: Connection, file_id: str, size: int, **more: Any) -> None:
