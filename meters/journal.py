@@ -31,6 +31,7 @@ import msgspec
 
 from meters.types import Attribution, UsageRecord, Window
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 
 log = logging.getLogger("joulegate.journal")
 
@@ -479,9 +480,7 @@ def read_cursor(folder: Path) -> Position:
 def write_cursor(folder: Path, position: Position) -> None:
     """Remember how far the folder was drained. A failure costs only time at the next start."""
     try:
-        fresh = folder / "cursor.new"
-        fresh.write_bytes(msgspec.json.encode(position))
-        fresh.replace(folder / "cursor")
+        write_whole(folder / "cursor", msgspec.json.encode(position))
     except OSError:
         log.debug("The journal's cursor cannot be written in %s", folder)
 

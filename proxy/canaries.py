@@ -19,6 +19,7 @@ import msgspec
 from redis.exceptions import RedisError
 
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 from policies.canary import Arm, Canary, Duels
 from policies.language import RollOut
 from proxy.background import ended
@@ -69,9 +70,7 @@ class FileBoard:
 
     def _write(self, replica: str, value: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / f".{replica}"
-        fresh.write_bytes(value)
-        fresh.replace(self.folder / f"{replica}.json")
+        write_whole(self.folder / f"{replica}.json", value)
 
     def _read(self) -> dict[str, bytes]:
         return {path.stem: path.read_bytes() for path in self.folder.glob("*.json")}

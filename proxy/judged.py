@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from estimators.pairwise import Game, Judged, judged
+from meters.whole_file import write_whole
 
 FORMAT = 1
 MOST_GAMES = 2_000  # of one kind of task; the oldest are forgotten
@@ -72,9 +73,7 @@ class JudgedBook:
             "spent_j": self.spent_j,
             "prompts": self.prompts,
         }
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(state), encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, json.dumps(state).encode())
 
     @classmethod
     def load(cls, path: Path) -> JudgedBook:

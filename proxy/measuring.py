@@ -27,6 +27,7 @@ from meters.settings import MeterSettings
 from meters.simulated_engine import SimulatedMeter
 from meters.types import Activity, Around, Attribution, Meter, MeterUnavailable, StepPhysics, Window
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 from proxy.accounts import undivided
 from proxy.backends import Engine, Pool
 from proxy.settings import BackendSettings, MeterSource, Settings
@@ -199,10 +200,8 @@ class Learning:
         """Keep what was learnt for the next start."""
         if self.path is not None and self.learners:
             saved = {node: learner.as_dict() for node, learner in self.learners.items()}
-            whole = self.path.with_suffix(".new")
             try:
-                whole.write_bytes(msgspec.json.encode(saved))
-                whole.replace(self.path)
+                write_whole(self.path, msgspec.json.encode(saved))
             except OSError as error:
                 log.warning("what windows taught could not be kept (%s)", error)
 

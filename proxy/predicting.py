@@ -19,6 +19,7 @@ from estimators.quality_model import QualityModel, UnreadableModel
 from estimators.types import Backend, Estimate, Features, Load, Outcome
 from meters.types import StepPhysics
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 from policies.budget_effects import BudgetEffects
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.settings import Settings
@@ -145,9 +146,7 @@ class Predictors:
 
     def _save_budgets(self, path: Path) -> None:
         try:
-            fresh = path.with_suffix(".new")
-            fresh.write_bytes(self.effects.to_json())
-            fresh.replace(path)
+            write_whole(path, self.effects.to_json())
         except OSError as error:
             log.warning("what answer budgets do cannot be kept in %s: %s", path, error)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from meters.whole_file import write_whole
 from policies.guarantee import FIRST_DEBT
 
 
@@ -39,9 +40,7 @@ class Promises:
     def save(self, path: Path) -> None:
         """Keep what is owed. Raises OSError."""
         rows = [[team, policy, owed] for (team, policy), owed in self.debts.items()]
-        fresh = path.with_suffix(".new")
-        fresh.write_text(json.dumps(rows))
-        fresh.replace(path)
+        write_whole(path, json.dumps(rows).encode())
 
     def load(self, path: Path) -> None:
         """Take what was kept. Raises OSError or ValueError."""

@@ -23,6 +23,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 from proxy.background import ended
 from proxy.settings import Settings
 
@@ -107,9 +108,7 @@ class WorkerMetrics:
 
     def _write(self, value: bytes) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        fresh = self._path.with_suffix(".new")
-        fresh.write_bytes(value)
-        fresh.replace(self._path)
+        write_whole(self._path, value)
 
     def _others(self) -> list[tuple[list[Family], bool]]:
         """What others published, and whether they live."""
