@@ -23,6 +23,7 @@ from meters.whole_file import write_whole
 from policies.canary import Arm, Canary, Duels
 from policies.language import RollOut
 from proxy.background import ended
+from proxy.redis_scripts import anew_if_damaged
 
 log = logging.getLogger("joulegate.canaries")
 
@@ -84,10 +85,14 @@ class RedisBoard:
         self._key = key
 
     async def publish(self, replica: str, value: bytes) -> None:
-        await self._client.hset(self._key, replica, value)
+        await anew_if_damaged(
+            self._client, [self._key], lambda: self._client.hset(self._key, replica, value)
+        )
 
     async def all(self) -> dict[str, bytes]:
-        kept = await self._client.hgetall(self._key)
+        kept = await anew_if_damaged(
+            self._client, [self._key], lambda: self._client.hgetall(self._key)
+        )
         return {k.decode() if isinstance(k, bytes) else str(k): v for k, v in kept.items()}
 
     async def close(self) -> None:

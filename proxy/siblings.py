@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from meters.types import Activity
 from meters.unreadable import UNREADABLE
 from proxy.background import ended
+from proxy.redis_scripts import anew_if_damaged
 
 log = logging.getLogger("joulegate.siblings")
 
@@ -111,10 +112,16 @@ class RedisBoard:
         self._others = client.register_script(_OTHERS)
 
     async def publish(self, replica: str, value: bytes) -> None:
-        await self._publish(keys=self._keys, args=[replica, value, time.time()])
+        args = [replica, value, time.time()]
+        await anew_if_damaged(
+            self._client, self._keys, lambda: self._publish(keys=self._keys, args=args)
+        )
 
     async def others(self, replica: str) -> list[bytes]:
-        found = await self._others(keys=self._keys, args=[time.time() - STALE_S])
+        args = [time.time() - STALE_S]
+        found = await anew_if_damaged(
+            self._client, self._keys, lambda: self._others(keys=self._keys, args=args)
+        )
         pairs = zip(found[::2], found[1::2], strict=True)
         return [value for name, value in pairs if _text(name) != replica]
 

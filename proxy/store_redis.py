@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeout
 from meters.rows import clean
 from proxy.background import ended
 from proxy.budgets import Charge
+from proxy.redis_scripts import ADMIT, CLAIM, LOOK, PUT, RAISE, SETTLE, say_damaged
 from proxy.store import (
     AGAIN_S,
     KEPT_S,
@@ -47,135 +48,9 @@ _POLL_S = (0.02, 0.25)  # how often a follower looks for the answer, at first an
 # it refuses instead of waiting, and a burst would look like an outage.
 _AT_ONCE = 64
 
-# A reservation is kept as JSON: for each counter its key, the amount, and the margin beside it.
-_GIVE_BACK = """
-local function give_back(order, held, margins, id)
-  redis.call('ZREM', order, id)
-  local kept = redis.call('HGET', held, id)
-  if not kept then return end
-  for _, part in ipairs(cjson.decode(kept)) do
-    if redis.call('EXISTS', part[1]) == 1 then redis.call('DECRBY', part[1], part[2]) end
-    if part[3] and part[3] ~= '0'
-        and redis.call('HINCRBY', margins, part[1], '-' .. part[3]) <= 0 then
-      redis.call('HDEL', margins, part[1])
-    end
-  end
-  redis.call('HDEL', held, id)
-end
-"""
-
-# KEYS: order of reservations, reservations, margins, cached answer, claim, counters...
-# ARGV: now, lease's end, id, 1 to look in the cache, claim's milliseconds, reservation as JSON,
-#       the same after a hit, then for each counter: limit, amount, margin, 1 for hard, 1 if a hit
-#       counts, 1 if the ledger knows what was used before, its end. Times in milliseconds.
-# Gives: {0, leads, answer, used and others' margins of each counter...}; {n, 0, answer, ...} when
-#        counter n has no room; {-1} when a counter is missing that the ledger knows.
-_ADMIT = (
-    _GIVE_BACK
-    + """
-local order, held, margins, now = KEYS[1], KEYS[2], KEYS[3], tonumber(ARGV[1])
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', now, 'LIMIT', 0, 10)) do
-  give_back(order, held, margins, id)
-end
-local answer = false
-if ARGV[4] == '1' then answer = redis.call('GET', KEYS[4]) end
-local told, denied = {}, 0
-for i = 6, #KEYS do
-  local at = 8 + (i - 6) * 7
-  local have = redis.call('GET', KEYS[i])
-  if not have then
-    if ARGV[at + 5] == '1' then return {-1} end
-    redis.call('SET', KEYS[i], '0', 'PXAT', ARGV[at + 6])
-    have = '0'
-  end
-  local margin = redis.call('HGET', margins, KEYS[i]) or '0'
-  told[#told + 1] = have
-  told[#told + 1] = margin
-  have = tonumber(have) + tonumber(margin)
-  local limit, amount = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
-  local counts = not answer or ARGV[at + 4] == '1'
-  if denied == 0 and counts and ARGV[at + 3] == '1'
-      and (have >= limit or have + amount > limit) then
-    denied = i - 5
-  end
-end
-if denied > 0 then return {denied, 0, answer, unpack(told)} end
-if #KEYS > 5 and redis.call('HEXISTS', held, ARGV[3]) == 0 then
-  for i = 6, #KEYS do
-    local at = 8 + (i - 6) * 7
-    if not answer or ARGV[at + 4] == '1' then
-      redis.call('INCRBY', KEYS[i], ARGV[at + 1])
-      told[2 * (i - 5) - 1] = redis.call('GET', KEYS[i])
-    end
-    if not answer and ARGV[at + 2] ~= '0' then
-      redis.call('HINCRBY', margins, KEYS[i], ARGV[at + 2])
-    end
-  end
-  redis.call('HSET', held, ARGV[3], answer and ARGV[7] or ARGV[6])
-  redis.call('ZADD', order, ARGV[2], ARGV[3])
-end
-local leads = 1
-if not answer and ARGV[5] ~= '0'
-    and not redis.call('SET', KEYS[5], ARGV[3], 'NX', 'PX', ARGV[5])
-    and redis.call('GET', KEYS[5]) ~= ARGV[3] then
-  leads = 0
-end
-return {0, leads, answer, unpack(told)}
-"""
-)
-
-# KEYS: the shared answer, the claim on it. ARGV: who claims it, for how many milliseconds
-# Gives: {leads, answer}
-_CLAIM = """
-local answer = redis.call('GET', KEYS[1])
-if answer or redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2])
-    or redis.call('GET', KEYS[2]) == ARGV[1] then
-  return {1, answer}
-end
-return {0, answer}
-"""
-
-# KEYS: the answer, the claim on it. ARGV: for how many milliseconds, 0 for no answer; the answer
-_PUT = """
-if ARGV[1] ~= '0' then redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[1]) end
-redis.call('DEL', KEYS[2])
-"""
-
-# KEYS: the same. Gives: {1 while it is claimed, answer}
-_LOOK = """
-return {redis.call('EXISTS', KEYS[2]), redis.call('GET', KEYS[1])}
-"""
-
 # What is settled is remembered for so long, so that settling it again counts nothing: a script
 # that was given up after the time limit may still have run, or may run once a stuck Redis goes on.
 _SETTLED_S = 120
-
-# KEYS: order of reservations, reservations, margins, this settlement's mark, counters...
-# ARGV: how long the mark stays in seconds; for each counter the amount taken, and its end in
-#       milliseconds, or 0 where a counter that is missing is read from the ledger later; then the
-#       ids whose reservations are given back
-_SETTLE = (
-    _GIVE_BACK
-    + """
-if not redis.call('SET', KEYS[4], '1', 'NX', 'EX', ARGV[1]) then return 0 end
-for i = 5, #KEYS do
-  local at = (i - 5) * 2 + 2
-  local there = redis.call('EXISTS', KEYS[i]) == 1
-  if there or ARGV[at + 1] ~= '0' then redis.call('INCRBY', KEYS[i], ARGV[at]) end
-  if not there and ARGV[at + 1] ~= '0' then redis.call('PEXPIREAT', KEYS[i], ARGV[at + 1]) end
-end
-for i = (#KEYS - 4) * 2 + 2, #ARGV do give_back(KEYS[1], KEYS[2], KEYS[3], ARGV[i]) end
-return 1
-"""
-)
-
-# KEYS: a counter. ARGV: what the ledger says was used, which other replicas may have told it too
-_RAISE = """
-local have = redis.call('GET', KEYS[1])
-if have and tonumber(have) < tonumber(ARGV[1]) then
-  redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
-end
-"""
 
 _RENEW_S = LEASE_S / 5
 _LONGEST_S = 3600.0  # a request that has not settled by then never will
@@ -209,12 +84,12 @@ class RedisStore:
         self._unread: dict[str, tuple[Charge, float]] = {}  # what the ledger did not tell
         self._reading: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
-        self._admit_script = self.client.register_script(_ADMIT)
-        self._settle_script = self.client.register_script(_SETTLE)
-        self._raise_script = self.client.register_script(_RAISE)
-        self._claim_script = self.client.register_script(_CLAIM)
-        self._put_script = self.client.register_script(_PUT)
-        self._look_script = self.client.register_script(_LOOK)
+        self._admit_script = self.client.register_script(ADMIT)
+        self._settle_script = self.client.register_script(SETTLE)
+        self._raise_script = self.client.register_script(RAISE)
+        self._claim_script = self.client.register_script(CLAIM)
+        self._put_script = self.client.register_script(PUT)
+        self._look_script = self.client.register_script(LOOK)
 
     async def admit(self, request: AdmitRequest) -> Admission:
         now_s = self._clock()
@@ -222,7 +97,7 @@ class RedisStore:
         answer: bytes | None = None
         apart = self._is_cluster and request.cache_key is not None and _shared(request.cache_key)
         if apart:  # lies with no holder: a cluster's scripts cannot reach it
-            answer = await self._timed(self.client.get(keys[3]))
+            _, answer = await self._look(keys[3:5])
             keys[3] = keys[4] = self._key(request.holder, "none")
             args[3], args[4] = "0", "0"
             if answer is not None:
@@ -230,10 +105,10 @@ class RedisStore:
                 for at in range(7, len(args), 7):
                     args[at + 1] = args[at + 1] if args[at + 4] == "1" else "0"
                     args[at + 2] = "0"
-        reply = await self._timed(self._admit_script(keys=keys, args=args))
+        reply = await self._asked_to_admit(keys, args)
         if reply[0] == -1:
             await self._sow(request.charges, request.holder)
-            reply = await self._timed(self._admit_script(keys=keys, args=args))
+            reply = await self._asked_to_admit(keys, args)
         if self._unread and (self._reading is None or self._reading.done()):
             self._reading = asyncio.get_running_loop().create_task(self._read_again())
         denied, leads = int(reply[0]), bool(reply[1])
@@ -244,8 +119,8 @@ class RedisStore:
         return admission(
             request,
             denied - 1 if denied else None,
-            [int(value) for value in reply[3::2]],
             [int(value) for value in reply[4::2]],
+            [int(value) for value in reply[5::2]],
             cached=answer or reply[2],
             leads=leads,
         )
@@ -277,7 +152,7 @@ class RedisStore:
         pause_s, slowest_s = _POLL_S
         keys = self._answer_keys(holder, cache_key)
         while True:
-            claimed, answer = await self._timed(self._look_script(keys=keys))
+            claimed, answer = await self._look(keys)
             if answer is not None or not claimed or time.monotonic() >= end_s:
                 return answer if isinstance(answer, bytes) else None
             await asyncio.sleep(pause_s)
@@ -309,7 +184,7 @@ class RedisStore:
             known = self._sown(charge) or not making
             args += [str(amount), "0" if known else _until_ms(charge)]
         args += request_ids
-        await self._timed(self._settle_script(keys=keys, args=args))
+        say_damaged(await self._timed(self._settle_script(keys=keys, args=args)))
 
     async def ping(self) -> None:
         """Returns when every part of it answers that a request may need. Raises otherwise."""
@@ -385,8 +260,20 @@ class RedisStore:
         assert request.cache_key is not None
         keys = self._answer_keys(request.holder, request.cache_key)
         args = [request.request_id, str(int(request.claim_s * 1000))]
-        leads, answer = await self._timed(self._claim_script(keys=keys, args=args))
+        leads, answer, damaged = await self._timed(self._claim_script(keys=keys, args=args))
+        say_damaged(damaged)
         return bool(leads), answer
+
+    async def _asked_to_admit(self, keys: list[str], args: list[str]) -> list[Any]:
+        reply: list[Any] = await self._timed(self._admit_script(keys=keys, args=args))
+        say_damaged(reply[3])
+        return reply
+
+    async def _look(self, keys: list[str]) -> tuple[bool, bytes | None]:
+        """Whether an answer is claimed, and the answer; by their keys."""
+        claimed, answer, damaged = await self._timed(self._look_script(keys=keys))
+        say_damaged(damaged)
+        return bool(claimed), answer
 
     async def _sow(self, charges: Sequence[Charge], holder: str) -> None:
         """Make the counters that the ledger knows; whoever is first makes them for all."""
@@ -417,7 +304,7 @@ class RedisStore:
             self._unread[key] = charge, now_s + AGAIN_S
             try:
                 used = await asyncio.wait_for(self._seed(charge.rule, charge.period), _SEED_S)
-                await self._timed(self._raise_script(keys=[key], args=[str(used)]))
+                say_damaged(await self._timed(self._raise_script(keys=[key], args=[str(used)])))
             except Exception:
                 continue
             self._unread.pop(key, None)

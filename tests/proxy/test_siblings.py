@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import redis
 
 from meters.types import Activity
 from proxy import siblings
@@ -43,6 +44,17 @@ async def test_each_replica_knows_the_others_requests_and_not_its_own(board: Boa
     assert list(second("n", 12.5, 13)) == []  # over before
     assert [a.request_id for a in first("n", 100, 101)] == ["r3"]  # still in flight
     assert list(first("n", 5, 10)) == []  # not begun
+
+
+async def test_a_damaged_board_in_redis_begins_anew(redis_url: str, tmp_path: Path) -> None:
+    board = RedisBoard(connect(redis_url, 2.0), prefix=f"damaged:{tmp_path.name}")
+    with redis.Redis.from_url(redis_url) as client:
+        for key in (f"{{damaged:{tmp_path.name}}}", f"{{damaged:{tmp_path.name}}}:seen"):
+            client.set(key, "garbage")
+    assert await board.others("a") == []
+    await board.publish("a", b"what it did")
+    assert await board.others("b") == [b"what it did"]
+    await board.close()
 
 
 async def test_what_a_replica_published_is_replaced(board: Board) -> None:

@@ -179,24 +179,51 @@ async def test_a_redis_that_is_slow_now_and_then_is_left_alone_with_one_warning(
     server.close()
 
 
-async def test_what_redis_says_of_a_damaged_counter_is_told(
-    caplog: pytest.LogCaptureFixture, redis_url: str
+GARBAGE: dict[str, Callable[[Any, str], None]] = {
+    "list": lambda client, key: client.lpush(key, "garbage"),
+    "text": lambda client, key: client.set(key, "garbage"),
+    "1e5": lambda client, key: client.set(key, "1e5"),
+    "long": lambda client, key: client.set(key, "9" * 30),
+    "hash": lambda client, key: client.hset(key, "r1", "garbage"),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_a_damaged_value_turns_redis_off_for_nobody(
+    caplog: pytest.LogCaptureFixture, redis_url: str, garbage: str
 ) -> None:
-    outage = Outage(redis_url, caplog, holder="damaged")
-    await outage.settle(await outage.ask(), 1.0)
-    with redis.Redis.from_url(redis_url) as client:
-        [*damaged] = [key for key in client.keys("*damaged*") if client.type(key) != b"list"]
-        assert damaged
-        for key in damaged:
+    outage = Outage(redis_url, caplog, holder=f"damaged-{garbage}")
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        asked = await outage.ask()
+        keys = sorted(client.scan_iter(f"*damaged-{garbage}*"))
+        [counter] = [key for key in keys if "energy_j" in key]
+        for key in keys:
             client.delete(key)
-            client.lpush(key, "garbage")
-        await outage.ask()  # goes on without it
-        assert outage.store.down
-        [warning] = outage.warnings
-        assert "WRONGTYPE" in warning
-        client.delete(*damaged)
-    await outage.until(lambda: not outage.store.down)
+            GARBAGE[garbage](client, key)
+        await outage.settle(asked, 1.0)  # its counter begins anew with it
+        for key in keys:
+            client.delete(key)
+            GARBAGE[garbage](client, key)
+        await outage.settle(await outage.ask(), 2.0)
+        assert client.get(counter) == "2000000"
+    assert outage.changes == []
+    told = [r.getMessage() for r in caplog.records if r.name == "joulegate.store"]
+    assert any(counter in message for message in told)
     await outage.store.close()
+
+
+async def test_a_damaged_answer_is_fetched_again(redis_url: str) -> None:
+    store = RedisStore(redis_url)
+    looking = {"holder": "damaged-answers", "cache_key": "k", "claim_s": 5.0}
+    with redis.Redis.from_url(redis_url) as client:
+        for name in ("answer", "claim"):
+            client.lpush(f"joulegate:{{damaged-answers}}:{name}:k", "garbage")
+        admitted = await store.admit(AdmitRequest(request_id="r1", **looking))  # type: ignore[arg-type]
+        assert (admitted.cached, admitted.leads) == (None, True)
+        client.lpush("joulegate:{damaged-answers}:answer:k", "garbage")
+        await store.put("damaged-answers", "k", b"answer", 60.0)
+        assert await store.wait("damaged-answers", "k", 0.1) == b"answer"
+    await store.close()
 
 
 async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
