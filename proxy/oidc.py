@@ -15,6 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -106,9 +107,11 @@ class Provider:
         issuer = self.settings.issuer
         found = await self._get(issuer.rstrip("/") + "/.well-known/openid-configuration")
         if found.get("issuer") != issuer:
+            log.warning("the provider calls itself %.200r, not %r", found.get("issuer"), issuer)
             raise ProviderRefused("The provider calls itself something else than configured.")
         for name in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
             if not is_safe(str(found.get(name, ""))):
+                log.warning("the provider's %s is %.200r", name, found.get(name))
                 raise ProviderRefused(f"The provider's {name} is missing or not https.")
         self._found = found
         await self._read_keys()
@@ -116,10 +119,15 @@ class Provider:
         return found
 
     async def _read_keys(self) -> None:
-        try:
-            self._keys = KeySet.import_key_set(await self._get(self._found["jwks_uri"]))  # type: ignore[arg-type]
-        except (JoseError, ValueError, KeyError, TypeError):
-            raise ProviderRefused("The provider's keys cannot be read.") from None
+        published = (await self._get(self._found["jwks_uri"])).get("keys")
+        keys = []
+        for one in published if isinstance(published, list) else ():
+            # A key of a kind that is not known here may stand beside those that sign.
+            with suppress(JoseError, ValueError, KeyError, TypeError):
+                keys += KeySet.import_key_set({"keys": [one]}).keys
+        if not keys:
+            raise ProviderRefused("The provider's keys cannot be read.")
+        self._keys = KeySet(keys)
 
     async def _token(
         self, found: Mapping[str, Any], code: str, verifier: str, redirect_uri: str
@@ -151,7 +159,7 @@ class Provider:
             try:
                 claims = self._checked(token, nonce)
             except (JoseError, ValueError):
-                log.warning("an ID token was refused: %s", type(first).__name__)
+                log.warning("an ID token was refused: %s", first)
                 raise ProviderRefused("The provider's token is not valid.") from None
         return claims
 
@@ -186,6 +194,9 @@ class Provider:
     def _identity(self, claims: Mapping[str, Any]) -> Identity:
         value = claims.get(self.settings.claim, ())
         values = value if isinstance(value, list) else [value] if isinstance(value, str) else []
+        verified = claims.get("email_verified") in (True, "true")  # some write it as text
+        if self.settings.claim == "email" and values and not verified:
+            raise ProviderRefused("The provider does not say that this e-mail address is verified.")
         granted = {grant.value for grant in self.settings.grants}
         name = claims.get(self.settings.name_claim)
         return Identity(
@@ -205,9 +216,16 @@ class Provider:
                 aiohttp.ClientSession(timeout=timeout) as session,
                 session.request(method, url, allow_redirects=False, **more) as response,
             ):
-                body = await response.content.read(MAX_BYTES)
+                body = b""
+                async for part in response.content.iter_any():
+                    body += part
+                    if len(body) > MAX_BYTES:
+                        raise ProviderRefused("The provider's answer cannot be read: too long.")
                 if response.status != 200:
-                    log.warning("the provider answered %s with %d", method, response.status)
+                    log.warning(
+                        "the provider answered %s %s with %d: %.200r",
+                        *(method, url, response.status, body),
+                    )
                     raise ProviderRefused("The provider refused. Begin again.")
                 return msgspec.json.decode(body, type=dict[str, Any])
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -225,12 +243,15 @@ def challenge(verifier: str) -> str:
 
 def is_safe(url: str) -> bool:
     """Whether tokens may go there: HTTPS, or this machine."""
-    parts = urlsplit(url)
-    if parts.scheme == "https":
-        return bool(parts.hostname)
-    if parts.scheme != "http":
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname or ""
+    except ValueError:
+        return False
+    if scheme == "https":
+        return bool(host)
+    if scheme != "http":
         return False
     try:
-        return ipaddress.ip_address(parts.hostname or "").is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return parts.hostname == "localhost"
+        return host == "localhost"

@@ -22,7 +22,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kind: str  # account | oidc
     name: str
     stamp: str = ""  # of the account's password
-    values: tuple[str, ...] = ()  # of the provider's claim, those that grant something
+    values: tuple[str, ...] = ()  # short_hash of the provider's that grant something
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -32,6 +32,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     nonce: str
     verifier: str
     next: str
+
+
+def short_hash(value: str) -> str:
+    """Twelve characters that tell a value from others: names of groups can be long, and many."""
+    return base64.urlsafe_b64encode(hashlib.sha256(value.encode()).digest()[:9]).decode()
 
 
 class Seals:

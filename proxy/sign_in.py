@@ -30,14 +30,15 @@ from proxy.errors import ApiError, too_many_failed_keys
 from proxy.failed_keys import FailedKeys, address_of
 from proxy.oidc import Provider, ProviderRefused
 from proxy.people import People, Person
-from proxy.sessions import Attempt, Seals, Session
+from proxy.sessions import LONGEST, Attempt, Seals, Session, short_hash
 from proxy.settings import SignInSettings
 
 log = logging.getLogger("joulegate.sign_in")
 
 COOKIE = "joulegate"
-ATTEMPT = "joulegate-sign-in"
+ATTEMPT = "joulegate-sign-in-"  # and the beginning of its state: tabs may sign in at once
 ATTEMPT_S = 600
+MOST_ATTEMPTS = 4  # of one browser
 MAX_FORM_BYTES = 4096
 LONGEST_PATH = 2048  # of a deep link that survives signing in
 WRONG_PASSWORDS = 10  # a minute, for one account, wherever they come from
@@ -118,12 +119,12 @@ class SignIn:
         return None if granted is None else self._viewer(session.name, *granted)
 
     def granted(self, values: tuple[str, ...]) -> tuple[str, tuple[str, ...]] | None:
-        """The role and teams that the provider's values stand for; None: nothing.
+        """The role and teams that hashes of the provider's values stand for; None: nothing.
 
         Where they give several teams different roles, the lesser holds for all.
         """
         oidc = self.settings.oidc
-        found = [g for g in oidc.grants if g.value in values] if oidc else []
+        found = [g for g in oidc.grants if short_hash(g.value) in values] if oidc else []
         if not found:
             return None
         teams = tuple(dict.fromkeys(g.team for g in found if g.team is not None))
@@ -154,8 +155,10 @@ class SignIn:
         return None
 
     def _enter(self, request: Request, session: Session, next_: str) -> Response:
-        cookie = self.seals.pack(session, self.clock() + self.lasts_s)
-        return self._with_cookie(request, cookie, next_)
+        return self._with_cookie(request, self._sealed(session), next_)
+
+    def _sealed(self, session: Session) -> str:
+        return self.seals.pack(session, self.clock() + self.lasts_s)
 
     def _with_cookie(self, request: Request, cookie: str, next_: str) -> Response:
         answer = RedirectResponse(own_path(next_, root_of(request)), 303)
@@ -281,8 +284,11 @@ class SignIn:
         except ProviderRefused as refused:
             return self.page(dashboard, request, str(refused), 502, next_)
         answer = RedirectResponse(where, 303)
+        begun = [name for name in request.cookies if name.startswith(ATTEMPT)]
+        for name in begun[: 1 - MOST_ATTEMPTS]:
+            answer.delete_cookie(name, path=f"{root_of(request)}/sign-in")
         answer.set_cookie(
-            ATTEMPT,
+            _attempt_of(attempt.state),
             self.seals.pack(attempt, self.clock() + ATTEMPT_S),
             max_age=ATTEMPT_S,
             path=f"{root_of(request)}/sign-in",
@@ -294,7 +300,8 @@ class SignIn:
 
     async def _end(self, dashboard: Dashboard, request: Request) -> Response:
         """Let in whom the provider sent back."""
-        kept = request.cookies.get(ATTEMPT, "")
+        cookie = _attempt_of(request.query_params.get("state", ""))
+        kept = request.cookies.get(cookie, "")
         attempt = self.seals.unpack(kept, Attempt, self.clock())
         if self.provider is None or attempt is None:
             wrong = "This sign-in was not begun in this browser, or took too long. Begin again."
@@ -305,15 +312,24 @@ class SignIn:
             )
         except ProviderRefused as refused:
             return self.page(dashboard, request, str(refused), 403, attempt.next)
-        granted = self.granted(found.values)
+        values = tuple(short_hash(value) for value in found.values)
+        granted = self.granted(values)
         if granted is None:
             wrong = f"{found.name} may not look here: no group of theirs is granted anything."
             return self.page(dashboard, request, wrong, 403)
+        session = Session(kind="oidc", name=found.name, values=values)
+        if len(self._sealed(session)) > LONGEST:
+            wrong = f"{found.name} is in more groups that grant something than a cookie holds."
+            return self.page(dashboard, request, wrong, 403)
         await self._note(found.name, "provider", granted[0])
-        session = Session(kind="oidc", name=found.name, values=found.values)
         answer = self._enter(request, session, attempt.next)
-        answer.delete_cookie(ATTEMPT, path=f"{root_of(request)}/sign-in")
+        answer.delete_cookie(cookie, path=f"{root_of(request)}/sign-in")
         return answer
+
+
+def _attempt_of(state: str) -> str:
+    """The name of the cookie that a browser keeps of the sign-in with that state."""
+    return ATTEMPT + state[:12]
 
 
 async def to_sign_in(request: Request, _: Exception) -> Response:

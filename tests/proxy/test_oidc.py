@@ -130,7 +130,7 @@ def test_what_comes_back_has_to_fit_what_was_begun(world: World, field: str) -> 
     assert proxy is not None
     page = world.browser.open(f"{world.joulegate.address}/dashboard/sign-in/provider")
     seals = Seals(proxy.secret)
-    (kept,) = [c for c in world.browser.cookies if c.name == ATTEMPT]
+    (kept,) = [c for c in world.browser.cookies if c.name.startswith(ATTEMPT)]
     attempt = seals.unpack(kept.value or "", Attempt, time.time())
     assert attempt is not None
     changed = Attempt(
