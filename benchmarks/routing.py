@@ -229,6 +229,10 @@ def lengths(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]:
     low, mid, high, mean = np.moveaxis(np.array(said, dtype=float), 2, 0)
     came = data.lengths[judged]
     plain = np.nanmedian(data.lengths[learnt], axis=0)
+    # How much longer than usual a prompt's answers are, of all models together, if it were known.
+    usual = np.nanmean(np.log1p(data.lengths[learnt]), axis=0)
+    common = np.nanmean(np.log1p(came) - usual, axis=1, keepdims=True)
+    known = np.expm1(np.log1p(plain) + common)
     inside = np.where(np.isnan(came), np.nan, (came >= low) & (came <= high))
     size = np.nanmean(came)
     return {
@@ -236,6 +240,7 @@ def lengths(data: OutcomeSet, learnt: Index, judged: Index) -> dict[str, float]:
         "mean tokens": float(size),
         "error of model medians": float(np.nanmean(np.abs(came - plain)) / size),
         "error": float(np.nanmean(np.abs(came - mid)) / size),
+        "error knowing the prompt": float(np.nanmean(np.abs(came - known)) / size),
         "pinball 10": pinball(low, came, 0.1),
         "pinball 50": pinball(mid, came, 0.5),
         "pinball 90": pinball(high, came, 0.9),
