@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from estimators.greybox import Array, Cases, cases, smaller, static_row
-from estimators.prior import Answer, Prior
+from estimators.prior import Prior
 from estimators.types import Backend, Band
 
 PROMPTS: Array = np.array([0.0, *(4.0 * 2.0**power for power in range(19))])
@@ -25,6 +25,8 @@ _MEASURED_ENGINES = frozenset({"vllm", "transformers", "tensorrt-llm"})
 UNKNOWN_BATCHES = (1.0, 8.0, 64.0)
 USUAL_PROMPT, USUAL_OUTPUT = 500.0, 300.0
 _BETWEEN_SIZES = 0.004  # of a logarithm: a dip between two sizes that are looked at
+# Of the rate from a load a little below to one a little above: less is an engine near its limit.
+_SATURATED = 0.1
 _LEAST_MARGINAL = 0.02  # of the attributed energy: adding work is never free
 
 
@@ -92,11 +94,11 @@ def figures(
     i, u = _place(prompts, prompt)
     first_s = np.maximum.accumulate(first_s)
     ttft_s = float(first_s[i] * (1.0 - u) + first_s[min(i + 1, len(prompts) - 1)] * u)
-    given = _every(subject, neighbours(batch), np.array([prompt]), np.array([output]))
-    exact = prior.answer(given, [subject.tier] * 3)
+    given = _every(subject, np.array([batch]), np.array([prompt]), np.array([output]))
+    exact = prior.answer(given, [subject.tier])
     low, high = exact.energy_low[0] - exact.energy[0], exact.energy_high[0] - exact.energy[0]
     slow, shigh = exact.step_low[0] - exact.step[0], exact.step_high[0] - exact.step[0]
-    added = marginal_share(batch, exact, subject.idle_w)
+    added = _marginal_share(prior, subject, batch)
     energy = around(energy_j, low, high)
     soon, late = prior.ttft_factors
     ttft = Band(ttft_s * soon, ttft_s, ttft_s * late)
@@ -133,27 +135,44 @@ def _over_own(logarithms: Array) -> Array:
     return np.asarray(np.exp(np.maximum(most - logarithms[0], 0.0)))
 
 
-def neighbours(batch: float) -> Array:
-    """The load itself, one a little lower and one a little higher."""
-    return np.array([batch, max(1.0, batch / 1.6), 1.6 * batch])
+def marginal_shares(prior: Prior, subject: Subject, batches: Array) -> Array:
+    """Joules that serving one more adds, as a share of the attributed joules at each load.
+
+    Looked at for usual lengths only, as ``raised``.
+    """
+    near = np.concatenate([[load, max(1.0, load / 1.6), 1.6 * load] for load in batches])
+    given = _every(subject, near, np.array([USUAL_PROMPT]), np.array([USUAL_OUTPUT]))
+    answer = prior.answer(given, [subject.tier] * len(near))
+    energies_j, times_s = (np.exp(each).reshape(-1, 3) for each in (answer.energy, answer.time))
+    rows = zip(batches, energies_j, times_s, strict=True)
+    return np.array([_added(*row, subject.idle_w) for row in rows])
 
 
-def marginal_share(batch: float, answer: Answer, idle_w: float) -> float:
-    """Joules that serving one more adds, as a share of the attributed joules at that load.
+def _added(batch: float, energy_j: Array, time_s: Array, idle_w: float) -> float:
+    """That share, from figures at a load, a little below and a little above it.
 
     Requests come on their own, so one more raises the rate of requests, and with it the power:
     d power / d rate, along the load curve. On an idle engine it is everything above idle; on a
-    saturated one, where the rate cannot rise, everything. ``answer`` is at ``neighbours``.
+    saturated one, where the rate cannot rise, everything.
     """
-    energy_j, time_s = np.exp(answer.energy), np.exp(answer.time)
     if batch <= 1.0:
         return float(max(0.05, 1.0 - idle_w * time_s[0] / energy_j[0]))
     power_w, rate = energy_j / time_s, 1.0 / time_s
-    faster = rate[2] - rate[1]
-    if faster <= 1e-3 * rate[0]:
+    faster = (rate[2] - rate[1]) / rate[0]
+    if faster <= 0.0:
         return 1.0
-    added_j = (power_w[2] - power_w[1]) / faster
-    return float(min(1.0, max(_LEAST_MARGINAL, added_j / energy_j[0])))
+    share = min(1.0, max(_LEAST_MARGINAL, (power_w[2] - power_w[1]) / power_w[0] / faster))
+    told = min(1.0, faster / _SATURATED)  # a quotient of two small differences tells little
+    return float(told * share + 1.0 - told)
+
+
+def _marginal_share(prior: Prior, subject: Subject, batch: float) -> float:
+    """At any load; towards an idle engine straight in 1 / batch, as tables read it."""
+    if not 1.0 < batch < 2.0:
+        return float(marginal_shares(prior, subject, np.array([batch]))[0])
+    alone, two = marginal_shares(prior, subject, np.array([1.0, 2.0]))
+    company = 2.0 * (batch - 1.0) / batch
+    return float((1.0 - company) * alone + company * two)
 
 
 def rising(grid: Array) -> Array:

@@ -20,8 +20,7 @@ from estimators.points import (
     USUAL_OUTPUT,
     USUAL_PROMPT,
     Subject,
-    marginal_share,
-    neighbours,
+    marginal_shares,
     raised,
     rising,
 )
@@ -229,14 +228,7 @@ def build(prior: Prior, subject: Subject) -> Table:
         ],
         axis=1,
     )
-    shares = []
-    for load in BATCHES:
-        near = neighbours(float(load))
-        around = cases(
-            [subject.static] * 3, near, np.full(3, USUAL_PROMPT), np.full(3, USUAL_OUTPUT)
-        )
-        around_answer = prior.answer(around, [subject.tier] * 3)
-        shares.append(marginal_share(float(load), around_answer, subject.idle_w))
+    shares = marginal_shares(prior, subject, BATCHES)
     more_j, more_s = raised(prior, subject, BATCHES)
     energy = rising(np.exp(log_energy).reshape(_SHAPE)) * more_j[:, None, None]
     decode = rising((step_s * output).reshape(_SHAPE)) * more_s[:, None, None]
@@ -244,7 +236,7 @@ def build(prior: Prior, subject: Subject) -> Table:
     stretch = math.exp(prior.constants[NAMES.index("first_own")])
     first = found.first_s.reshape(_SHAPE)
     first = np.maximum.accumulate(first[:, :, 4:5].repeat(len(OUTPUTS), axis=2), axis=1)
-    values = np.stack([energy, energy * np.array(shares)[:, None, None], decode, first], axis=-1)
+    values = np.stack([energy, energy * shares[:, None, None], decode, first], axis=-1)
     return Table(values, bands, (low, high), subject.idle_w, stretch)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from typing import Any
 
 import msgspec
 from threadpoolctl import threadpool_limits
@@ -26,7 +27,7 @@ from estimators.rice_estimator import built_in, rice_figures
 from estimators.types import Backend, Band, GpuFacts, ModelFacts
 from meters.types import Evidence
 from proxy.commands import CommandError
-from proxy.jsonl import read_lines
+from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate estimate --batch requests.jsonl"
 
@@ -35,10 +36,10 @@ class DataSheet(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """What a GPU can do; the long names are those of published tables."""
 
     memory_gb: float | None = None
-    mem_bandwidth_gbs: float
+    mem_bandwidth_gbs: float | None = None
     fp16_tflops: float | None = None
     fp16_bf16_tensor_tflops_dense: float | None = None
-    tdp_w: float
+    tdp_w: float | None = None
     fp8_tflops: float | None = None
     fp8_tflops_dense: float | None = None
     int8_tflops: float | None = None
@@ -49,6 +50,9 @@ class DataSheet(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     link_gbs: float | None = None
     name: str | None = None
     gpu: str | None = None
+    spec_source: str | None = None
+    idle_source: str | None = None
+    idle_quality: str | None = None
 
 
 class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -105,33 +109,28 @@ def run(args: argparse.Namespace) -> int:
 
 def _answer_all(prior: Prior, path: str, estimator: str) -> int:
     shown = time.monotonic()
-    for number, asked in enumerate(read_lines(path, Asked), 1):
-        said = answer(prior, asked, estimator)
+    for number, asked in numbered_lines(path, Asked):
+        try:
+            said = answer(prior, asked, estimator)
+        except CommandError as error:
+            raise CommandError(f"{path}, line {number}: {error}") from None
         sys.stdout.write(line(said))
-        if said.evidence is Evidence.UNKNOWN:
-            print(
-                f"joulegate: id {asked.id!r}: GPU {asked.gpu!r} is not known; give gpu_facts, or "
-                f"one of {', '.join(GPUS)}.",
-                file=sys.stderr,
-            )
-        elif (lacking := too_large(asked)) is not None:
-            print(f"joulegate: id {asked.id!r}: {lacking}", file=sys.stderr)
+        lacking = unknown(asked) if said.evidence is Evidence.UNKNOWN else too_large(asked)
+        if lacking is not None:
+            print(f"joulegate: {path}, line {number}: {lacking}", file=sys.stderr)
         if time.monotonic() - shown > 2.0:
             shown = time.monotonic()
-            print(f"{number} requests estimated", file=sys.stderr)
+            print(f"{number} lines estimated", file=sys.stderr)
     return 0
 
 
 def answer(prior: Prior, asked: Asked, estimator: str = "energy") -> Said:
     """The estimate of one line. Raises CommandError for figures that cannot be."""
     backend = backend_of(asked)
-    if backend.gpu is None:
+    if unknown(asked) is not None or backend.gpu is None:
         return Said(asked.id, None, None, None, None, Evidence.UNKNOWN)
-    try:
-        idle_w = idle_power_w(backend.gpu) * backend.num_gpus
-        subject = subject_of(prior, backend, idle_w)
-    except UnknownPrecision as error:
-        raise CommandError(f"id {asked.id!r}: {error}") from None
+    idle_w = idle_power_w(backend.gpu) * backend.num_gpus
+    subject = subject_of(prior, backend, idle_w)
     assert subject is not None  # model and GPU are given
     request = (asked.concurrency, asked.prompt_tokens, asked.output_tokens)
     found: Figures
@@ -149,11 +148,27 @@ def answer(prior: Prior, asked: Asked, estimator: str = "energy") -> Said:
     )
 
 
+def unknown(asked: Asked) -> str | None:
+    """Why nothing can be said of it, in words; None where it can."""
+    try:
+        precision_named(asked.precision)
+    except UnknownPrecision as error:
+        return str(error)
+    if _gpu(asked) is not None:
+        return None
+    if asked.gpu_facts is not None:
+        return (
+            f"GPU {asked.gpu!r} is not known, and its gpu_facts need mem_bandwidth_gbs, "
+            "fp16_tflops and tdp_w."
+        )
+    return f"GPU {asked.gpu!r} is not known; give gpu_facts, or one of {', '.join(GPUS)}."
+
+
 def backend_of(asked: Asked) -> Backend:
     """The engine that a line describes; without a GPU where its name is not known."""
     for key in ("params_b", "num_gpus"):
         if not getattr(asked, key) > 0:
-            raise CommandError(f"id {asked.id!r}: {key} must be more than 0.")
+            raise CommandError(f"{key} must be more than 0.")
     for key in (
         "active_params_b",
         "layers",
@@ -166,7 +181,7 @@ def backend_of(asked: Asked) -> Backend:
     ):
         value = getattr(asked, key)
         if value is not None and not 0 <= value < 1e12:
-            raise CommandError(f"id {asked.id!r}: {key} must be 0 or more.")
+            raise CommandError(f"{key} must be 0 or more.")
     return Backend(
         name=str(asked.id),
         group=str(asked.id),
@@ -215,16 +230,10 @@ def _gpu(asked: Asked) -> GpuFacts | None:
     sheet = asked.gpu_facts
     if sheet is None:
         return known
-    fp16 = sheet.fp16_tflops or sheet.fp16_bf16_tensor_tflops_dense
-    fp16 = fp16 or (known.fp16_tflops if known else None)
-    if fp16 is None or min(fp16, sheet.mem_bandwidth_gbs, sheet.tdp_w) <= 0:
-        raise CommandError(
-            f"id {asked.id!r}: gpu_facts needs mem_bandwidth_gbs, fp16_tflops and tdp_w above 0."
-        )
     given = {
         "memory_gb": sheet.memory_gb,
         "mem_bandwidth_gbs": sheet.mem_bandwidth_gbs,
-        "fp16_tflops": fp16,
+        "fp16_tflops": sheet.fp16_tflops or sheet.fp16_bf16_tensor_tflops_dense,
         "tdp_w": sheet.tdp_w,
         "fp8_tflops": sheet.fp8_tflops or sheet.fp8_tflops_dense,
         "int8_tflops": sheet.int8_tflops or sheet.int8_tops_dense,
@@ -234,8 +243,18 @@ def _gpu(asked: Asked) -> GpuFacts | None:
     }
     # Of a card that is known, what its sheet leaves out here is what it says there.
     rest = {"name": asked.gpu, "memory_gb": 0.0} if known is None else msgspec.structs.asdict(known)
-    told = {key: value for key, value in given.items() if value is not None}
-    return msgspec.convert({**rest, **told}, GpuFacts)
+    told: dict[str, Any] = {
+        **rest,
+        **{key: value for key, value in given.items() if value is not None},
+    }
+    needed = ("mem_bandwidth_gbs", "fp16_tflops", "tdp_w")
+    if any(told.get(key) is None for key in needed):
+        return None
+    if not all(0 < told[key] < 1e9 for key in needed):
+        raise CommandError(
+            "gpu_facts needs mem_bandwidth_gbs, fp16_tflops and tdp_w above 0, in GB/s, TFLOPS, W."
+        )
+    return msgspec.convert(told, GpuFacts)
 
 
 def _whole(value: float | None) -> int | None:

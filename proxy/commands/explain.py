@@ -18,7 +18,7 @@ from proxy import offline
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError
 from proxy.errors import ApiError
-from proxy.jsonl import read_lines
+from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate explain request.json --config config.yaml"
 
@@ -70,7 +70,7 @@ def _one(explainer: offline.Explainer, path: str, *, as_json: bool) -> int:
 
 
 def _batch(explainer: offline.Explainer, path: str) -> int:
-    for number, line in enumerate(read_lines(path, dict), 1):
+    for number, line in numbered_lines(path, dict):
         if "id" not in line:
             raise CommandError(f"{path}, line {number}: 'id' is missing. Give each line one.")
         identity = line.pop("id")

@@ -19,7 +19,7 @@ import msgspec
 
 from estimators.text import text_of_messages
 from proxy.commands import CommandError
-from proxy.jsonl import read_lines
+from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate learn-quality outcomes.jsonl --out quality.npz"
 
@@ -49,12 +49,11 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{out.parent} is no folder; name another file with --out")
 
     def rows() -> Iterator[Scored]:
-        for number, line in enumerate(read_lines(args.outcomes, OutcomeLine), 1):
-            text = text_in(line.prompt, line.messages, f"{args.outcomes}, outcome {number}")
+        for number, line in numbered_lines(args.outcomes, OutcomeLine):
+            where = f"{args.outcomes}, line {number}"
+            text = text_in(line.prompt, line.messages, where)
             if line.score is None and line.output_tokens is None:
-                raise CommandError(
-                    f"{args.outcomes}, outcome {number}: give a score, output_tokens, or both"
-                )
+                raise CommandError(f"{where}: give a score, output_tokens, or both")
             yield Scored(text, line.backend, line.score, line.output_tokens, line.task)
 
     began = time.monotonic()

@@ -20,7 +20,7 @@ from estimators.quality_model import Prediction, QualityModel, UnreadableModel
 from estimators.text import read
 from proxy.commands import CommandError
 from proxy.commands.learn_quality import text_in
-from proxy.jsonl import read_lines
+from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate predict-quality quality.npz --batch prompts.jsonl"
 
@@ -50,13 +50,14 @@ def run(args: argparse.Namespace) -> int:
             f"{args.model}: {error.strerror or error}. Make one with joulegate learn-quality."
         ) from None
     encoder = msgspec.json.Encoder()
-    lines = read_lines(args.batch, PromptLine)
+    lines = numbered_lines(args.batch, PromptLine)
     while block := list(islice(lines, _BLOCK)):
         texts = [
-            text_in(line.prompt, line.messages, f"{args.batch}, id {line.id!r}") for line in block
+            text_in(line.prompt, line.messages, f"{args.batch}, line {number}")
+            for number, line in block
         ]
         found = model.predict_all([read(text) for text in texts])
-        for line, said in zip(block, found, strict=True):
+        for (_, line), said in zip(block, found, strict=True):
             sys.stdout.write(encoder.encode(answer(line.id, model, said)).decode() + "\n")
     return 0
 

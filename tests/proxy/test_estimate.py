@@ -108,7 +108,7 @@ def test_a_model_that_does_not_fit_is_told(
     ("change", "word"),
     [
         ({"concurency": 3}, "concurrency"),
-        ({"precision": "bf17"}, "bf16"),
+        ({"gpu_facts": {"mem_bandwith_gbs": 1}}, "mem_bandwidth_gbs"),
         ({"params_b": 0}, "params_b"),
         ({"output_tokens": -1}, "output_tokens"),
         ({"gpu_facts": {"mem_bandwidth_gbs": 0, "tdp_w": 300, "fp16_tflops": 1}}, "gpu_facts"),
@@ -121,3 +121,60 @@ def test_what_cannot_be_is_refused_with_what_to_change(
     file.write_text(json.dumps({**LLAMA, **change}))
     assert main(["estimate", "--batch", str(file)]) == 1
     assert word in capsys.readouterr().err
+
+
+def test_a_precision_or_a_sheet_that_tells_too_little_leaves_the_figures_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sheet = {"gpu": "New", "gpu_facts": {"mem_bandwidth_gbs": 3350, "tdp_w": 700}}
+    unheard, untold, usual = estimates(
+        tmp_path, capsys, {**LLAMA, "precision": "bf17"}, {**LLAMA, **sheet}, LLAMA
+    )
+    assert unheard["evidence"] == untold["evidence"] == "unknown"
+    assert unheard["energy_j"] is untold["energy_j"] is None
+    assert usual["energy_j"] is not None  # those after it are answered
+
+
+def test_more_tokens_never_add_less_to_an_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = {**LLAMA, "params_b": 3, "gpu": "RTX-4090", "precision": "awq"}
+    lengths = (1, 2, 3, 5, 20, 100, 1000, 8193, 20000)
+    for load in (4, 64):
+        for fixed, grows in (
+            ("prompt_tokens", "output_tokens"),
+            ("output_tokens", "prompt_tokens"),
+        ):
+            lines = ({**card, "concurrency": load, fixed: 3000, grows: n} for n in lengths)
+            said = estimates(tmp_path, capsys, *lines)
+            added_j = [one["marginal_energy_j"]["mid"] for one in said]
+            assert added_j == sorted(added_j)
+
+
+def test_what_one_more_adds_falls_gradually_from_an_idle_engine_to_a_busy_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loads = (1, 1.01, 1.5, 2)
+    said = estimates(tmp_path, capsys, *({**LLAMA, "concurrency": load} for load in loads))
+    alone_j, hardly_more_j, half_j, two_j = (one["marginal_energy_j"]["mid"] for one in said)
+    assert two_j < half_j < hardly_more_j < alone_j < 1.1 * hardly_more_j
+
+
+def test_a_saturated_engine_takes_all_of_one_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = {**LLAMA, "params_b": 7, "gpu": "A100-80GB-SXM", "engine_version": "0.5.4"}
+    [said] = estimates(tmp_path, capsys, {**old, "concurrency": 700})
+    assert said["marginal_energy_j"]["mid"] > 0.5 * said["energy_j"]["mid"]
+
+
+def test_a_byte_order_mark_is_no_mistake_and_mistakes_are_told_by_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "batch.jsonl"
+    wrong = {**LLAMA, "num_gpus": 0}
+    file.write_text(f"\ufeff{json.dumps(LLAMA)}\n\n{json.dumps(wrong)}\n", encoding="utf-8")
+    assert main(["estimate", "--batch", str(file)]) == 1
+    printed, said = capsys.readouterr()
+    assert json.loads(printed)["id"] == "llama"
+    assert "line 3: num_gpus" in said
