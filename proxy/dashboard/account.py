@@ -78,6 +78,10 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
         """Whether there were requests and none of them has a figure: a dash, never 0."""
         return 0 < self.requests == self.unknown_requests and not self.facility_uj
 
+    def known(self, name: str) -> int | None:
+        """One of its sums of energy or carbon; None where no request has a figure."""
+        return None if self.is_unknown else int(getattr(self, name))
+
     @property
     def figured_requests(self) -> int:
         """Requests with a figure, or that needed none: what means are of, as unknown is no 0."""
@@ -98,7 +102,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     def ug_per_mtok(self) -> float | None:
         """Operational micro-grams per million tokens, input and output together."""
         tokens = self.prompt_tokens + self.output_tokens
-        return self.operational_ug / tokens * 1e6 if tokens else None
+        return self.operational_ug / tokens * 1e6 if tokens and not self.is_unknown else None
 
     @property
     def g_per_mtok(self) -> float | None:
@@ -107,8 +111,8 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
 
 
 SUMMED = tuple(f.name for f in msgspec.structs.fields(Line) if f.name != "key")
-_COUNTED = SUMMED[:5]
-_WEIGHED = SUMMED[5:]
+COUNTED = SUMMED[:5]
+WEIGHED = SUMMED[5:]
 
 
 def add(key: str, lines: Sequence[Line]) -> Line:
@@ -726,7 +730,7 @@ def unknown_requests(account: Account) -> Ints:
 
 
 def _line(key: str, counts: Sequence[int], energy: Sequence[int]) -> Line:
-    values = dict(zip((*_COUNTED, *_WEIGHED), (*counts, *energy), strict=True))
+    values = dict(zip((*COUNTED, *WEIGHED), (*counts, *energy), strict=True))
     return Line(key=key, **values)
 
 

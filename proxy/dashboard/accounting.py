@@ -279,8 +279,8 @@ class ScopeRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def scope_rows(
-    own_ug: int,
-    hosted_ug: int,
+    own_ug: int | None,
+    hosted_ug: int | None,
     embodied_ug: int | None,
     own_market_ug: int | None,
     hosted_market_ug: int | None,

@@ -16,7 +16,7 @@ from decimal import Decimal
 import msgspec
 
 from meters.intensity.hours import iso
-from proxy.dashboard.account import SUMMED, Line
+from proxy.dashboard.account import COUNTED, WEIGHED, Line
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.periods import Period, parse
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot
@@ -42,14 +42,14 @@ COLUMNS = (
 )
 
 
-def kwh(uj: int) -> str:
-    """Kilowatt-hours of micro-joules, to eighteen places: far below a micro-joule."""
-    return _plain(Decimal(uj) / Decimal(3_600_000_000_000))
+def kwh(uj: int | None) -> str:
+    """Kilowatt-hours of micro-joules, to eighteen places: far below a micro-joule; '' for None."""
+    return "" if uj is None else _plain(Decimal(uj) / Decimal(3_600_000_000_000))
 
 
-def kg(ug: int) -> str:
-    """Kilograms of micro-grams, exact."""
-    return _plain(Decimal(ug) / Decimal(1_000_000_000))
+def kg(ug: int | None) -> str:
+    """Kilograms of micro-grams, exact; '' for None."""
+    return "" if ug is None else _plain(Decimal(ug) / Decimal(1_000_000_000))
 
 
 def _plain(value: Decimal) -> str:
@@ -78,7 +78,17 @@ def about(snapshot: Snapshot) -> list[tuple[str, str]]:
         ("grade", s.grade),
         ("grade_points_of_100", f"{s.score * 100:.0f}"),
         ("evidence", "; ".join(f"{e} {kg(ug)} kg" for e, ug in s.evidence) or "none"),
-        ("range_80_percent_kg", f"{s.range.low_ug / 1e9:.6f} to {s.range.high_ug / 1e9:.6f}"),
+        (
+            "range_80_percent_kg",
+            "not known"
+            if s.total.is_unknown
+            else f"{s.range.low_ug / 1e9:.6f} to {s.range.high_ug / 1e9:.6f}",
+        ),
+        (
+            "without_figure",
+            f"{s.total.unknown_requests} of {s.total.requests} requests, which are in no sum of "
+            "energy or carbon",
+        ),
         (
             "market_based",
             "by stated instruments" if s.market_instruments else "no instruments supplied",
@@ -138,16 +148,16 @@ def rows(
 
 def _row(grouping: str, line: Line, snapshot: Snapshot) -> dict[str, str]:
     row = {"grouping": grouping, "key": guarded(line.key)}
-    row |= {name: str(getattr(line, name)) for name in SUMMED[:5]}
+    row |= {name: str(getattr(line, name)) for name in COUNTED}
     row |= {
-        "active_kwh": kwh(line.active_uj),
-        "idle_kwh": kwh(line.idle_uj),
-        "host_kwh": kwh(line.host_uj),
-        "overhead_kwh": kwh(line.overhead_uj),
-        "facility_kwh": kwh(line.facility_uj),
-        "co2e_location_kg": kg(line.operational_ug),
-        "co2e_market_kg": kg(line.market_ug) if snapshot.market_instruments else "",
-        "co2e_embodied_kg": kg(line.embodied_ug) if snapshot.embodied_known else "",
+        "active_kwh": kwh(line.known("active_uj")),
+        "idle_kwh": kwh(line.known("idle_uj")),
+        "host_kwh": kwh(line.known("host_uj")),
+        "overhead_kwh": kwh(line.known("overhead_uj")),
+        "facility_kwh": kwh(line.known("facility_uj")),
+        "co2e_location_kg": kg(line.known("operational_ug")),
+        "co2e_market_kg": kg(line.known("market_ug")) if snapshot.market_instruments else "",
+        "co2e_embodied_kg": kg(line.known("embodied_ug")) if snapshot.embodied_known else "",
     }
     return row
 
@@ -206,8 +216,10 @@ def as_parquet(snapshot: Snapshot) -> bytes:
         "grouping": [name for name, _ in lines],
         "key": [line.key for _, line in lines],
     }
-    for field in SUMMED:
+    for field in COUNTED:
         columns[field] = [getattr(line, field) for _, line in lines]
+    for field in WEIGHED:
+        columns[field] = [line.known(field) for _, line in lines]
     if not snapshot.market_instruments:
         columns["market_ug"] = [None for _ in lines]
     if not snapshot.embodied_known:
@@ -339,12 +351,12 @@ def as_focus(snapshot: Snapshot) -> bytes:
                 "ResourceName": guarded(charge.backend),
                 "SkuId": guarded(charge.model),
                 "Tags": json.dumps(dict.fromkeys(charge.tags, True), ensure_ascii=False),
-                "x_EnergyKwh": kwh(line.facility_uj),
-                "x_Co2eLocationKg": kg(line.operational_ug),
-                "x_Co2eMarketKg": kg(line.market_ug) if s.market_instruments else "",
-                "x_Co2eEmbodiedKg": kg(line.embodied_ug) if s.embodied_known else "",
-                "x_Co2eLowKg": f"{line.operational_ug * share_low / 1e9:.9f}",
-                "x_Co2eHighKg": f"{line.operational_ug * share_high / 1e9:.9f}",
+                "x_EnergyKwh": kwh(line.known("facility_uj")),
+                "x_Co2eLocationKg": kg(line.known("operational_ug")),
+                "x_Co2eMarketKg": kg(line.known("market_ug")) if s.market_instruments else "",
+                "x_Co2eEmbodiedKg": kg(line.known("embodied_ug")) if s.embodied_known else "",
+                "x_Co2eLowKg": _part(line, share_low),
+                "x_Co2eHighKg": _part(line, share_high),
             }
         )
     out = io.StringIO()  # importers of FOCUS do not skip comment lines
@@ -352,6 +364,11 @@ def as_focus(snapshot: Snapshot) -> bytes:
     writer.writeheader()
     writer.writerows(table)
     return out.getvalue().encode()
+
+
+def _part(line: Line, share: float) -> str:
+    """A share of a line's grams in kilograms; '' where they are not known."""
+    return "" if line.is_unknown else f"{line.operational_ug * share / 1e9:.9f}"
 
 
 def as_esrs(snapshot: Snapshot) -> bytes:

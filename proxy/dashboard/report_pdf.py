@@ -79,19 +79,26 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
     pdf.set_font("Helvetica", "B", 13)
     _say(
         pdf,
-        f"{n.mass(s.total.operational_ug)} CO2e operational, location-based "
+        "CO2e not known: no request has a figure"
+        if s.total.is_unknown
+        else f"{n.mass(s.total.operational_ug)} CO2e operational, location-based "
         f"(range {n.mass(s.range.low_ug)} to {n.mass(s.range.high_ug)})",
         7,
     )
     pdf.set_font("Helvetica", "", 9)
-    market = n.mass(s.total.market_ug) if s.market_instruments else "no instruments supplied"
-    embodied = n.mass(s.total.embodied_ug) if s.embodied_known else "not known"
+    market = (
+        n.mass(s.total.known("market_ug")) if s.market_instruments else "no instruments supplied"
+    )
+    embodied = n.mass(s.total.known("embodied_ug")) if s.embodied_known else "not known"
+
+    def energy(name: str) -> str:
+        return n.energy(s.total.known(name))
+
     _say(pdf, f"Market-based: {market}. Embodied, apart: {embodied}.")
     _say(
         pdf,
-        f"{n.energy(s.total.facility_uj)} at the facility: active {n.energy(s.total.active_uj)}, "
-        f"idle share {n.energy(s.total.idle_uj)}, host {n.energy(s.total.host_uj)}, overhead "
-        f"{n.energy(s.total.overhead_uj)}.",
+        f"{energy('facility_uj')} at the facility: active {energy('active_uj')}, idle share "
+        f"{energy('idle_uj')}, host {energy('host_uj')}, overhead {energy('overhead_uj')}.",
     )
     _say(
         pdf,
@@ -156,9 +163,9 @@ def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot, n: Numbe
                 table,
                 line.key,
                 n.plain(line.requests),
-                n.exact(f"{line.facility_uj / 3.6e12:.6f}"),
-                n.exact(kg(line.operational_ug)),
-                n.exact(kg(line.embodied_ug)) if s.embodied_known else "not known",
+                "not known" if line.is_unknown else n.exact(f"{line.facility_uj / 3.6e12:.6f}"),
+                n.exact(kg(line.known("operational_ug"))) or "not known",
+                (n.exact(kg(line.known("embodied_ug"))) if s.embodied_known else "") or "not known",
             )
 
 

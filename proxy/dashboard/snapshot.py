@@ -348,9 +348,10 @@ class Snapshots:
             tiers[t] = int(c.operational_ug[c.tier == place].sum())
         old = cells.add("total", old_dim)
         has_before = bool(len(before.cells.dim) or len(before.asked))
-        own, hosted, own_market, hosted_market = self._scopes(account)
+        own, hosted, own_market, hosted_market = self._scopes(account, per_dim)
         instruments = bool(self.sites.instruments)
-        embodied_known = any(self.sites.site(node).gpus for node in account.nodes)
+        drawn_from = {account.nodes[place] for place in np.unique(c.node) if place >= 0}
+        embodied_known = any(self.sites.site(node).gpus for node in drawn_from)
         units = total.operational_ug / 1e6, total.embodied_ug / 1e6
         waters = [f.water_ml for f in account.factors]
         savings, lost = _savings(account)
@@ -381,7 +382,9 @@ class Snapshots:
             market_instruments=instruments,
             embodied_known=embodied_known,
             sci_g_per_request=sci(*units, float(total.figured_requests)),
-            sci_g_per_mtok=sci(*units, (total.prompt_tokens + total.output_tokens) / 1e6),
+            sci_g_per_mtok=None
+            if total.is_unknown
+            else sci(*units, (total.prompt_tokens + total.output_tokens) / 1e6),
             water_ml=sum(w for w in waters if w is not None)
             if waters and None not in waters
             else None,
@@ -417,17 +420,30 @@ class Snapshots:
         so_far = float(sum(line.operational_ug for line in days))  # with the day that is not over
         return Forecast(*(max(so_far, ug) for ug in msgspec.structs.astuple(expected)))
 
-    def _scopes(self, account: Account) -> tuple[int, int, int, int]:
-        """Own and hosted micro-grams, location-based and market-based."""
+    def _scopes(self, account: Account, per_dim: Sequence[Line]) -> list[int | None]:
+        """Own and hosted micro-grams, location-based and market-based; None where no request of
+        that kind has a figure."""
         c = account.cells
+        sent = [
+            (self.sites.is_hosted(d.backend, d.evidence == Evidence.MODELLED.value), line)
+            for d, line in zip(account.dims, per_dim, strict=False)
+            if d.backend
+        ]
+        own, others = (
+            cells.add("", [line for is_hosted, line in sent if is_hosted is kind])
+            for kind in (False, True)
+        )
         hosted = cells.of_others(account.dims, c.dim, c.evidence, self.sites)
         hosted &= c.component == ACTIVE  # others' hosts are within the model of them
-        return (
-            int(c.operational_ug[~hosted].sum()),
-            int(c.operational_ug[hosted].sum()),
-            int(c.market_ug[~hosted].sum()),
-            int(c.market_ug[hosted].sum()),
+        kinds = (
+            (~hosted, own.is_unknown and not c.operational_ug[~hosted].any()),
+            (hosted, others.is_unknown),
         )
+        return [
+            None if unknown else int(ug[of_kind].sum())
+            for ug in (c.operational_ug, c.market_ug)
+            for of_kind, unknown in kinds
+        ]
 
 
 def _days_of_month(year: int, month: int) -> int:

@@ -24,6 +24,7 @@ from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.ourselves import OwnSums
+from meters.types import Evidence, Window
 from proxy.dashboard import exports
 from proxy.dashboard.account import SUMMED, Line
 from proxy.dashboard.numbers import Numbers
@@ -34,7 +35,7 @@ from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot, Snapshots, is_
 from proxy.dashboard.viewers import Viewer
 from tests.browser import served
 from tests.proxy.dashboard.conftest import snapshots_of
-from tests.proxy.dashboard.test_account import DAY, divided, record
+from tests.proxy.dashboard.test_account import DAY, HOUR_S, divided, record
 from tests.seed_ledger import MONTH
 
 QUERY = "period=2026-10"
@@ -138,6 +139,63 @@ def test_what_nobody_has_a_figure_of_is_a_dash_and_not_nothing() -> None:
     assert written_kg(n, Line(key="cache", requests=3)) == "0.000"
     known = Line(key="x", requests=3, unknown_requests=3, active_uj=1, operational_ug=10**9)
     assert written_kg(n, known) == "1.000"
+
+
+def test_a_month_without_any_figure_is_not_known_on_the_page_and_in_every_file(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    none = dict.fromkeys(("energy_j", "energy_low_j", "energy_high_j", "node", "zone", "pue"))
+    lost = {"backend": "api", "group": "api", "evidence": Evidence.UNKNOWN, **none}
+    others = record(3, 5, team="other")  # on a node whose host is read, and hardware known
+    ledger.write(
+        [record(1, 5, **lost), record(2, 6, **lost), others],
+        [divided(5, {"r3": 100.0})],
+        [
+            Window(
+                window_id=f"w5{Evidence.METERED}",
+                node="n",
+                start_s=float(DAY.start_s + 5 * HOUR_S),
+                end_s=float(DAY.start_s + 6 * HOUR_S),
+                energy_j=100.0,
+                host_energy_j=50.0,
+                evidence=Evidence.METERED,
+            )
+        ],
+    )
+    sites = Sites(
+        nodes={"n": Site(node="n", zone="FR", pue=1.3, gpus=2)}, hosted=frozenset({"api"})
+    )
+    snapshots = Snapshots(ledger, IntensityBook(AnnualTable()), sites)
+    s = snapshots.of("t", DAY)
+    assert (s.total.requests, s.total.unknown_requests) == (2, 2)
+    text = exports.as_csv(s).decode()
+    assert "# range_80_percent_kg: not known" in text
+    assert "# without_figure: 2 of 2 requests" in text
+    for row in rows_of(text):
+        energy = [row[name] for name in exports.COLUMNS if name.endswith(("_kwh", "_kg"))]
+        assert not any(energy[:7]) or (row["requests"], energy[0]) == ("0", "0"), row
+    [charge] = rows_of(exports.as_focus(s).decode())
+    assert not any(charge[name] for name in charge if name.endswith(("Kwh", "Kg")))
+    scopes = {row["scope"]: row["location_based_t"] for row in rows_of(exports.as_esrs(s).decode())}
+    assert scopes["Scope 2"] == "0"  # nothing of ours served anything
+    assert scopes["Scope 3, category 1"] == scopes["Scope 3, category 2"] == ""
+    rows = pq.read_table(io.BytesIO(exports.as_parquet(s))).to_pylist()
+    assert rows[0]["active_uj"] is rows[0]["operational_ug"] is None
+    pdf = pdf_text(as_pdf(s, Numbers("en")))
+    assert "CO2e not known" in pdf
+    assert "0 g" not in pdf
+    app = FastAPI()
+    app.include_router(router(Dashboard(snapshots), lambda: Viewer(name="root", role="admin")))
+    with served(app) as url:
+        for page in ("overview", "report"):
+            shown = get(f"{url}/dashboard/t/{page}?period={DAY.name}&tz=UTC").decode()
+            assert "CO₂e not known" in shown
+            assert not re.search(r"(?<![\d.])0\u202f(g|J)\b", shown)
+            drivers = [row for table in tables_of(shown) for row in table if row[0] == "api"]
+            assert drivers
+            assert not any("0.000" in row for row in drivers)
+    ledger.close()
 
 
 def pdf_text(body: bytes) -> str:
@@ -326,14 +384,14 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
             for field in SUMMED:  # tags too: a request with several counts in parts
                 assert sum(getattr(x, field) for x in lines) == getattr(total, field), (name, field)
             of_name = [r for r in rows if r["grouping"] == name]
-            assert [Decimal(r["co2e_location_kg"]) * 10**9 for r in of_name] == [
-                x.operational_ug for x in lines
+            assert [r["co2e_location_kg"] for r in of_name] == [
+                exports.kg(x.known("operational_ug")) for x in lines
             ]
             body = next(t for t in shown if t[0][0] == name and len(t[0]) == 10)
             assert [row[7] for row in body[1:-1]] == [written_kg(n, x) for x in lines]
             assert all(exports.kg(x.operational_ug) in pdf for x in lines)
         focus = rows_of(get(f"{base}/export.focus?{query}").decode())
-        grams = sum(Decimal(r["x_Co2eLocationKg"]) for r in focus)
+        grams = sum(Decimal(r["x_Co2eLocationKg"] or 0) for r in focus)
         assert grams * 10**9 == total.operational_ug
         tokens = total.prompt_tokens + total.output_tokens
         assert sum(int(r["ConsumedQuantity"]) for r in focus) == tokens
