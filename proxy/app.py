@@ -341,6 +341,7 @@ class Proxy:
         )
         self.api = FastAPI(
             title="Joulegate",
+            redirect_slashes=False,  # proxy.paths takes them off
             lifespan=self._lifespan,
             docs_url=None,
             redoc_url=None,

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import Response
 
@@ -14,6 +15,7 @@ from proxy import errors
 from proxy.asgi import Receive, Scope, Send
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
+from proxy.paths import below, routed
 from proxy.steps import Steps
 from proxy.web_pages import Pages
 
@@ -70,7 +72,10 @@ class Front:
         self.cors_origins = cors_origins
         sign_in = steps.settings.sign_in  # read at start, like the origins
         self.guests = sign_in.guests
-        self.pages = Pages([*cors_origins, sign_in.public_url])
+        public = urlsplit(sign_in.public_url or "")
+        self.prefix = public.path.rstrip("/")
+        origin = f"{public.scheme}://{public.netloc}" if public.netloc else None
+        self.pages = Pages([*cors_origins, origin])
         self.endpoints = dict(ENDPOINTS)
         self.endpoints |= {path.removeprefix("/v1"): e for path, e in ENDPOINTS.items()}
 
@@ -78,6 +83,8 @@ class Front:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if self.prefix:
+            scope = below(scope, self.prefix)
         method, path = scope["method"], scope["path"]
         cors = self._cors(scope) if self.cors_origins else ()
         if (self.steps.keys.open or self.guests) and self.pages.refuses(scope["headers"]):
@@ -100,13 +107,12 @@ class Front:
             await _refused(error, scope, receive, dressed, {"allow": "POST"})
             return
         if path.startswith(ALSO_WITHOUT_V1):
-            raw_path = b"/v1" + scope.get("raw_path", path.encode())
-            scope = {**scope, "path": "/v1" + path, "raw_path": raw_path}
+            scope = {**scope, "path": "/v1" + path, "raw_path": b"/v1" + scope["raw_path"]}
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # in the copy: uvicorn leaves the body out
         if path not in UPLOADS:
             receive = _at_most(receive, self.steps.reading.max_body_bytes)
-        await self.app(scope, receive, self._dressed(send, cors))
+        await self.app(routed(scope, self.prefix), receive, self._dressed(send, cors))
 
     def _other(self, path: str) -> Endpoint | None:
         """The endpoint at a path that is not in the table."""

@@ -477,7 +477,8 @@ class SignInSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     )
     hours: Annotated[Positive, help_("How long a session lasts.")] = 12.0
     public_url: Annotated[
-        str | None, help_("Address browsers use, such as `https://energy.example.org`.")
+        str | None,
+        help_("Address browsers use, such as `https://energy.example.org`, also with a path."),
     ] = None
     oidc: Annotated[Oidc | None, help_("OpenID Connect provider; none: keys and accounts.")] = None
     guests: Annotated[
@@ -622,6 +623,8 @@ def contradictions(settings: Settings, document: Document) -> Iterator[Problem]:
     for where, url in (
         (("budget_alerts", "url"), settings.budget_alerts.url),
         (("otlp", "url"), settings.otlp.url),
+        (("sign_in", "public_url"), settings.sign_in.public_url),
+        (("sign_in", "oidc", "issuer"), getattr(settings.sign_in.oidc, "issuer", None)),
     ):
         yield from _contradictions_in_address(where, url, document)
     for where, url, known in (

@@ -188,7 +188,7 @@ class SignIn:
 
     def _callback(self, request: Request) -> str:
         base = self.settings.public_url or str(request.base_url)
-        return f"{base.rstrip('/')}{root_of(request)}/sign-in/callback"
+        return f"{base.rstrip('/')}{ROOT}/sign-in/callback"
 
     def page(
         self,
@@ -335,7 +335,8 @@ def _attempt_of(state: str) -> str:
 async def to_sign_in(request: Request, _: Exception) -> Response:
     """The way on for whoever is not signed in, and back to the page that was wanted."""
     where = f"{root_of(request)}/sign-in"
-    path = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+    path = request.scope["raw_path"].decode("latin-1")
+    path += f"?{request.url.query}" if request.url.query else ""
     if request.method in ("GET", "HEAD") and own_path(path, "") == path:
         where += f"?next={quote(path, safe='')}"
     return RedirectResponse(where, 303)

@@ -677,8 +677,10 @@ class KeyWatch:
 
 
 def _require_name(name: str, whose: str) -> None:
-    # They stand in headers, logs and tables: no line ends, nothing that turns text round.
-    if not name.isprintable() or not name or len(name) > MOST_LETTERS:
+    # They stand in headers, logs and tables: no line ends, nothing that turns text round, no twin
+    # that looks the same. In links, "." and ".." mean other pages to every browser.
+    plain = name.isprintable() and name == name.strip() and name not in ("", ".", "..")
+    if not plain or len(name) > MOST_LETTERS:
         raise TeamsError(f"{name[:MOST_LETTERS]!r} cannot be {whose} name.")
 
 

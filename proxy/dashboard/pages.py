@@ -207,7 +207,6 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
         return Response(css, media_type="text/css", headers=headers)
 
     @routes.get("")
-    @routes.get("/")
     def start(request: Request, who: Viewer = signed_in) -> Response:
         mine = _teams(dashboard, who)
         if not mine:
@@ -223,7 +222,7 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
         view = viewed(request, dashboard, who, first)
         return RedirectResponse(view.link("overview"), 303, headers=HEADERS)
 
-    @routes.get("/{team}/frozen/{name}")
+    @routes.get("/{team:name}/frozen/{name}")
     def frozen(request: Request, team: str, name: str, who: Viewer = signed_in) -> Response:
         if not who.may_see(team):
             raise HTTPException(404, "There is no such team, or it is not yours.")
@@ -252,7 +251,7 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
             now=now,
         )
 
-    @routes.post("/{team}/freeze")
+    @routes.post("/{team:name}/freeze")
     async def freeze(request: Request, team: str, who: Viewer = signed_in) -> Response:
         if not who.may_see(team):
             raise HTTPException(404, "There is no such team, or it is not yours.")
@@ -270,14 +269,14 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
         here = View(team=team, period=period, language="en", root=root).team_root
         return RedirectResponse(f"{here}/frozen/{snapshot.hash}", 303, headers=HEADERS)
 
-    @routes.get("/{team}/export.{ending}")
+    @routes.get("/{team:name}/export.{ending}")
     def export(request: Request, team: str, ending: str, who: Viewer = signed_in) -> Response:
         view = viewed(request, dashboard, who, team)
         if ending == "users":
             return _users_file(dashboard, view, who)
         return _file(dashboard.snapshot(view), ending, view, who)
 
-    @routes.get("/{team}/requests/{request_id:path}")
+    @routes.get("/{team:name}/requests/{request_id:path}")
     def receipt(request: Request, team: str, request_id: str, who: Viewer = signed_in) -> Response:
         view = viewed(request, dashboard, who, team)
         if not who.sees_keys:
@@ -291,12 +290,12 @@ def router(dashboard: Dashboard, viewer: Callable[..., Any]) -> APIRouter:
             **views.receipt(found, dashboard.snapshots.book, dashboard.snapshots.sites),
         )
 
-    @routes.get("/{team}")
+    @routes.get("/{team:name}")
     def team_start(request: Request, team: str, who: Viewer = signed_in) -> Response:
         view = viewed(request, dashboard, who, team)
         return RedirectResponse(view.link("overview"), 303, headers=HEADERS)
 
-    @routes.get("/{team}/{page}")
+    @routes.get("/{team:name}/{page}")
     def page(request: Request, team: str, page: str, who: Viewer = signed_in) -> Response:
         if page not in PAGES:
             raise HTTPException(404, f"There is no page {page!r}.")

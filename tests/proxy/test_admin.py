@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
@@ -283,3 +283,28 @@ def test_pages_know_a_team_of_the_ledger_as_one_of_the_config(running: Joulegate
     assert page.status == 200
     assert running.get("/admin/teams/law", method="DELETE", x_api_key=ADMIN).status == 200
     until(lambda: shown._budgets == {})
+
+
+@pytest.mark.parametrize("name", ["a/b", "/", "50%", "a%2Fb", "my team", "x?y#z", "😀", "c\\d"])
+def test_a_team_may_be_called_what_links_have_to_escape(running: Joulegate, name: str) -> None:
+    escaped = quote(name, safe="")
+    headers = {"x-api-key": ADMIN}
+    assert running.post({"team": name}, path="/admin/teams", headers=headers).status == 201
+    connection = running.connect()
+    connection.request("PUT", f"/admin/teams/{escaped}", "{}", headers)
+    assert connection.getresponse().status == 200
+    connection.close()
+    page = running.get(f"/dashboard/{escaped}/overview", x_api_key=ADMIN)
+    assert page.status == 200
+    assert f'href="/dashboard/{escaped}/savings?' in page.body.decode()
+    # whoever has to sign in comes back to that very page
+    sent = running.get(f"/dashboard/{escaped}/overview").header("location") or ""
+    assert parse_qs(urlsplit(sent).query)["next"] == [f"/dashboard/{escaped}/overview"]
+    assert running.get(f"/admin/teams/{escaped}", method="DELETE", x_api_key=ADMIN).status == 200
+
+
+@pytest.mark.parametrize("path", ["/admin/teams/", "/dashboard/physics/overview/", "/v1/models/"])
+def test_a_slash_at_the_end_sends_nobody_and_no_key_elsewhere(
+    running: Joulegate, path: str
+) -> None:
+    assert running.get(path, x_api_key=ADMIN).status == 200

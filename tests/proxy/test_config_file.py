@@ -180,6 +180,11 @@ BACKEND = "backends: [{model: m, url: 'http://x/v1'}]\n"
         ("redis: {url: 'localhost:6379'}", "redis.url: should start with one of redis://"),
         ("budget_alerts: {url: hooks.example.org}", "budget_alerts.url: should start with http://"),
         ("otlp: {url: 'http://'}", "otlp.url: is no address"),
+        ("sign_in: {public_url: energy.example.org}", "sign_in.public_url: should start with"),
+        (
+            "sign_in: {oidc: {issuer: id.example.org, client_id: x}}",
+            "sign_in.oidc.issuer: should start with http://",
+        ),
         ("backends: [{model: m, url: 'http://x:99999/v1'}]", "backends[0].url: is no address"),
         ("backends: [{model: m, url: 'http://x/v1 '}]", "backends[0].url: is no address"),
         ("backends: [{model: auto, url: 'http://x/v1'}]", "'auto' leaves the choice open"),

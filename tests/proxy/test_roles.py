@@ -65,9 +65,9 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
     ("GET", "/metrics"): [("/metrics", None, ADMINS)],
     ("GET", "/admin/teams"): [("/admin/teams", None, LEADS)],
     ("POST", "/admin/teams"): [("/admin/teams", {"team": "new"}, ADMINS)],
-    ("PUT", "/admin/teams/{team}"): [("/admin/teams/physics", {}, ADMINS)],
-    ("DELETE", "/admin/teams/{team}"): [("/admin/teams/physics", None, ADMINS)],
-    ("POST", "/admin/teams/{team}/projects"): [
+    ("PUT", "/admin/teams/{team:name}"): [("/admin/teams/physics", {}, ADMINS)],
+    ("DELETE", "/admin/teams/{team:name}"): [("/admin/teams/physics", None, ADMINS)],
+    ("POST", "/admin/teams/{team:name}/projects"): [
         ("/admin/teams/physics/projects", {"project": "p"}, LEADS),
         ("/admin/teams/operators/projects", {"project": "p"}, ADMINS),
     ],
@@ -82,8 +82,10 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
         ("/admin/keys/{ADMINS}/rotate", {}, {**ADMINS, "lead": (404,)}),
     ],
     ("GET", "/admin/organisations"): [("/admin/organisations", None, ADMINS)],
-    ("PUT", "/admin/organisations/{organisation}"): [("/admin/organisations/acme", None, ADMINS)],
-    ("DELETE", "/admin/organisations/{organisation}"): [
+    ("PUT", "/admin/organisations/{organisation:name}"): [
+        ("/admin/organisations/acme", None, ADMINS)
+    ],
+    ("DELETE", "/admin/organisations/{organisation:name}"): [
         ("/admin/organisations/acme", None, ADMINS)
     ],
     ("PUT", "/admin/keys/{key_id}"): [
@@ -102,28 +104,27 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
     ("POST", "/dashboard/sign-out"): [("/dashboard/sign-out", {}, ANYONE)],
     ("GET", "/dashboard/style.css"): [("/dashboard/style.css", None, ANYONE)],
     ("GET", "/dashboard"): [("/dashboard", None, PAGES)],
-    ("GET", "/dashboard/"): [("/dashboard/", None, PAGES)],
-    ("GET", "/dashboard/{team}"): [
+    ("GET", "/dashboard/{team:name}"): [
         ("/dashboard/physics", None, PAGES),
         ("/dashboard/operators", None, {**OTHERS, "admin": (303,)}),
     ],
-    ("GET", "/dashboard/{team}/{page}"): [
+    ("GET", "/dashboard/{team:name}/{page}"): [
         ("/dashboard/physics/overview", None, PAGES),
         ("/dashboard/operators/overview", None, OTHERS),
     ],
-    ("GET", "/dashboard/{team}/export.{ending}"): [
+    ("GET", "/dashboard/{team:name}/export.{ending}"): [
         ("/dashboard/physics/export.csv", None, PAGES),
         ("/dashboard/operators/export.csv", None, OTHERS),
     ],
-    ("GET", "/dashboard/{team}/requests/{request_id:path}"): [
+    ("GET", "/dashboard/{team:name}/requests/{request_id:path}"): [
         ("/dashboard/physics/requests/req_1", None, {**PAGES, "member": (403,)}),
         ("/dashboard/operators/requests/req_1", None, {**OTHERS, "admin": (404,)}),
     ],
-    ("GET", "/dashboard/{team}/frozen/{name}"): [
+    ("GET", "/dashboard/{team:name}/frozen/{name}"): [
         ("/dashboard/physics/frozen/abc", None, PAGES),
         ("/dashboard/operators/frozen/abc", None, {**OTHERS, "admin": (404,)}),
     ],
-    ("POST", "/dashboard/{team}/freeze"): [
+    ("POST", "/dashboard/{team:name}/freeze"): [
         # without the form's own token nobody may
         ("/dashboard/physics/freeze", {}, {**PAGES, **dict.fromkeys(WHO, (303, 401, 403))}),
         ("/dashboard/operators/freeze", {}, {**OTHERS, "admin": (403,)}),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.error import HTTPError
+from urllib.parse import parse_qs, quote, urlsplit
+from urllib.request import HTTPRedirectHandler, build_opener
 
 import pytest
 
@@ -160,3 +162,39 @@ def test_the_log_says_which_address_refused(
         assert begin(running, Browser()).status == 502
     assert DISCOVERY in caplog.text
     assert "302" in caplog.text
+
+
+class Stay(HTTPRedirectHandler):
+    """Follows nobody."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+PUBLIC = "https://example.org/energy"
+
+
+@pytest.mark.parametrize("running", [{"sign_in": {"public_url": PUBLIC}}], indirect=True)
+@pytest.mark.parametrize("left_on", ["", "/energy"])
+def test_browsers_may_see_it_below_a_prefix(
+    running: Joulegate, issuer: Issuer, left_on: str
+) -> None:
+    """Whether whoever stands before it takes the prefix off or leaves it on."""
+    first = running.get(f"{left_on}{WANTED}")
+    wanted = f"/energy{WANTED}"
+    assert first.header("location") == f"/energy/dashboard/sign-in?next={quote(wanted, safe='')}"
+    begun = running.get(f"{left_on}/dashboard/sign-in/provider?next={wanted}")
+    where = begun.header("location") or ""
+    (back,) = parse_qs(urlsplit(where).query)["redirect_uri"]
+    assert back == f"{PUBLIC}/dashboard/sign-in/callback"
+    with pytest.raises(HTTPError) as came:
+        build_opener(Stay).open(where)
+    path = f"{left_on}/dashboard/sign-in/callback?{urlsplit(came.value.headers['location']).query}"
+    cookie = (begun.header("set-cookie") or "").partition(";")[0]
+    entered = running.get(path, cookie=cookie)
+    assert entered.header("location") == wanted
+    cookies = [value for name, value in entered.headers if name == "set-cookie"]
+    assert all("Path=/energy/dashboard" in one for one in cookies)
+    page = running.get(f"{left_on}{WANTED}", cookie=cookies[0].partition(";")[0])
+    assert (page.status, 'href="/energy/dashboard/style.css"' in page.body.decode()) == (200, True)
+    assert running.get(f"{left_on}/health").status == 200

@@ -268,7 +268,7 @@ def test_teams_of_the_config_are_changed_there(store: TeamStore) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["", "x\x00y", "a" * 201])
+@pytest.mark.parametrize("name", ["", "x\x00y", "a" * 201, ".", "..", "search ", " "])
 def test_a_name_that_cannot_be_kept_is_refused(store: TeamStore, name: str) -> None:
     with pytest.raises(TeamsError):
         store.create_team(name, Team(), "a test")
