@@ -66,7 +66,13 @@ def sentence(one: Validated) -> str:
     arms = f"{one.held_out:,} requests held out, {one.treated:,} not"
     if one.saved is None or one.saved_low is None or one.saved_high is None:
         return f"{start}{arms}: too few to say what was saved."
-    proof = "validated" if one.validates else "not validated: the interval includes zero"
+    proof = (
+        "validated"
+        if one.validates
+        else "not validated: more was used"
+        if one.saved_high < 0.0
+        else "not validated: the interval includes zero"
+    )
     return (
         f"{start}{one.saved:.1%} saved ({one.saved_low:.1%} to {one.saved_high:.1%}, 80 % "
         f"interval), {proof}. {one.treated_j:.3g} J a request against {one.held_out_j:.3g} J; "

@@ -233,6 +233,11 @@ class Saving(msgspec.Struct, frozen=True, kw_only=True):
     def claimed(self) -> bool:
         return self.low_g > 0.0
 
+    @property
+    def refuted(self) -> bool:
+        """Whether all of the range is below zero: what was served took more."""
+        return self.high_g < 0.0
+
 
 class CacheUse(msgspec.Struct, frozen=True, kw_only=True):
     """What the cache answered, and what the requests that it spared would have used."""

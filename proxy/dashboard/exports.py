@@ -130,10 +130,10 @@ def _hold_out(snapshot: Snapshot) -> str:
         return "none ran"
     requests = f"{found.requests} request{'s' if found.requests != 1 else ''}"
     words = f"{requests}, {found.share:.2%} of the experiment's"
-    if found.saved is None:
+    if found.difference is None:
         return f"{words}; too few days to compare"
-    low, high = found.saved_low or 0.0, found.saved_high or 0.0
-    return f"{words}; the others took {found.saved:.1%} less energy ({low:.1%} to {high:.1%})"
+    part, low, high, which = found.difference
+    return f"{words}; the others took {part:.1%} {which} energy ({low:.1%} to {high:.1%})"
 
 
 def rows(

@@ -42,6 +42,20 @@ class HoldOut(msgspec.Struct, frozen=True, kw_only=True):
         """Whether the range excludes zero: the saving is measured, not only estimated."""
         return self.saved_low is not None and self.saved_low > 0.0
 
+    @property
+    def refutes(self) -> bool:
+        """Whether all of the range is below zero: the others took more."""
+        return self.saved_high is not None and self.saved_high < 0.0
+
+    @property
+    def difference(self) -> tuple[float, float, float, str] | None:
+        """By what part the others took less or more, its range, and "less" or "more"."""
+        if self.saved is None or self.saved_low is None or self.saved_high is None:
+            return None
+        if self.saved < 0.0:
+            return -self.saved, -self.saved_high, -self.saved_low, "more"
+        return self.saved, self.saved_low, self.saved_high, "less"
+
 
 def hold_out(account: Account) -> HoldOut | None:
     """The experiment of an account's requests; None when none were in either arm."""

@@ -30,6 +30,7 @@ _WORDS = str.maketrans(
         "≤": "<=",
     }
 )
+_WITH_HEADING_MM = 24.0  # a heading stands on the page of its first rows
 _NAMES = {"model": "model", "backend": "backend", "key": "key", "tag": "tag"}
 
 
@@ -118,7 +119,7 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
         f"{exact(kwh(r.pending_uj))}.",
     )
     _heading(pdf, "Scopes")
-    with _table(pdf, (28, 92, 35, 35)) as table:
+    with _table(pdf, (28, 92, 35, 35), words=2) as table:
         _row(table, "scope", "what", "location, kg", "market, kg")
         for row in s.scopes:
             _row(
@@ -133,10 +134,10 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
         _lines(pdf, f"By {_NAMES.get(name, name)}", s.lines[name], s, n)
     _lines(pdf, "By day", s.lines["day"], s, n)
     _heading(pdf, "Factors")
-    with _table(pdf, (25, 30, 135)) as table:
-        _row(table, "zone", "mean g/kWh", "sources")
+    with _table(pdf, (25, 135, 30), words=2) as table:
+        _row(table, "zone", "sources", "mean g/kWh")
         for f in s.factors:
-            _row(table, f.zone, n.plain(f.mean_g_per_kwh, 2), ", ".join(f.sources))
+            _row(table, f.zone, ", ".join(f.sources), n.plain(f.mean_g_per_kwh, 2))
     _say(pdf, f"Factor set {s.set_version}; ledger {s.ledger_version}; method {s.method_version}.")
     _say(pdf, f"Attribution: {'; '.join(s.attributions) or 'none'}")
     _heading(pdf, "Method")
@@ -146,6 +147,8 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
 
 
 def _heading(pdf: FPDF, text: str) -> None:
+    if pdf.will_page_break(_WITH_HEADING_MM):
+        pdf.add_page()
     pdf.ln(3)
     pdf.set_font("Helvetica", "B", 10)
     _say(pdf, text, 6)
@@ -169,11 +172,12 @@ def _lines(pdf: FPDF, title: str, lines: tuple[Line, ...], s: Snapshot, n: Numbe
             )
 
 
-def _table(pdf: FPDF, widths: tuple[int, ...]) -> Any:
+def _table(pdf: FPDF, widths: tuple[int, ...], words: int = 1) -> Any:
+    """A table whose first columns hold words, and the others figures."""
     return pdf.table(
         col_widths=widths,
         line_height=4.6,
-        text_align=("LEFT", *("RIGHT",) * (len(widths) - 1)),
+        text_align=(*("LEFT",) * words, *("RIGHT",) * (len(widths) - words)),
         borders_layout="HORIZONTAL_LINES",
     )
 
@@ -185,7 +189,7 @@ def _row(table: Any, *cells: str) -> None:
 
 
 def _say(pdf: FPDF, text: str, height: float = 4.6) -> None:
-    pdf.multi_cell(0, height, _plain(text), new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+    pdf.multi_cell(0, height, _plain(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
 
 def _plain(text: str) -> str:

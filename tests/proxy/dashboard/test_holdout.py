@@ -1,18 +1,24 @@
 from __future__ import annotations
 
 import random
+import re
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fastapi import FastAPI
 
 from meters.intensity import IntensityBook
 from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Evidence
 from proxy.dashboard.holdout import HoldOut, _with_saving
+from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.periods import parse
 from proxy.dashboard.snapshot import Snapshots
+from proxy.dashboard.viewers import Viewer
+from tests.browser import served
 from tests.proxy.dashboard.test_account import record
 
 WEEK = parse("2026-06-01..2026-06-07", "UTC")
@@ -57,6 +63,35 @@ def test_none_that_is_not_there_is_not(tmp_path: Path) -> None:
     assert found.saved_high is not None
     assert found.saved_low < 0.0 < found.saved_high
     assert not found.validates
+
+
+def test_what_took_more_is_told_as_more_and_not_as_no_difference(tmp_path: Path) -> None:
+    worse = experiment(tmp_path, 150.0, 100.0)
+    assert worse is not None
+    assert worse.refutes
+    part, low, high, which = worse.difference or (0.0, 0.0, 0.0, "")
+    assert (round(part, 1), which) == (0.5, "more")
+    assert 0.0 < low < part < high
+    ledger = Ledger(str(tmp_path / "ledger.db"))
+    asked = {"counterfactual_backend": "a", "counterfactual_energy_j": 20.0, "carbon_g": 1e-3}
+    ledger.write(
+        [record(500 + n, n % 24, counterfactual_carbon_g=1e-4, **asked) for n in range(90)]
+    )
+    snapshots = Snapshots(ledger, IntensityBook(AnnualTable()))
+    app = FastAPI()
+    app.include_router(router(Dashboard(snapshots), lambda: Viewer(name="root", role="admin")))
+    with served(app) as url:
+        of_week = f"{url}/dashboard/t/{{}}?period={WEEK.name}&tz=UTC"
+        texts = [
+            re.sub(r"<[^>]+>", "", urllib.request.urlopen(of_week.format(page)).read().decode())
+            for page in ("savings", "report", "export.csv")
+        ]
+    for text in texts:
+        assert re.search(r"others took \d\d\.\d\s?% more energy", text)
+        assert "includes zero" not in text
+    assert "The range excludes zero: nothing was saved." in texts[0]
+    assert "no: it took more" in texts[0]
+    ledger.close()
 
 
 def test_what_failed_or_has_no_figure_is_no_request_of_no_energy(tmp_path: Path) -> None:
