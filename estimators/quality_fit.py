@@ -17,6 +17,7 @@ from estimators.text import read
 
 Matrix = NDArray[np.float64]
 _LEVELS = (0.1, 0.5, 0.9)
+_LEAST_SPREAD = 0.05  # of a logarithm: no narrower are bands of lengths that were all equal
 _STRANGE = 1.5  # how much wider bands of new kinds are, where none could be left out
 
 
@@ -150,7 +151,9 @@ def length_bands(head: Head, found: HeadFit, lengths: Matrix) -> LengthBands:
         mine = left[seen[:, m], m]
         own = np.quantile(mine, _LEVELS) if len(mine) else everyone
         lean = len(mine) / (len(mine) + 50.0)
-        quantiles[m] = np.maximum.accumulate(lean * own + (1 - lean) * everyone)
+        low, mid, high = np.maximum.accumulate(lean * own + (1 - lean) * everyone)
+        least = _LEAST_SPREAD / scale[m]  # equal answers so far promise no equal one
+        quantiles[m] = min(low, mid - least), mid, max(high, mid + least)
         base = size_of[:, m].sum()
         own_mean = (ratio[:, m] * size_of[:, m]).sum() / base if base > 0 else grand
         means[m] = lean * own_mean + (1 - lean) * grand
@@ -166,7 +169,9 @@ def _widening(
         guess, truth = left_out(found, found.unfamiliar, 0.0)
         factor = found.unfamiliar.kinds @ kind_scale / systems if len(kind_scale) else 1.0
         outside = np.nanmean(np.abs(truth - guess) / scale, 1) / factor
-        strange = float(np.nanmean(outside) / np.nanmean(np.abs(left)))
+        usual = float(np.nanmean(np.abs(left)))
+        if usual > 0.0:  # else all answers are of one length
+            strange = float(np.nanmean(outside)) / usual
     return Gate(_f32(np.array([0.0, 1.0])), _f32(np.array([max(strange, 1.0), 1.0])))
 
 

@@ -100,3 +100,29 @@ def test_an_unknown_key_in_the_batch_is_named(model, tmp_path, capsys) -> None: 
     batch = write(tmp_path / "b", [{"id": "a", "prompts": "x"}])
     assert main(["predict-quality", model, "--batch", batch]) == 1
     assert "Did you mean 'prompt'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 256])
+def test_answers_of_one_length_still_have_a_band(
+    tokens: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {"prompt": row.text, "backend": row.backend, "output_tokens": tokens}
+        for row in outcomes(60)
+    ]
+    out = str(tmp_path / "quality.npz")
+    assert main(["learn-quality", write(tmp_path / "in.jsonl", lines), "--out", out]) == 0
+    batch = write(tmp_path / "b.jsonl", [{"id": 1, "prompt": lines[0]["prompt"]}])
+    assert main(["predict-quality", out, "--batch", batch]) == 0
+    for said in json.loads(capsys.readouterr().out)["output_tokens"].values():
+        assert said["q10"] <= said["q50"] == pytest.approx(tokens, abs=0.1)
+        assert said["q10"] < said["q90"]
+
+
+def test_a_mistake_is_told_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text(
+        '{"prompt": "x", "backend": "a", "score": 1}\n\n{"prompt": "x", "backend": "a"}\n'
+    )
+    assert main(["learn-quality", str(file), "--out", str(tmp_path / "q.npz")]) == 1
+    assert "line 3: give a score" in capsys.readouterr().err
