@@ -13,7 +13,7 @@ import pytest
 import redis
 from redis.crc import key_slot
 
-from proxy.budgets import Amounts, Charge, Rule, charges
+from proxy.budgets import MOST, Amounts, Charge, Rule, charges
 from proxy.store import AdmitRequest, Settlement, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
@@ -209,6 +209,20 @@ async def test_a_damaged_value_turns_redis_off_for_nobody(
     assert outage.changes == []
     told = [r.getMessage() for r in caplog.records if r.name == "joulegate.store"]
     assert any(counter in message for message in told)
+    await outage.store.close()
+
+
+async def test_the_largest_counter_there_may_be_is_not_damaged(
+    caplog: pytest.LogCaptureFixture, redis_url: str
+) -> None:
+    outage = Outage(redis_url, caplog, holder="largest")
+    outage.rule = Rule(scope="team:largest", metric="requests", per="month", limit=MOST * 2)
+    with redis.Redis.from_url(redis_url) as client:
+        await outage.ask()
+        [counter] = client.scan_iter("*largest*requests*")
+        client.set(counter, MOST)
+        await outage.ask()
+        assert client.get(counter) == str(MOST + 1).encode()
     await outage.store.close()
 
 
