@@ -79,7 +79,7 @@ class Answering:
         flight.outcome = "refused" if flight.attempts == 0 else "failed"
         if flight.headers_sent:
             return
-        body = error.body()
+        body = error.body(flight.endpoint)
         headers = error.headers()
         headers.append((b"x-request-id", flight.request_id.encode()))
         if flight.engine is not None:

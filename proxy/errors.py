@@ -17,6 +17,16 @@ from policies.types import Rejection
 Headers = list[tuple[bytes, bytes]]
 # Endpoints whose clients tell events by their names, and pass over those that have none.
 NAMED_EVENTS = frozenset({"messages", "responses"})
+# What Anthropic's clients know errors by; any other is a mistake in the request, or ours.
+MESSAGES_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class ApiError(Exception):
@@ -44,7 +54,8 @@ class ApiError(Exception):
         self.final = final  # trying again without a change cannot help
         self.details = details
 
-    def body(self) -> bytes:
+    def body(self, endpoint: str = "") -> bytes:
+        """The error as clients of that endpoint's API look for it."""
         error: dict[str, object] = {
             "message": self.message,
             "type": self.kind,
@@ -53,19 +64,21 @@ class ApiError(Exception):
         }
         if self.details:
             error["joulegate"] = self.details
+        if endpoint.partition(".")[0] == "messages":
+            return of_messages(self.status, error)
         return orjson.dumps({"error": error})
 
-    def event(self, endpoint: str) -> bytes:
-        """The error in a stream that has begun, as clients of that endpoint's API look for it."""
-        body = self.body()
+    def event(self, endpoint: str, number: int) -> bytes:
+        """The error in a stream that has begun, as clients of that endpoint's API look for it;
+        ``number`` typed events came before it."""
+        body = self.body(endpoint)
         if endpoint not in NAMED_EVENTS:
             return b"data: " + body + b"\n\n"
-        error = orjson.loads(body)["error"]
-        told = {"type": "error", "code": self.code, "message": self.message, "param": self.param}
-        if endpoint == "messages":
-            told = {"type": "error"}
-            error["type"] = "api_error"
-        return b"event: error\ndata: " + orjson.dumps({**told, "error": error}) + b"\n\n"
+        if endpoint == "responses":
+            told = {"type": "error", "code": self.code, "message": self.message}
+            more = {"param": self.param, "sequence_number": number}
+            body = orjson.dumps({**told, **more, **orjson.loads(body)})
+        return b"event: error\ndata: " + body + b"\n\n"
 
     def headers(self) -> Headers:
         headers: Headers = [(b"content-type", b"application/json")]
@@ -74,6 +87,12 @@ class ApiError(Exception):
         if self.final:
             headers.append((b"x-should-retry", b"false"))
         return headers
+
+
+def of_messages(status: int, error: dict[str, object]) -> bytes:
+    """An error in the shape of Anthropic's API, whose clients show no other's message."""
+    kind = MESSAGES_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return orjson.dumps({"type": "error", "error": {**error, "type": kind}})
 
 
 def invalid_api_key(message: str) -> ApiError:

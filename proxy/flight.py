@@ -129,6 +129,7 @@ class Flight:
         "traceparent",
         "tried",
         "turn",
+        "typed_events",
         "usage",
         "user_hash",
         "wait_s",
@@ -176,6 +177,7 @@ class Flight:
         self.booked = False
         self.usage: TokenUsage | None = None
         self.events = 0  # events with content so far
+        self.typed_events = 0  # events of any kind, of an API that names them
         self.progress: list[tuple[float, float]] = []
         self.sent_s: float | None = None
         self.first_token_s: float | None = None

@@ -164,6 +164,7 @@ class Relaying:
                 now_s = clock()
                 flight.deadline_s = now_s + gap_s
                 out = watcher.feed(chunk)
+                flight.typed_events = watcher.typed
                 if watcher.events != flight.events:
                     flight.events = watcher.events
                     if flight.first_token_s is None:
@@ -222,7 +223,7 @@ class Relaying:
                 raise failure
             flight.error = failure
             flight.outcome = "failed"
-            rest = (b"\n\n" if midway else b"") + failure.event(flight.endpoint)
+            rest = (b"\n\n" if midway else b"") + failure.event(flight.endpoint, watcher.typed)
         elif watcher.failed or response.status >= 400:
             flight.outcome = "failed"
         if not flight.headers_sent:

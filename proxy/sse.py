@@ -236,6 +236,7 @@ class StreamWatcher:
     def __init__(self, *, hide_usage: bool = False) -> None:
         self.hide_usage = hide_usage
         self.events = 0  # data events with content for the client
+        self.typed = 0  # events of any kind, of an API that names them
         self.usage: TokenUsage | None = None
         self.done = False  # "[DONE]" was seen
         self.failed = False  # an error event was seen
@@ -386,6 +387,7 @@ class StreamWatcher:
             return False
         if event.type is None:
             return False
+        self.typed += 1
         if b'"usage"' in data:
             held = (usage_in(bytes(holder)) for holder in (event.response, event.message))
             for usage in (_usage_of(event.usage), *held):

@@ -145,7 +145,7 @@ class Steps:
             return
         if flight.events and not stuck:
             await self.answering.book(flight)
-            last = b"\n\n" + error.event(flight.endpoint)
+            last = b"\n\n" + error.event(flight.endpoint, flight.typed_events)
             await send({"type": "http.response.body", "body": last})
         elif cycle is not None:
             cycle.transport.abort()

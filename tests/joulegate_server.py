@@ -54,6 +54,7 @@ class Reply:
     def code(self) -> str | None:
         """The machine-readable code of an error, its shape checked."""
         value = self.json()
+        assert value.pop("type", "error") == "error", value  # Anthropic's API has that too
         assert list(value) == ["error"], value
         assert {"message", "type", "param", "code"} <= set(value["error"]), value
         assert value["error"]["message"], value

@@ -22,7 +22,13 @@ from multidict import CIMultiDict
 from proxy.backends import Engine
 from proxy.errors import upstream_failed
 from proxy.providers import messages_streams
-from proxy.providers.refusals import Refusal, refusal_of, refused, untranslatable
+from proxy.providers.refusals import (
+    Refusal,
+    as_message,
+    refusal_of,
+    refused,
+    untranslatable,
+)
 
 log = logging.getLogger("joulegate.litellm")
 
@@ -224,11 +230,11 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
         "/messages": (litellm.anthropic_messages, MESSAGES_PASSED_ON, _message_events),
     }.get(path, (None, frozenset(), _chat_events))
     if call is None:
-        return _told(refused(404, f"{settings.provider} is not served at {path}."))
+        return _told(refused(404, f"{settings.provider} is not served at {path}."), path)
     odd = malformed(path, fields)
     if odd is not None:
         message = f"Invalid value for {odd!r}: it cannot be read as what it should be."
-        return _told(refused(400, message))
+        return _told(refused(400, message), path)
     if path == "/responses":
         for name in NEEDS_STATE:
             if fields.get(name):
@@ -236,7 +242,7 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
                     f"{engine.name} is served over its chat completions, which keep nothing "
                     f"between requests: {name!r} cannot be used. Send the whole conversation."
                 )
-                return _told(refused(400, message))
+                return _told(refused(400, message), path)
     fields = {name: value for name, value in fields.items() if name in passed_on}
     fields.update(settings.litellm_params)
     fields["model"] = model if "/" in model and not over_chat else f"{provider}/{model}"
@@ -260,8 +266,9 @@ async def post(engine: Engine, path: str, body: bytes) -> Bridged:
     except Exception as error:
         log.info("%s refused: %s", engine.name, type(error).__name__)
         if not sent and untranslatable(error):
-            return _told(refused(400, UNTRANSLATABLE.format(engine.name)))
-        return _told(refusal_of(error, engine.name, settings.api_key, path, over_chat))
+            return _told(refused(400, UNTRANSLATABLE.format(engine.name)), path)
+        refusal = refusal_of(error, engine.name, settings.api_key, path, over_chat)
+        return _told(refusal, path)
     if stream:
         return Bridged(200, "text/event-stream", _unbroken(first, coming, path.lstrip("/")))
     return Bridged(200, "application/json", _once(_whole(answer)))
@@ -274,13 +281,22 @@ def _whole(answer: Any) -> bytes:
         usage = answer.get("usage") or {}
         if not usage.get("input_tokens") and not usage.get("output_tokens"):
             answer = {**answer, "usage": None}
-        return json.dumps(answer).encode()
+        return json.dumps(_with_signatures(answer)).encode()
     usage = getattr(answer, "usage", None)
     if usage is not None and getattr(usage, "total_tokens", None) == 0:
         answer.usage = None
     if getattr(answer, "object", None) == "response":
         return json.dumps(_with_summaries(answer.model_dump(mode="json"))).encode()
     return str(answer.model_dump_json()).encode()
+
+
+def _with_signatures(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose thoughts are signed with nothing where the SDK has null for a signature:
+    clients refuse the whole message for it."""
+    for block in message.get("content") or ():
+        if block.get("type") == "thinking" and block.get("signature") is None:
+            block["signature"] = ""
+    return message
 
 
 def _with_summaries(response: dict[str, Any]) -> dict[str, Any]:
@@ -319,14 +335,16 @@ async def _unbroken(
     first: bytes, events: AsyncIterator[bytes], endpoint: str
 ) -> AsyncIterator[bytes]:
     """The events; one that says so where they break off."""
+    number = 1
     try:
         yield first
         async for event in events:
             yield event
+            number += 1
     except Exception as error:
         log.info("a stream broke off: %s", type(error).__name__)
         message = "The provider broke off before the answer was complete."
-        yield upstream_failed(message).event(endpoint)
+        yield upstream_failed(message).event(endpoint, number)
     finally:
         closing = getattr(events, "aclose", None)
         if closing is not None:
@@ -407,5 +425,6 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _told(refusal: Refusal) -> Bridged:
-    return Bridged(refusal.status, "application/json", _once(refusal.body), refusal.headers)
+def _told(refusal: Refusal, path: str) -> Bridged:
+    body = as_message(refusal) if path == "/messages" else refusal.body
+    return Bridged(refusal.status, "application/json", _once(body), refusal.headers)

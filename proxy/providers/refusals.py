@@ -14,7 +14,13 @@ from typing import Any, NamedTuple
 
 import pydantic
 
-from proxy.errors import ApiError, upstream_failed, upstream_timeout, upstream_unreachable
+from proxy.errors import (
+    ApiError,
+    of_messages,
+    upstream_failed,
+    upstream_timeout,
+    upstream_unreachable,
+)
 
 Named = list[tuple[str, str]]
 
@@ -105,6 +111,13 @@ def untranslatable(error: Exception) -> bool:
 def refused(status: int, message: str) -> Refusal:
     """A refusal in our own words."""
     return Refusal(status, in_openais_shape(status, message), [])
+
+
+def as_message(refusal: Refusal) -> bytes:
+    """What a refusal says, as clients of the Messages API know it."""
+    told = json.loads(refusal.body)
+    error = told["error"]
+    return refusal.body if told.get("type") == "error" else of_messages(refusal.status, error)
 
 
 def _ours(error: ApiError) -> Refusal:

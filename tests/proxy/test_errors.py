@@ -57,6 +57,23 @@ def test_a_key_is_taken_from_each_place_clients_put_it(
     assert KEY not in repr(sent.headers)
 
 
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
+def test_clients_of_anthropics_api_are_told_in_its_own_shape(
+    joulegate: Start, upstream: Upstream, path: str
+) -> None:
+    running = joulegate(config_of(upstream.base_url, teams=TEAMS))
+    for headers, model, status, kind, code in (
+        ({"x-api-key": "sk-wrong"}, "tiny", 401, "authentication_error", "invalid_api_key"),
+        ({"x-api-key": KEY}, "other", 404, "not_found_error", "model_not_found"),
+        ({"x-api-key": KEY}, 7, 400, "invalid_request_error", "invalid_type"),
+    ):
+        refused = running.post({**ASK, "model": model}, path=path, headers=headers)
+        told = refused.json()
+        assert (refused.status, told["type"]) == (status, "error")
+        assert (told["error"]["type"], told["error"]["code"]) == (kind, code)
+        assert told["error"]["message"]
+
+
 def test_an_unknown_model_is_a_404_that_names_the_known(running: Joulegate) -> None:
     refused = running.post({**ASK, "model": "gpt-nonesuch"})
     assert (refused.status, refused.code) == (404, "model_not_found")

@@ -136,6 +136,8 @@ def test_streams_of_other_apis_that_break_off_say_so(
     assert last.endswith(b"\n\n")
     told = json.loads(last.partition(b"data: ")[2])
     assert (told["type"], told["error"]["code"]) == ("error", "upstream_failed")
+    if path == "/v1/responses":  # clients refuse an event that has no number
+        assert told["sequence_number"] == 2
     assert running.record(got.header("x-request-id")).outcome == "failed"
 
 

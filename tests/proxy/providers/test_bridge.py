@@ -256,6 +256,29 @@ def test_what_was_thought_before_a_response_is_summarised_as_openai_does(
         assert [part.text for part in item.summary] == ["Hm."]
 
 
+def test_what_was_thought_before_a_message_has_a_signature_as_clients_demand(
+    running: Joulegate, upstream: Upstream
+) -> None:
+    upstream.play(answers.answer(THOUGHT))
+    thought = running.post(MESSAGE, path="/v1/messages").json()["content"][0]
+    assert thought == {"type": "thinking", "thinking": "Hm.", "signature": ""}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_refuses_a_message_is_told_as_its_clients_know_it(
+    running: Joulegate, upstream: Upstream, stream: bool
+) -> None:
+    upstream.play(answers.failure(400, "too_hot", "The temperature is too high."))
+    reply = running.post({**MESSAGE, "stream": stream}, path="/v1/messages")
+    told = reply.json()
+    assert (reply.status, told["type"], told["error"]["type"]) == (
+        400,
+        "error",
+        "invalid_request_error",
+    )
+    assert told["error"]["message"] == "The temperature is too high."
+
+
 def test_a_message_of_which_nobody_tells_the_usage_is_not_one_of_0_tokens(
     running: Joulegate, upstream: Upstream
 ) -> None:
