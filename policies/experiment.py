@@ -85,6 +85,9 @@ class Split:
     def choose(self, request: Request, candidates: Sequence[Candidate], limits: Limits) -> Decision:
         """What the policy of this request's arm decides."""
         arm = self._arm(place(request, f"split {self.name}"))
+        if request.previous_by_arm:  # one arm's requests hold none of another's
+            last = request.previous_by_arm.get(arm)
+            request = msgspec.structs.replace(request, previous_backend=last)
         decision = self.arms[arm][0].choose(request, candidates, limits)
         return msgspec.structs.replace(decision, arm=arm, policy=self.name, version=self.version)
 

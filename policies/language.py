@@ -123,6 +123,7 @@ class Needs(msgspec.Struct, frozen=True):
     beyond: bool = False  # see Book.looks_beyond
     measured_by: tuple[str, ...] = ()  # backends or models that a share of quality is meant of
     budget_left: bool = False
+    split: bool = False  # what was before is meant of each arm
     promised: float | None = None
     cascade: Checks | None = None
     canary: RollOut | None = None
@@ -157,6 +158,7 @@ class Book(msgspec.Struct, frozen=True):
         return Needs(
             beyond=self.looks_beyond(name),
             measured_by=tuple({p.limits.relative_to: 0 for p in parts if p.limits.relative_to}),
+            split=any(not p.objective for p in parts),
             budget_left=any(c.budget_left is not None for p in parts for c in p.conditions),
             promised=first("promised"),
             cascade=first("cascade"),

@@ -20,6 +20,7 @@ from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.cascade import Cascade
+from policies.experiment import Split
 from policies.fleet import FluidEngine, Served, Sleep
 from policies.guarantee import Guarantee, first_debt
 from policies.limits import is_open, serves
@@ -190,7 +191,8 @@ class _Run:
         self.index = {backend.name: i for i, backend in enumerate(self.backends)}
         self.policy = policy
         self.promise = _guarantee_in(policy)
-        self.debt: float | None = None  # of quality; known from the first request's candidates on
+        # Of quality, by team, as the proxy keeps it; begun by its first request's candidates.
+        self.debts: dict[str, float] = {}
         self.pass_rate = _pass_rate_in(policy)
         self.second: dict[int, tuple[int, Arrival, Estimate]] = {}  # who answers again, by key
         self.began_s: dict[int, float] = {}  # when a request came that is answered again
@@ -200,6 +202,8 @@ class _Run:
         self.loads = [e.load if e else Load(known=False) for e in self.engines]
         self.chosen = array("h")
         self.previous: dict[tuple[str, str | None], str] = {}
+        self.split = isinstance(policy, Split)
+        self.previous_by_arm: dict[tuple[str, str | None], dict[str, str]] = {}
         self.ttft_s = array("d")
         self.latency_s = array("d")
         self.quality: list[float] = [0.0, 0.0, 0.0]
@@ -236,8 +240,8 @@ class _Run:
         known = [loads[place] for place in places]
         estimates = self.estimator.estimate(features, backends, known)
         candidates = list(map(Candidate, backends, estimates, known))
-        if self.debt is None and self.promise is not None:
-            self.debt = first_debt(self.promise.promised, candidates)
+        if self.promise is not None and arrival.team not in self.debts:
+            self.debts[arrival.team] = first_debt(self.promise.promised, candidates)
         budgets = self.brief(arrival, candidates) if self.shorter is not None else {}
         request = Request(
             features=features,
@@ -247,7 +251,8 @@ class _Run:
             hour=arrival.hour,
             without_us=self.without_us,
             previous_backend=self.previous.get(kind),
-            quality_debt=self.debt or 0.0,
+            previous_by_arm=self.previous_by_arm.get(kind, {}),
+            quality_debt=self.debts.get(arrival.team, 0.0),
             pass_rate=self.pass_rate,
             draw=self.random.random(),
         )
@@ -259,17 +264,21 @@ class _Run:
             return
         known_as = {c.backend.name: c.estimate for c in candidates}
         if not decision.explored:  # as in the proxy: what a draw chose is no example
-            self.previous[kind] = decision.escalate_to or decision.chosen
+            last_at = decision.escalate_to or decision.chosen
+            if self.split and decision.arm is not None:
+                self.previous_by_arm.setdefault(kind, {})[decision.arm] = last_at
+            else:
+                self.previous[kind] = last_at
         place, cut, estimate = self.meant(decision.chosen, arrival, budgets, known_as)
         second = decision.escalate_to
         if second is None or self.random.random() < (self.pass_rate or 0.0):
             self.chosen.append(self.named(decision.chosen))
-            self.answer(estimate)
+            self.answer(estimate, arrival.team)
             self.serve(key, cut, place, estimate, arrival.at_s)
             return
         better, better_cut, last = self.meant(second, arrival, budgets, known_as)
         self.chosen.append(self.named(second))
-        self.answer(last)
+        self.answer(last, arrival.team)
         self.second[key] = better, better_cut, last
         self.began_s[key] = arrival.at_s
         self.serve(key, cut, place, estimate, arrival.at_s)
@@ -350,14 +359,14 @@ class _Run:
         if estimate.ttft_s is not None:
             self.ttft_s.append(at_s - began_s + estimate.ttft_s.mid)
 
-    def answer(self, estimate: Estimate) -> None:
+    def answer(self, estimate: Estimate, team: str) -> None:
         """What the client gets in the end."""
         if estimate.quality is not None:
             self.quality_known += 1
             for end in range(3):
                 self.quality[end] += estimate.quality[end]
             if self.promise is not None:
-                self.debt = self.promise.owe(self.debt or 0.0, estimate.quality.mid)
+                self.debts[team] = self.promise.owe(self.debts[team], estimate.quality.mid)
 
     def note(self, served: Sequence[Served]) -> None:
         for one in served:

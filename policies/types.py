@@ -54,6 +54,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     budget_left: float | None = None  # 0..1 of the tightest budget
     intensity_g_per_kwh: float | None = None  # of the team's own grid, now
     previous_backend: str | None = None  # where the last request of this kind went
+    previous_by_arm: dict[str, str] = {}  # likewise, in each arm of a split
     without_us: str | None = None  # backend or group declared to have served open requests else
     reference_quality: float | None = None  # of the asked-for model, when it is no candidate
     references: tuple[Candidate, ...] = ()  # not to be chosen, but what others are measured by

@@ -32,6 +32,7 @@ from proxy.promises import Promises
 from proxy.wishes import Wishes
 
 NO_NEEDS = Needs()
+NO_ARMS: dict[str, str] = {}
 MOST_MODELS = 256  # of providers that serve any: clients name them
 
 
@@ -81,6 +82,7 @@ class Router:
         self.budgets_left: dict[tuple[str, str | None], tuple[float, float]] = {}
         # (team, task, policy) -> backend of the last request of that kind, against flapping
         self.previous: dict[tuple[str, str | None, str], str] = {}
+        self.previous_by_arm: dict[tuple[str, str | None, str], dict[str, str]] = {}  # of a split
         self.intensity_g_per_kwh: float | None = None  # of the common zone, now
         self._random = random.Random()
         self._models: dict[tuple[str, str], tuple[Backend, Backend]] = {}
@@ -211,6 +213,7 @@ class Router:
             budget_left=budget_left,
             hour=self._hour(caller.timezone, unix_s),
             previous_backend=self.previous.get(flow),
+            previous_by_arm=self.previous_by_arm.get(flow, NO_ARMS),
             intensity_g_per_kwh=self.intensity_g_per_kwh,
             without_us=self.default_counterfactual,
             references=away,
@@ -247,7 +250,12 @@ class Router:
                 raise
             decision = msgspec.structs.replace(decision, reason=f"{why}: {decision.reason}")
         if served and not decision.explored:  # what a draw said is no example for others
-            self.previous[flow] = decision.escalate_to or decision.chosen
+            last = decision.escalate_to or decision.chosen
+            if need.split and decision.arm is not None:
+                others = self.previous_by_arm.get(flow, NO_ARMS)
+                self.previous_by_arm[flow] = {**others, decision.arm: last}  # requests keep theirs
+            else:
+                self.previous[flow] = last
         by_name = {engine.name: engine for engine in engines}
         for name, budget in shorter.items():
             by_name[name] = by_name[name[: -len(budget.name) - 1]]

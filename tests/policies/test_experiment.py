@@ -32,6 +32,16 @@ def test_a_hold_out_is_served_as_if_we_were_not_there() -> None:
     assert held[0].explored
 
 
+def test_the_arms_of_a_split_hold_only_their_own_requests_where_the_last_went() -> None:
+    thrifty, good = (kind(hysteresis=0.95) for kind in (LeastEnergy, BestQuality))
+    policy = Split("trial", {"thrifty": (thrifty, 0.5), "good": (good, 0.5)})
+    last = {"thrifty": "m@int4", "good": "m@bf16"}
+    for n in range(100):
+        asked = request("m", draw=n / 100, previous_backend="m@bf16", previous_by_arm=last)
+        decision = policy.choose(asked, FLEET, Limits())
+        assert decision.chosen == last[str(decision.arm)]
+
+
 @pytest.mark.parametrize("declared", ["m@int8", "m@bf16", "n"])
 def test_a_hold_out_of_open_requests_is_served_by_what_was_declared(declared: str) -> None:
     """What the books count savings against and what the hold-out gets are the same."""

@@ -188,6 +188,15 @@ def test_the_debt_of_a_guarantee_is_kept_over_the_trace() -> None:
     assert set(result.backends) == {"m@bf16", "m@int4"}
 
 
+def test_each_team_has_an_account_of_its_own_of_what_was_promised() -> None:
+    policy = Configured("g", Guarantee(0.75))
+    one = [arrival._replace(team="one") for arrival in trace(300, 0.05)]
+    both = [teamed for a in one for teamed in (a, a._replace(team="two"))]
+    _, alone = replay(one, [BIG, SMALL], policy, Known(loaded=False))
+    _, shared = replay(both, [BIG, SMALL], policy, Known(loaded=False))
+    assert list(shared)[::2] == list(shared)[1::2] == list(alone)
+
+
 def test_an_empty_trace_gives_nothing_and_does_not_fail() -> None:
     result, choices = replay([], [BIG], Pinned(), Known())
     assert (result.requests, result.latency_s, list(choices)) == (0, None, [])

@@ -346,6 +346,23 @@ def test_hysteresis_holds_requests_of_a_kind_where_the_last_went(
     assert decided(running, reply).kept == "hysteresis"
 
 
+def test_the_arms_of_a_split_do_not_hold_each_other(
+    joulegate: Start, small: Upstream, large: Upstream
+) -> None:
+    policies = {
+        "thrifty": {"objective": "energy", "hysteresis": 0.95},
+        "good": {"objective": "quality", "hysteresis": 0.95},
+        "trial": {"split": {"thrifty": 0.5, "good": 0.5}},
+    }
+    running = joulegate(both(small, large, policies=policies, default_policy="trial"))
+    served: dict[str | None, set[str | None]] = {}
+    for _ in range(20):
+        reply = running.post(ASK)
+        arm = running.record(reply.header("x-request-id")).arm
+        served.setdefault(arm, set()).add(reply.header("x-joulegate-backend"))
+    assert served == {"thrifty": {"m@small"}, "good": {"m@large"}}
+
+
 def test_what_a_draw_chose_holds_nobody_else(
     joulegate: Start, small: Upstream, large: Upstream
 ) -> None:
