@@ -149,6 +149,8 @@ class Alerts:
             if self._clock() >= min(end_s, until_s):
                 return False
             await asyncio.sleep(self._grace_s())
+            if self._clock() >= until_s:
+                return False  # what was told is known until then
 
     def _pause_s(self, attempt: int) -> float:
         return min(60.0, self.settings.wait_s * 2 ** (attempt - 1)) if attempt else 0.0

@@ -153,6 +153,26 @@ async def test_a_replica_that_dies_before_its_message_is_taken_leaves_it_to_anot
         await store.close()
 
 
+async def test_what_was_told_is_not_told_again_as_its_period_ends(redis_url: str) -> None:
+    taking = Collector()
+    rule = Rule(scope=f"team:t{uuid4().hex}", metric="requests", per="day", limit=4.0, soft=0.5)
+    (charge,) = budgets.charges([rule], budgets.Amounts(requests=1), time.time())
+    charge = charge._replace(period=charge.period._replace(end_s=time.time() + 0.4))
+    store = RedisStore(redis_url, timeout_s=5.0)
+    # another replica told it, which is known until the period ends
+    assert await store.first("team", f"alert:{charge.counter}:soft", charge.period.end_s)
+    settings = BudgetAlerts(url=f"{taking.url}/hook", secret=SECRET, timeout_s=0.1)
+    alerts = Alerts(settings, store)
+    alerts.start()
+    alerts.look("team", [budgets.Spent(charge, 3)])
+    await asyncio.sleep(0)
+    while alerts._sending or not alerts._queue.empty():
+        await asyncio.sleep(0.02)
+    assert taking.bodies == []
+    await alerts.stop()
+    await store.close()
+
+
 async def test_who_is_told_can_be_changed_while_it_runs() -> None:
     taking, store = Collector(), LocalStore()
     rule = Rule(scope=f"team:t{uuid4().hex}", metric="requests", per="day", limit=4.0, soft=0.5)
