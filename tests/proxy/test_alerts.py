@@ -165,9 +165,9 @@ async def test_what_was_told_is_not_told_again_as_its_period_ends(redis_url: str
     alerts = Alerts(settings, store)
     alerts.start()
     alerts.look("team", [budgets.Spent(charge, 3)])
-    await asyncio.sleep(0)
-    while alerts._sending or not alerts._queue.empty():
-        await asyncio.sleep(0.02)
+    while not alerts._sending:
+        await asyncio.sleep(0)
+    await asyncio.gather(*alerts._sending)
     assert taking.bodies == []
     await alerts.stop()
     await store.close()
