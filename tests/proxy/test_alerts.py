@@ -163,13 +163,8 @@ async def test_what_was_told_is_not_told_again_as_its_period_ends(redis_url: str
     assert await store.first("team", f"alert:{charge.counter}:soft", charge.period.end_s)
     settings = BudgetAlerts(url=f"{taking.url}/hook", secret=SECRET, timeout_s=0.1)
     alerts = Alerts(settings, store)
-    alerts.start()
-    alerts.look("team", [budgets.Spent(charge, 3)])
-    while not alerts._sending:
-        await asyncio.sleep(0)
-    await asyncio.gather(*alerts._sending)
+    await alerts._tell(Crossing("team", budgets.Spent(charge, 3), "soft", time.time()))
     assert taking.bodies == []
-    await alerts.stop()
     await store.close()
 
 
