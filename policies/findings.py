@@ -18,7 +18,12 @@ from policies.language import Book, Spec
 from policies.limits import LOCAL, UPPER, listed, within
 from policies.ranking import INF
 from policies.types import Candidate, Limits
-from policies.wording import Path, Range, nearest
+from policies.wording import Hours, Path, Range, nearest
+
+# Longer than anybody waits: whoever allows that much most likely means milliseconds.
+_LONGEST_S = {"max_ttft_s": 60.0, "max_latency_s": 7200.0}
+# What the figures of a request lie between.
+_WITHIN = {"prompt_tokens": (0.0, INF), "intensity": (0.0, INF), "budget_left": (0.0, 1.0)}
 
 
 class TeamRules(msgspec.Struct, frozen=True):
@@ -56,6 +61,7 @@ def check_policies(
         found += _promises(("policies", name), spec, backends)
         for path, part in _parts(("policies", name), spec):
             found += _satisfiable(path, part.limits, backends, part.otherwise == "refuse")
+            found += _seconds(path, part.limits, None if part is spec else spec.limits)
     for name, team in (teams or {}).items():
         found += _team(name, team, book, backends)
     if default_policy not in book.policies:
@@ -146,11 +152,36 @@ def _conditions(
             hint = f" Did you mean {close!r}?" if close else f" Known: {', '.join(TASKS)}."
             message = f"no request is of the kind {kinds[0]!r}.{hint}"
             yield Finding("unknown_name", False, (*at, "task"), message)
+        for field, (least, most) in _WITHIN.items():
+            asked = getattr(condition, field)
+            if asked is not None and not asked.meets(least, most):
+                message = f"never applies: {field} is never {_words(asked)}"
+                yield Finding("contradiction", False, (*at, field), message)
         if teams and condition.team and not set(condition.team) & set(teams):
             close = nearest(condition.team[0], teams)
             hint = f" Did you mean {close!r}?" if close else ""
             message = f"the config has no team {condition.team[0]!r}.{hint}"
             yield Finding("unknown_name", False, (*at, "team"), message)
+
+
+def _words(asked: Range) -> str:
+    """A range in words, as far as one bound can make it impossible."""
+    if asked.high is None:
+        return f"{'more than' if asked.strict else 'at least'} {asked.low:g}"
+    return f"{'less than' if asked.strict else 'at most'} {asked.high:g}"
+
+
+def _seconds(path: Path, limits: Limits, of_all: Limits | None = None) -> Iterator[Finding]:
+    """Times that limit nothing; those that a rule has from its whole policy are told there."""
+    for field, longest_s in _LONGEST_S.items():
+        limit_s = getattr(limits, field)
+        if limit_s is None or limit_s <= longest_s:
+            continue
+        if of_all is None or limit_s != getattr(of_all, field):
+            message = (
+                f"{limit_s:g} seconds limit nothing; write {limit_s / 1000:g} for milliseconds"
+            )
+            yield Finding("contradiction", False, (*path, "limits", field), message)
 
 
 def _promises(path: Path, spec: Spec, backends: Sequence[Backend]) -> Iterator[Finding]:
@@ -176,6 +207,8 @@ def _covers(a: object, b: object) -> bool:
         if of_a is None or of_a == of_b:
             continue
         if isinstance(of_a, Range) and isinstance(of_b, Range) and of_a.covers(of_b):
+            continue
+        if isinstance(of_a, Hours) and isinstance(of_b, Hours) and of_a.covers(of_b):
             continue
         if not (isinstance(of_a, tuple) and isinstance(of_b, tuple) and set(of_b) <= set(of_a)):
             return False
@@ -259,6 +292,11 @@ def _team(name: str, team: TeamRules, book: Book, backends: Sequence[Backend]) -
         yield Finding("unknown_name", True, (*path, "policy"), message)
         return
     yield from _satisfiable(path, team.limits, backends, True)
+    yield from _seconds(path, team.limits)
+    first, whole = team.limits.max_ttft_s, team.limits.max_latency_s
+    if first is not None and whole is not None and first > whole:
+        message = f"allows {first:g} s to the first token, yet the whole answer only {whole:g} s"
+        yield Finding("contradiction", False, (*path, "limits", "max_ttft_s"), message)
     yield from _unknown_in_limits((*path, "limits"), team.limits, backends)
     spec = book.specs.get(team.policy or "")
     if spec is not None and not team.answer_budgets and book.needs(spec.name).answer_budgets:

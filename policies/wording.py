@@ -58,6 +58,12 @@ class Range(msgspec.Struct, frozen=True):
             or (other.high == self.high and self.strict <= other.strict)
         )
 
+    def meets(self, least: float, most: float) -> bool:
+        """Whether any number from ``least`` to ``most`` lies in it."""
+        low = least if self.low is None else max(least, self.low)
+        high = most if self.high is None else min(most, self.high)
+        return low < high or (low == high and self.holds(low))
+
     def holds(self, value: float) -> bool:
         """Whether a value lies in it."""
         if self.strict:
@@ -71,6 +77,10 @@ class Hours(msgspec.Struct, frozen=True):
 
     start: int
     end: int
+
+    def covers(self, other: Hours) -> bool:
+        """Whether every hour of the other is one of these."""
+        return all(self.holds(hour) for hour in range(24) if other.holds(hour))
 
     def holds(self, hour: int) -> bool:
         """Whether an hour 0..23 lies in it."""

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named
+from estimators.models import WEIGHT_BYTES, UnknownPrecision, precision_named, shape_of
 from estimators.quantised import quantised_as
 from estimators.text import TASKS
 from estimators.types import Backend
@@ -108,8 +108,24 @@ def warnings(settings: Settings) -> Iterator[str]:
                 f"{backend.full_name}: no gpu, so its energy is unknown; for a closed API say "
                 "engine: api"
             )
+        yield from sizes_and_prices(backend)
         if backend.quality is None and not backend.quality_by_task:
             yield f"{backend.full_name}: no quality, so limits on quality rule it out"
+
+
+def sizes_and_prices(backend: BackendSettings) -> Iterator[str]:
+    """Figures that contradict each other, or say nothing alone."""
+    prices = ("input_usd_per_mtok", "output_usd_per_mtok")
+    lacking = [name for name in prices if getattr(backend, name) is None]
+    cached = backend.cached_input_usd_per_mtok is not None
+    if len(lacking) == 1 or (lacking and cached):
+        yield f"{backend.full_name}: without {' and '.join(lacking)} its other prices are not used"
+    whole, active = backend.params_b, backend.active_params_b
+    if whole is not None and active is not None and active > whole:
+        yield (
+            f"{backend.full_name}: a token cannot use {active:g} of {whole:g} billion parameters; "
+            "is active_params_b another?"
+        )
 
 
 def addresses(settings: Settings) -> Iterator[str]:
@@ -155,6 +171,15 @@ def hardware(settings: Settings, known: Mapping[str, Backend]) -> Iterator[str]:
                     f"{held_gb:.0f} GB of {backend.num_gpus} {facts.gpu.name}: is num_gpus or "
                     "precision another?"
                 )
+            elif backend.context_tokens is not None:
+                cache_gb = shape_of(facts.model).cache_bytes(backend.context_tokens) / 1e9
+                if weights_gb + cache_gb > held_gb:
+                    yield (
+                        f"{backend.full_name}: {weights_gb:.0f} GB of weights and the "
+                        f"{cache_gb:.0f} GB cache of {backend.context_tokens} tokens do not fit "
+                        f"into the {held_gb:.0f} GB of {backend.num_gpus} {facts.gpu.name}: is "
+                        "context_tokens less?"
+                    )
         told = _told(backend)
         if told is not None and told not in (precision, backend.precision):
             yield (

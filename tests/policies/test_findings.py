@@ -224,3 +224,52 @@ def test_a_team_s_lists_name_what_there_is() -> None:
     fleet = [Backend(name="m@fp8", group="m", region="eu")]
     told = check_policies(read_policies({}), fleet, {"t": TeamRules(limits=limits)})
     assert {f.path[-1] for f in told if not f.error} == {"backends", "regions"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "at", "words"),
+    [
+        ({"limits": {"max_ttft_s": 800}}, ("limits", "max_ttft_s"), "write 0.8"),
+        (
+            {"rules": [{"when": {"tag": "a"}, "limits": {"max_latency_s": 20000}}]},
+            ("rules", 0, "limits", "max_latency_s"),
+            "write 20 ",
+        ),
+        (
+            {"rules": [{"when": {"budget_left": "> 100 %"}, "objective": "carbon"}]},
+            ("rules", 0, "when", "budget_left"),
+            "never more than 1",
+        ),
+        (
+            {"rules": [{"when": {"prompt_tokens": "< 0"}, "objective": "carbon"}]},
+            ("rules", 0, "when", "prompt_tokens"),
+            "never less than 0",
+        ),
+        (
+            {"rules": [{"when": {"hour": h}, "objective": "carbon"} for h in ("22-6", "23-2")]},
+            ("rules", 1),
+            "rule 1 above",
+        ),
+    ],
+)
+def test_ranges_that_cannot_be_meant_are_found(
+    keys: dict[str, Any], at: tuple[str | int, ...], words: str
+) -> None:
+    found = only(findings({"p": keys}))
+    assert found.path == ("policies", "p", *at)
+    assert words in found.message
+    assert not found.error
+
+
+def test_ranges_that_can_be_meant_are_not() -> None:
+    rules = [
+        {"when": when, "limits": {"max_ttft_s": 5, "max_latency_s": 600}}
+        for when in ({"hour": "22-6"}, {"hour": "5-7"}, {"budget_left": "<= 0 %"})
+    ]
+    assert findings({"p": {"limits": {"max_ttft_s": 30}, "rules": rules}}) == []
+
+
+def test_a_team_that_waits_longer_for_the_first_token_than_for_the_last_is_told() -> None:
+    limits = Limits(max_ttft_s=30, max_latency_s=20)
+    found = only(findings({}, {"search": TeamRules(policy="pinned", limits=limits)}))
+    assert found.path == ("teams", "search", "limits", "max_ttft_s")

@@ -82,6 +82,26 @@ def test_check_warns_of_models_that_do_not_fit_and_of_another_precision_than_the
     assert not any("llama@int4" in w and "fit" in w for w in warned)
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("context_tokens: 1000000", "do not fit into the 80 GB"),
+        ("active_params_b: 70", "cannot use 70 of 8 billion"),
+        ("input_usd_per_mtok: 1", "without output_usd_per_mtok"),
+    ],
+)
+def test_check_warns_of_figures_that_cannot_be_or_say_nothing_alone(
+    more: str, words: str, config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warned() -> str:
+        assert main(["check", str(config), "--json"]) == 0
+        return "".join(json.loads(capsys.readouterr().out)["warnings"])
+
+    assert words not in warned()
+    config.write_text(CONFIG.replace("params_b: 8", f"params_b: 8, {more}", 1))
+    assert words in warned()
+
+
 def test_a_config_of_a_model_that_cannot_be_counted_is_a_mistake_in_the_config(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
