@@ -73,6 +73,7 @@ from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
 from proxy.pseudonyms import Pseudonyms
 from proxy.receipts import of_record
+from proxy.responses import ResponseRoutes
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.savings import Validated, validated
@@ -362,6 +363,12 @@ class Proxy:
         )
         self.api.include_router(self.routes.router)
         self.api.include_router(Admin(self.keys, self.team_store).router)
+        kept_responses = self.steps.relaying.kept_responses
+        self.api.include_router(
+            ResponseRoutes(
+                keys=self.keys, kept=kept_responses, routing=self.router, client=self.client
+            ).router
+        )
         self.kept = database_of(settings)  # files and batches
         files, kept_batches = Files(self.kept), Batches(self.kept)
         self.batches = Runner(

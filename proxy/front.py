@@ -45,8 +45,9 @@ OTHER = re.compile(r"/v1((?:/[a-z0-9_-]{1,64}){1,4})/?")
 # Our own routes, and what changes an engine for everybody.
 NOT_OTHER = frozenset({"/route", "/feedback", "/load_lora_adapter", "/unload_lora_adapter"})
 OWN = frozenset({"models", "files", "batches"})  # and all that is below them
+KEPT = "/responses/resp_"  # of a backend, and so is what is below them
 # Paths that FastAPI serves under /v1 and that also work without it.
-ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback", "/files", "/batches")
+ALSO_WITHOUT_V1 = ("/models", "/usage/", "/route", "/feedback", "/files", "/batches", "/responses/")
 UPLOADS = frozenset({"/v1/files", "/v1/files/", "/files", "/files/"})  # with a limit of their own
 
 _ALLOWED_HEADERS = (
@@ -120,6 +121,8 @@ class Front:
             return self.endpoints[path.rstrip("/")]
         found = OTHER.fullmatch(path)
         if found is None or found[1] in NOT_OTHER or found[1].split("/", 2)[1] in OWN:
+            return None
+        if found[1].startswith(KEPT):
             return None
         return Endpoint(found[1][1:].replace("/", "."), found[1], text=False)
 

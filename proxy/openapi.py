@@ -180,6 +180,8 @@ READS = {
     "/v1/files/{file_id}/content": "A file's bytes",
     "/v1/batches": "A team's batches",
     "/v1/batches/{batch_id}": "One batch, as far as it is",
+    "/v1/responses/{response_id}": "A response that its backend keeps, as it stands",
+    "/v1/responses/{response_id}/input_items": "What that was made from",
     "/v1/usage/{request_id}": "A request's receipt: estimated, then metered",
     "/v1/savings": "What was avoided, by lever, with ranges",
     "/v1/judging": "What was learnt by judging answers",

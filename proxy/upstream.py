@@ -193,6 +193,21 @@ class Upstream:
             return cast(aiohttp.ClientResponse, await litellm_sdk.post(engine, path, body))
         return response
 
+    async def ask(
+        self, engine: Engine, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> aiohttp.ClientResponse:
+        """The answer to what names no model, once its headers are in. Raises what aiohttp does."""
+        return await self.session.request(
+            method,
+            URL(engine.url + target),
+            data=body or None,
+            headers=headers,
+            allow_redirects=False,
+            timeout=aiohttp.ClientTimeout(
+                sock_connect=self.limits.connect_s, sock_read=self.limits.first_byte_s
+            ),
+        )
+
 
 def is_no_route(body: bytes, path: str) -> bool:
     """Whether an error says that a server has no such path, rather than no such model or answer."""

@@ -9,10 +9,12 @@ import pytest
 
 from proxy.kept_responses import KeptResponses
 from tests.fakes import answers
-from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.fakes.upstream import RESET, Received, Script, Upstream
+from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
 
 Start = Callable[[Config], Joulegate]
+OTHER = "sk-other-0123456789abcdef"
+BIOLOGY = {"keys": [OTHER]}
 FIRST = ("tiny-0", "tiny-1")  # names of the two backends
 
 
@@ -85,3 +87,57 @@ def test_a_response_is_known_to_its_own_team_alone() -> None:
     assert kept.holder("physics", b'"resp_1"') == "one"
     assert kept.holder("biology", b'"resp_1"') is None
     assert kept.holder("physics", b'"chatcmpl-1"') is None
+
+
+def test_a_response_is_read_cancelled_and_deleted_where_it_is_kept(
+    joulegate: Start, upstreams: dict[str, Upstream]
+) -> None:
+    addresses = [upstreams[name].base_url for name in FIRST]
+    running = joulegate(config_of(*addresses, teams={**TEAMS, "biology": BIOLOGY}))
+    client = openai.OpenAI(base_url=running.base_url, api_key=KEY, max_retries=0)
+    kept, read = upstreams["tiny-1"], list[Received]()
+    queued = {**response("tiny-1"), "status": "queued"}
+
+    def page(request: Received) -> Script:
+        read.append(request)
+        if request.target.endswith("stream=true"):
+            return answers.stream(events("tiny-1"))
+        listed = {"object": "list", "data": [], "has_more": False}
+        items = request.path.endswith("input_items")
+        return answers.answer(listed if items else response("tiny-1"))
+
+    one = "/v1/responses/resp_tiny-1"
+    kept.pages |= {one: page, f"{one}/input_items": page}
+    kept.play(
+        answers.answer(queued),
+        answers.answer({**queued, "status": "cancelled"}),
+        answers.answer({"id": "resp_tiny-1", "object": "response", "deleted": True}),
+    )
+    asked = client.responses.create(model="tiny-1", input="hello", background=True)
+    assert asked.status == "queued"
+    assert client.responses.retrieve(asked.id).status == "completed"
+    kinds = [event.type for event in client.responses.retrieve(asked.id, stream=True)]
+    assert kinds == ["response.created", "response.completed"]
+    assert list(client.responses.input_items.list(asked.id)) == []
+    assert client.responses.cancel(asked.id).status == "cancelled"
+    client.responses.delete(asked.id)
+    assert [r.target for r in read] == [one, f"{one}?stream=true", f"{one}/input_items"]
+    changed = [(r.method, r.target) for r in kept.received[1:]]
+    assert changed == [("POST", f"{one}/cancel"), ("DELETE", one)]
+    assert KEY not in repr([r.headers for r in [*read, *kept.received]])
+    other = openai.OpenAI(base_url=running.base_url, api_key=OTHER, max_retries=0)
+    with pytest.raises(openai.NotFoundError, match="not known here"):
+        other.responses.retrieve(asked.id)
+    assert len(read) == 3
+
+
+def test_a_response_whose_backend_is_gone_is_told_so(
+    joulegate: Start, upstreams: dict[str, Upstream]
+) -> None:
+    upstream = upstreams["tiny-0"]
+    running = joulegate(config_of(upstream.base_url))
+    upstream.play(answers.answer(response("tiny-0")))
+    upstream.pages["/v1/responses/resp_tiny-0"] = lambda _: (RESET,)
+    running.post({"model": "tiny", "input": "x"}, path="/v1/responses")
+    reply = running.get("/v1/responses/resp_tiny-0")
+    assert (reply.status, reply.code) == (503, "upstream_unreachable")

@@ -52,6 +52,12 @@ TABLE: dict[tuple[str, str], list[tuple[str, Any, dict[str, tuple[int, ...]]]]] 
     ("GET", "/v1/batches"): [("/v1/batches", None, KEYS)],
     ("GET", "/v1/batches/{batch_id}"): [("/v1/batches/batch_1", None, KEYS)],
     ("POST", "/v1/batches/{batch_id}/cancel"): [("/v1/batches/batch_1/cancel", {}, KEYS)],
+    ("GET", "/v1/responses/{response_id}"): [("/v1/responses/resp_1", None, KEYS)],
+    ("DELETE", "/v1/responses/{response_id}"): [("/v1/responses/resp_1", None, KEYS)],
+    ("POST", "/v1/responses/{response_id}/cancel"): [("/v1/responses/resp_1/cancel", {}, KEYS)],
+    ("GET", "/v1/responses/{response_id}/input_items"): [
+        ("/v1/responses/resp_1/input_items", None, KEYS)
+    ],
     ("POST", "/v1/route"): [("/v1/route", CHAT, KEYS)],
     ("GET", "/v1/usage/{request_id}"): [("/v1/usage/req_1", None, KEYS)],
     ("POST", "/v1/feedback"): [("/v1/feedback", {"request_id": "r", "score": 1}, KEYS)],
