@@ -38,6 +38,14 @@ class Price(NamedTuple):
     image_output_usd: float | None = None
     long_tokens: int = 0  # prompts over this many tokens have another price, output included
     long: Price | None = None
+    # What OpenAI, Google and others sell the same model as.
+    flex: Price | None = None  # slower and cheaper
+    priority: Price | None = None  # faster and dearer
+
+    def sold_as(self, tier: str | None) -> Price:
+        """The price in a service tier, as an answer names it; the usual one for any other."""
+        found = {"flex": self.flex, "priority": self.priority}.get(tier or "")
+        return found or self
 
     def of(self, prompt_tokens: float) -> Price:
         """The price for a prompt of that length."""
@@ -56,6 +64,7 @@ class Counted(NamedTuple):
     audio_output: int = 0
     image_input: int = 0
     image_output: int = 0
+    tier: str | None = None  # the service tier that the answer names
 
 
 def price_of(backend: Backend) -> Price | None:
@@ -100,7 +109,7 @@ def money(
 
 def paid(price: Price, counted: Counted) -> float:
     """Dollars of tokens that were counted."""
-    price = price.of(counted.prompt)
+    price = price.sold_as(counted.tier).of(counted.prompt)
     left, usd = counted.prompt, 0.0
     long_kept = min(counted.written_1h, counted.written)
     short_kept = counted.written - long_kept
@@ -158,11 +167,12 @@ _OUTPUT = {
 }
 
 
-def _price_in(entry: dict[str, Any], source: str, above: str = "") -> Price | None:
-    """The price in an entry of the map; ``above`` names that of prompts over a length."""
+def _price_in(entry: dict[str, Any], source: str, above: str = "", tier: str = "") -> Price | None:
+    """The price in an entry of the map; ``above`` names that of prompts over a length, ``tier``
+    that of a service tier."""
 
     def cost(name: str, other: float | None = None) -> float | None:
-        for key in (f"{name}{above}", name):
+        for key in (f"{name}{above}{tier}", f"{name}{above}", f"{name}{tier}", name):
             found = entry.get(key)
             if isinstance(found, int | float):
                 return float(found)
@@ -188,7 +198,14 @@ def _price_in(entry: dict[str, Any], source: str, above: str = "") -> Price | No
         cost("output_cost_per_image_token"),
     )
     found = next(filter(None, map(_LONG.fullmatch, entry)), None) if not above else None
-    if found is None:
+    if found is not None:
+        long = _price_in(entry, source, f"_above_{found[1]}k_tokens", tier)
+        price = price._replace(long_tokens=int(found[1]) * 1000, long=long)
+    if above or tier:
         return price
-    long = _price_in(entry, source, f"_above_{found[1]}k_tokens")
-    return price._replace(long_tokens=int(found[1]) * 1000, long=long)
+    sold = {
+        name: _price_in(entry, source, tier=f"_{name}")
+        for name in ("flex", "priority")
+        if f"input_cost_per_token_{name}" in entry
+    }
+    return price._replace(flex=sold.get("flex"), priority=sold.get("priority"))

@@ -51,4 +51,5 @@ def _counted(flight: Flight) -> Counted | None:
         (wrote.audio_tokens if wrote else None) or 0,
         (read.image_tokens if read else None) or 0,
         (wrote.image_tokens if wrote else None) or 0,
+        usage.service_tier,
     )

@@ -61,6 +61,7 @@ class TokenUsage(msgspec.Struct):
     cache_read_input_tokens: Count | None = None
     cache_creation_input_tokens: Count | None = None
     cache_creation: CacheCreation | None = None
+    service_tier: str | None = None  # what it is charged as; Messages say it here, others beside it
 
     def __post_init__(self) -> None:
         if self.completion_tokens is None:
@@ -96,6 +97,7 @@ class TokenUsage(msgspec.Struct):
                 else self.cache_creation_input_tokens
             ),
             cache_creation=self.cache_creation or before.cache_creation,
+            service_tier=self.service_tier or before.service_tier,
         )
 
     @property
@@ -119,6 +121,7 @@ class TokenUsage(msgspec.Struct):
 class _UsageOnly(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
     choices: msgspec.Raw = msgspec.Raw()
+    service_tier: Any = None
 
 
 class _Typed(msgspec.Struct):
@@ -165,7 +168,7 @@ _tokens = msgspec.json.Decoder(TokenUsage | None)
 def usage_in(body: bytes) -> TokenUsage | None:
     """The ``usage`` of an answer, or None."""
     try:
-        return _usage_of(_usage.decode(body).usage)
+        return _usage_beside(_usage.decode(body))
     except UNREADABLE:
         return None
 
@@ -181,6 +184,14 @@ def usage_in_part(part: bytes) -> TokenUsage | None:
         return _salvaged(_json.raw_decode(part[brace:].decode("utf-8", "replace"))[0])
     except ValueError:
         return None
+
+
+def _usage_beside(seen: _UsageOnly) -> TokenUsage | None:
+    """The usage of an answer or event, with the tier that stands beside it."""
+    usage = _usage_of(seen.usage)
+    if usage is not None and isinstance(seen.service_tier, str):
+        usage.service_tier = seen.service_tier
+    return usage
 
 
 def _usage_of(raw: msgspec.Raw) -> TokenUsage | None:
@@ -364,7 +375,7 @@ class StreamWatcher:
         if b'"usage"' in data and not data.endswith(b'"usage":null}'):
             try:
                 seen = _usage.decode(data)
-                usage = _usage_of(seen.usage)
+                usage = _usage_beside(seen)
             except UNREADABLE:
                 seen, usage = _UsageOnly(), None
             if usage is not None:

@@ -106,3 +106,39 @@ def test_a_broken_chat_costs_the_tokens_that_came_and_not_those_expected(
     assert record.prompt_tokens is not None
     spent = record.prompt_tokens * 3e-6 + record.output_tokens * 15e-6
     assert record.money_usd == pytest.approx(spent)
+
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+COUNTED = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+# Dollars a million tokens of o3, read and written, as OpenAI's price list has them
+TIERS = {None: (2, 8), "default": (2, 8), "flex": (1, 4), "priority": (3.5, 14), 7: (2, 8)}
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_costs_what_its_service_tier_costs(
+    tier: str | int | None, stream: bool, joulegate: Start, upstream: Upstream
+) -> None:
+    said = {"id": "1", "object": "chat.completion", "usage": COUNTED, "service_tier": tier}
+    if stream:
+        last = json.dumps({**said, "choices": []})
+        upstream.play(answers.stream([f"data: {last}\n\n".encode(), b"data: [DONE]\n\n"]))
+    else:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "hi"}}
+        upstream.play(answers.answer({**said, "choices": [choice]}))
+    running = started(joulegate, upstream, upstream_model="o3")
+    running.post({**CHAT, "service_tier": "auto", "stream": stream})
+    (record,) = running.records()
+    read, written = TIERS[tier]
+    assert record.money_usd == pytest.approx((1000 * read + 100 * written) / 1e6)
+
+
+def test_a_response_costs_what_its_service_tier_costs(joulegate: Start, upstream: Upstream) -> None:
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    response = {"id": "r", "object": "response", "service_tier": "flex", "usage": usage}
+    done = json.dumps({"type": "response.completed", "response": response})
+    upstream.play(answers.stream([f"event: response.completed\ndata: {done}\n\n".encode()]))
+    running = started(joulegate, upstream, upstream_model="o3")
+    running.post({"model": "tiny", "input": "hello", "stream": True}, path="/v1/responses")
+    (record,) = running.records()
+    assert record.money_usd == pytest.approx((1000 * 1 + 100 * 4) / 1e6)
