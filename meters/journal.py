@@ -311,6 +311,10 @@ class Journal:
                     if closing:
                         with self._counting:
                             self.lost += len(held)
+                        log.error(
+                            "%d finished requests are lost: the disk took nothing until the end",
+                            len(held),
+                        )
                         return
             due_s = self._sync_interval_s
             if unsynced_since_s is not None and time.monotonic() >= unsynced_since_s + due_s:

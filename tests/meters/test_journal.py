@@ -169,6 +169,25 @@ async def test_a_full_disk_holds_entries_in_memory_until_there_is_room(
     assert len(warnings) == 1
 
 
+def test_what_a_full_disk_never_took_is_told_at_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        for n in range(3):
+            journal.append(record(n))
+        wait_for(lambda: journal.waiting == 3)
+        journal.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, previous)
+    assert journal.lost == 3
+    assert "3 finished requests are lost" in caplog.text
+
+
 WRITER = """
     import asyncio, sys
     from pathlib import Path
