@@ -110,7 +110,7 @@ class Reading:
             tokens = self._count(request, prompt) + prompt.overhead_tokens
             task, text = self._described(prompt)
         else:
-            reading = self.large.submit(lambda: self._read(request))
+            reading = self.large.submit(lambda: self._read(request, flight))
             try:
                 tokens, prompt, task, text = await asyncio.wait_for(
                     asyncio.shield(reading), PATIENCE_S
@@ -138,7 +138,9 @@ class Reading:
         )
         return flight.features
 
-    def _read(self, request: Peek) -> tuple[int, Prompt, str | None, str]:
+    def _read(self, request: Peek, flight: Flight) -> tuple[int, Prompt, str | None, str]:
+        if flight.end_s is not None:  # counting falls behind: only who still waits is served
+            raise Uncountable
         prompt = features.prompt_of(request)
         tokens = self._count(request, prompt) + prompt.overhead_tokens
         return tokens, prompt, *self._described(prompt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -54,7 +55,7 @@ class Checked:
 
     @property
     def enough(self) -> bool:
-        return len(self.problems) >= MOST_ERRORS
+        return len(self.problems) >= MOST_ERRORS or self.total > self._most
 
     def take(self, number: int, line: bytes) -> None:
         """The line with that number, counted from 1."""
@@ -68,7 +69,7 @@ class Checked:
         if not self.total:
             self.problems.append(Problem("empty_file", "The file has no requests."))
         if self.total > self._most:
-            told = f"The file has {self.total} requests; {self._most} are the most of one batch."
+            told = f"The file has more than {self._most} requests, the most of one batch."
             self.problems.append(Problem("too_many_requests", told))
 
     def _problem(self, line: bytes) -> tuple[str, str, str | None] | None:
@@ -103,17 +104,21 @@ def _object(body: msgspec.Raw) -> Any:
         return None
 
 
-def lines_in(parts: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not blank, with their numbers, counted from 1; however the parts are cut."""
-    number, kept = 0, b""
+def lines_in(parts: Iterable[bytes], most_bytes: int = sys.maxsize) -> Iterator[tuple[int, bytes]]:
+    """Lines that are not blank, with their numbers, counted from 1; however the parts are cut.
+    Of one that is longer than ``most_bytes`` come so many and one more."""
+    number, kept = 0, bytearray()
     for part in parts:
-        *whole, kept = (kept + part).split(b"\n")
-        for line in whole:
+        *ends, rest = part.split(b"\n")
+        for end in ends:
+            kept += end[: most_bytes + 1 - len(kept)]
             number += 1
-            if line.strip():
-                yield number, line
+            if kept.strip():
+                yield number, bytes(kept)
+            kept.clear()
+        kept += rest[: most_bytes + 1 - len(kept)]
     if kept.strip():
-        yield number + 1, kept
+        yield number + 1, bytes(kept)
 
 
 def answered(custom_id: str, request_id: str, status: int, body: bytes) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TypeVar
 
 import msgspec
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from proxy.auth import ANYONE, Caller, KeyRing
 from proxy.background import ended
 from proxy.batches import sending
-from proxy.batches.files import Files, Row
+from proxy.batches.files import PART_BYTES, Files, Row
 from proxy.batches.lines import Checked, Line, Problem, lines_in, read, unanswered
 from proxy.batches.sending import Answer
 from proxy.batches.store import Batches, Lost, Result
@@ -31,8 +32,8 @@ LOOK_S = 2.0  # between two looks for batches that nobody works on
 KEEP_S = 0.3  # how long results gather
 SWEEP_S = 3600.0
 AGAIN_S = 30  # after what was not foreseen
-AT_ONCE = 8  # batches of one process
-T = TypeVar("T")
+AT_ONCE = 4  # batches of one team, by each process: no team waits for another's to end
+HELD_BYTES = 8 << 20  # lines of one batch in memory, where it is more than one line
 
 
 class Runner:
@@ -63,6 +64,7 @@ class Runner:
         self.stopping = asyncio.Event()
         self.slots = asyncio.Semaphore(settings.batches.in_flight)
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._teams: dict[str, str] = {}  # whose they are
         self._task: asyncio.Task[None] | None = None
         self._away = False  # the database, which was said
 
@@ -119,12 +121,11 @@ class Runner:
     async def _look(self) -> None:
         """Say again what is ours, and take what nobody works on."""
         if self._tasks:
-            held = await asyncio.to_thread(self.batches.hold, self.name, list(self._tasks))
-            self.statuses = held
-        room = AT_ONCE - len(self._tasks)
-        if room <= 0:
-            return
-        for row in await asyncio.to_thread(self.batches.take, self.name, room):
+            ids = list(self._tasks)
+            self.statuses = await asyncio.to_thread(self.batches.hold, self.name, ids)
+        held = Counter(self._teams.values())
+        for row in await asyncio.to_thread(self.batches.take, self.name, AT_ONCE, held):
+            self._teams[row["id"]] = row["team"]
             self.statuses[row["id"]] = row["status"]
             task = asyncio.create_task(self._work_on(row))
             self._tasks[row["id"]] = task
@@ -132,6 +133,7 @@ class Runner:
 
     def _ended(self, batch_id: str, _: asyncio.Task[None]) -> None:
         self._tasks.pop(batch_id, None)
+        self._teams.pop(batch_id, None)
         self.statuses.pop(batch_id, None)
 
     def _sweep(self, now_s: float) -> None:
@@ -238,44 +240,41 @@ class _Work:
         if self.runner.files.get(self.row["team"], self.row["input_file_id"]) is None:
             found.problems.append(Problem("file_deleted", "The input file is gone."))
             return found
-        for number, line in self._lines():
+        for number, line in self._lines(longest):
             found.take(number, line)
             if found.enough:
-                return found
+                break
         found.end()
         return found
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        return lines_in(self.runner.files.content(self.row["input_file_id"]))
+    def _lines(self, most_bytes: int = sys.maxsize) -> Iterator[tuple[int, bytes]]:
+        return lines_in(self.runner.files.content(self.row["input_file_id"]), most_bytes)
 
-    async def _unsent(self) -> AsyncIterator[tuple[int, Line]]:
+    async def _unsent(self) -> AsyncIterator[tuple[int, bytes]]:
         """The lines without results, in order; the file is read in a thread."""
         done = await asyncio.to_thread(self.runner.batches.done, self.id)
         lines = self._lines()
-        while True:
-            some = await asyncio.to_thread(_next, lines, 32)
-            if not some:
-                return
+        while some := await asyncio.to_thread(_next, lines, 32):
             for number, line in some:
                 if number not in done:
-                    yield number, read(line)
+                    yield number, line
 
     # -- the requests ----------------------------------------------------------------------------
 
     async def _send_all(self) -> None:
         """Send what has no result, until all have or nothing more may be sent."""
-        places = asyncio.Semaphore(self.settings.in_flight)
+        room = _Room(self.settings.in_flight)
         keeping = asyncio.create_task(self._keep_on())
         tasks: set[asyncio.Task[None]] = set()
         try:
             async for number, line in self._unsent():
-                await places.acquire()
+                await room.enter(len(line))
                 if await self._held():
                     break
-                task = asyncio.create_task(self._send(number, line))
+                task = asyncio.create_task(self._send(number, read(line)))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
-                task.add_done_callback(lambda _: places.release())
+                task.add_done_callback(partial(room.leave, len(line)))
             while tasks:
                 await asyncio.wait(tasks)
         finally:
@@ -372,6 +371,32 @@ class _Work:
 _REVOKED = "The key that made this batch is no longer good."
 
 
-def _next(found: Iterator[T], most: int) -> list[T]:
-    """The next few of them."""
-    return list(islice(found, most))
+class _Room:
+    """Holds the lines of a batch that are being sent, or wait to be: not too many, not too long."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lines = self._bytes = 0
+        self._left = asyncio.Event()
+
+    async def enter(self, size: int) -> None:
+        """Wait for room; for one at a time."""
+        while self._lines and (self._lines >= self._most or self._bytes + size > HELD_BYTES):
+            self._left.clear()
+            await self._left.wait()
+        self._lines, self._bytes = self._lines + 1, self._bytes + size
+
+    def leave(self, size: int, _: object) -> None:
+        self._lines, self._bytes = self._lines - 1, self._bytes - size
+        self._left.set()
+
+
+def _next(found: Iterator[tuple[int, bytes]], most: int) -> list[tuple[int, bytes]]:
+    """The next few lines, fewer where they are long."""
+    some, size = [], 0
+    for one in islice(found, most):
+        some.append(one)
+        size += len(one[1])
+        if size >= PART_BYTES:
+            break
+    return some

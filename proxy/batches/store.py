@@ -8,7 +8,8 @@ came and was not kept before is therefore sent twice, and is on the books twice,
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, delete, func, or_, select, update
@@ -18,6 +19,7 @@ from meters.database import Database
 from proxy.batches.files import Row, Writing, page
 from proxy.batches.tables import OPEN, batches, results
 
+NONE_HELD: Mapping[str, int] = {}
 OWNED_S = 30.0  # how long a process owns a batch without saying so again
 _OF_STATUS = {
     "in_progress": "in_progress_s",
@@ -82,22 +84,17 @@ class Batches:
         with self.database.write() as connection:
             return bool(connection.execute(change).rowcount)
 
-    def take(self, owner: str, limit: int) -> Sequence[Row]:
-        """Batches that nobody works on, the oldest first; they are this owner's from now on."""
-        c, now_s = batches.c, time.time()
-        free = or_(c.owner.is_(None), c.owned_until_s < now_s)
-        query = select(batches).where(c.status.in_(OPEN), free).order_by(c.created_s).limit(limit)
+    def take(self, owner: str, most: int, held: Mapping[str, int] = NONE_HELD) -> Sequence[Row]:
+        """Batches that nobody works on, the oldest of each team first: so many that it has ``most``
+        with those that are ``held`` of it; they are this owner's from now on."""
         with self.database.read() as connection:
-            if connection.execute(query.with_only_columns(c.id)).first() is None:
+            if not _free(connection, most, held):
                 return ()
         with self.database.write() as connection:
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-            for row in rows:
-                connection.execute(
-                    update(batches)
-                    .where(c.id == row["id"])
-                    .values(owner=owner, owned_until_s=now_s + OWNED_S)
-                )
+            rows = _free(connection, most, held)
+            ids = [row["id"] for row in rows]
+            own = {"owner": owner, "owned_until_s": time.time() + OWNED_S}
+            connection.execute(update(batches).where(batches.c.id.in_(ids)).values(own))
             return rows
 
     def hold(self, owner: str, ids: Sequence[str]) -> dict[str, str]:
@@ -181,6 +178,22 @@ class Batches:
         c = batches.c
         with self.database.write() as connection:
             connection.execute(delete(batches).where(c.status.not_in(OPEN), c.created_s < before_s))
+
+
+def _free(connection: Connection, most: int, held: Mapping[str, int]) -> list[Row]:
+    c = batches.c
+    open_ = c.status.in_(OPEN) & or_(c.owner.is_(None), c.owned_until_s < time.time())
+    place = func.row_number().over(partition_by=c.team, order_by=c.created_s).label("place")
+    first = select(c.id, place).where(open_).subquery()
+    early = select(first.c.id).where(first.c.place <= most)
+    found = connection.execute(select(batches).where(c.id.in_(early)).order_by(c.created_s))
+    counts = Counter(held)
+    rows = []
+    for row in found.mappings():
+        counts[row["team"]] += 1
+        if counts[row["team"]] <= most:
+            rows.append(dict(row))
+    return rows
 
 
 def _lines(connection: Connection, batch_id: str, ok: bool) -> Iterable[bytes]:

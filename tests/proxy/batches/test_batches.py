@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from openai.types import Batch
 
+from proxy.batches.runner import HELD_BYTES
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
@@ -305,6 +306,39 @@ def test_a_cancelled_batch_keeps_what_was_answered(joulegate: Start) -> None:
         done = ended(client, made(client, [line("0", "quick")]).id)
         with pytest.raises(openai.ConflictError):
             client.batches.cancel(done.id)
+
+
+def test_no_team_waits_for_another_teams_batches_to_end(joulegate: Start) -> None:
+    gate = Gate()
+
+    def slow(received: Received) -> Script:
+        body: Any = received.json()
+        whole = echo(received)
+        return whole if body["messages"][-1]["content"] == "quick" else [gate, *whole]
+
+    with Upstream(slow) as upstream:
+        running = joulegate(config_of(upstream.base_url, teams=KEYS))
+        many, other = client_of(running), client_of(running, OTHER)
+        waiting = [made(many, [line("0", "slow")]) for _ in range(10)]
+        assert gate.reached.wait(10)
+        assert ended(other, made(other, [line("0", "quick")]).id).status == "completed"
+        gate.open()
+        assert {ended(many, batch.id).status for batch in waiting} == {"completed"}
+
+
+def test_few_long_lines_are_in_memory_at_once(joulegate: Start) -> None:
+    gate = Gate()
+    with Upstream(lambda received: [gate, *echo(received)]) as upstream:
+        client = client_of(joulegate(config_of(upstream.base_url)))
+        long = 3_000_000  # characters
+        batch = made(client, [line(f"{n}", "word " * (long // 5)) for n in range(5)])
+        upstream.wait_for(HELD_BYTES // long)
+        with pytest.raises(AssertionError):
+            upstream.wait_for(HELD_BYTES // long + 1, within_s=0.5)
+        gate.open()
+        batch = ended(client, batch.id)
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == 5
 
 
 def test_what_was_not_sent_in_its_day_is_said(joulegate: Start, upstream: Upstream) -> None:

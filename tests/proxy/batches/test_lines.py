@@ -24,6 +24,25 @@ def test_lines_are_the_same_however_their_parts_are_cut(
     assert list(lines_in(parts)) == wanted
 
 
+def test_of_a_line_that_is_too_long_no_more_is_kept_than_tells_it() -> None:
+    parts = [b"a" * 10, b"a" * 10, b"a\nbb\n" + b"c" * 5, b"c"]
+    assert list(lines_in(parts, 5)) == [(1, b"a" * 6), (2, b"bb"), (3, b"c" * 6)]
+
+
+def test_no_more_lines_are_looked_at_than_a_batch_may_have() -> None:
+    found = Checked("/v1/chat/completions", most=2, longest_bytes=100)
+    for number in (1, 2):
+        found.take(
+            number,
+            b'{"custom_id": "%d", "url": "/v1/chat/completions", "body": {}}' % number,
+        )
+        assert not found.enough
+    found.take(3, b'{"custom_id": "3", "url": "/v1/chat/completions", "body": {}}')
+    assert found.enough
+    found.end()
+    assert [problem.code for problem in found.problems] == ["too_many_requests"]
+
+
 def test_an_answer_is_one_line_with_its_numbers_as_they_came() -> None:
     body = b'{\n "a": 1.10,\r\n "b": "x\\ny", "c": 12345678901234567890123, "d": null\n}'
     line = answered('q"\n', "req_1", 200, body)

@@ -57,6 +57,17 @@ def test_a_batch_is_one_process_at_a_time(database: Database) -> None:
     assert store.done("batch_1") == {1}
 
 
+def test_each_team_has_its_share_of_a_process(database: Database) -> None:
+    store = Batches(database)
+    for number in range(4):
+        store.create({**ROW, "id": f"batch_{number}", "created_s": float(number)})
+    store.create({**ROW, "id": "batch_other", "team": "biology", "created_s": 9.0})
+    taken = [row["id"] for row in store.take("one", 2)]
+    assert taken == ["batch_0", "batch_1", "batch_other"]
+    assert store.take("one", 2, {"physics": 2, "biology": 1}) == ()
+    assert [row["id"] for row in store.take("one", 2, {"physics": 1})] == ["batch_2"]
+
+
 def test_the_first_result_of_a_line_counts_and_all_are_in_the_files(database: Database) -> None:
     store, files = Batches(database), Files(database)
     store.create(ROW)
