@@ -8,6 +8,8 @@ class Endpoint:
 
     ``answers`` is false where nothing is generated (embeddings); ``text`` where what is generated
     is no text, or nobody knows what it is: then nothing is estimated, and nothing chosen either.
+    ``model`` is what OpenAI takes where a request names none. What is not ``listed`` is a path that
+    only a backend knows.
     """
 
     def __init__(
@@ -19,6 +21,8 @@ class Endpoint:
         streams: bool = True,
         answers: bool = True,
         text: bool = True,
+        model: str | None = None,
+        listed: bool = True,
     ) -> None:
         self.name = name
         self.path = path
@@ -26,3 +30,5 @@ class Endpoint:
         self.streams = streams
         self.answers = answers
         self.text = text
+        self.model = model
+        self.listed = listed

@@ -113,8 +113,16 @@ def not_found(message: str) -> ApiError:
     return ApiError(404, "not_found", message)
 
 
-def method_not_allowed(method: str) -> ApiError:
-    return ApiError(405, "method_not_allowed", f"{method} is not allowed here. Use POST.")
+def for_no_backend(path: str) -> ApiError:
+    message = (
+        f"Joulegate itself has nothing at POST /v1{path}, and for a backend to be asked the "
+        "request should name its 'model'."
+    )
+    return invalid_body(message, code="missing_required_parameter", param="model")
+
+
+def method_not_allowed(method: str, allowed: str = "POST") -> ApiError:
+    return ApiError(405, "method_not_allowed", f"{method} is not allowed here. Use {allowed}.")
 
 
 def invalid_body(message: str, *, code: str = "invalid_json", param: str | None = None) -> ApiError:

@@ -30,7 +30,9 @@ ENDPOINTS = {
     "/v1/responses": Endpoint("responses", "/responses"),
     "/v1/messages": Endpoint("messages", "/messages"),
     "/v1/rerank": Endpoint("rerank", "/rerank", streams=False, answers=False),
-    "/v1/moderations": Endpoint("moderations", "/moderations", streams=False, answers=False),
+    "/v1/moderations": Endpoint(
+        "moderations", "/moderations", streams=False, answers=False, model="omni-moderation-latest"
+    ),
     "/v1/images/generations": Endpoint("images", "/images/generations", text=False),
     "/v1/images/edits": Endpoint("images.edits", "/images/edits", text=False),
     "/v1/images/variations": Endpoint("images.variations", "/images/variations", text=False),
@@ -124,7 +126,7 @@ class Front:
             return None
         if found[1].startswith(KEPT):
             return None
-        return Endpoint(found[1][1:].replace("/", "."), found[1], text=False)
+        return Endpoint(found[1][1:].replace("/", "."), found[1], text=False, listed=False)
 
     def _cors(self, scope: Scope) -> tuple[tuple[bytes, bytes], ...]:
         """What a browser's page at this request's origin needs to see the answer."""

@@ -268,7 +268,10 @@ def handle_errors(app: FastAPI) -> None:
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 405:
-            return refused(errors.method_not_allowed(request.method))
+            allowed = (error.headers or {}).get("Allow", "POST")
+            response = refused(errors.method_not_allowed(request.method, allowed))
+            response.headers["allow"] = allowed
+            return response
         if error.status_code == 404:
             path = request.url.path
             return refused(errors.not_found(f"There is nothing at {request.method} {path}."))

@@ -176,8 +176,14 @@ class Steps:
         else:
             skeleton, kept = features.elided(body)
             request = features.peek(skeleton)
+        if not request.model and endpoint.model and self.router.pool.serving(endpoint.model):
+            request.model = endpoint.model
         if not request.model:
-            raise features.missing("model")
+            raise (
+                features.missing("model")
+                if endpoint.listed
+                else errors.for_no_backend(endpoint.path)
+            )
         if len(request.model) > LONGEST_NAME:  # it would go into the books, whatever it is
             raise errors.model_not_found(request.model[:LONGEST_NAME], self.router.pool.names())
         flight.asked = request.model

@@ -74,6 +74,45 @@ def test_clients_of_anthropics_api_are_told_in_its_own_shape(
         assert told["error"]["message"]
 
 
+@pytest.mark.parametrize("path", ["/v1/vector_stores", "/v1/conversations", "/v1/messages/batches"])
+def test_a_path_that_only_a_backend_may_have_is_told_apart_from_ours(
+    running: Joulegate, upstream: Upstream, path: str
+) -> None:
+    refused = running.post({"name": "notes"}, path=path)
+    assert (refused.status, refused.code) == (400, "missing_required_parameter")
+    assert f"itself has nothing at POST {path}" in refused.json()["error"]["message"]
+    assert upstream.received == []
+
+
+def test_what_moderates_by_default_needs_no_model(joulegate: Start, upstream: Upstream) -> None:
+    upstream.play(answers.answer({"id": "modr-1", "model": "m", "results": []}))
+    other = config_of(upstream.base_url)
+    served = config_of({"url": upstream.base_url, "model": "omni-moderation-latest"})
+    for config, status in ((other, 400), (served, 200)):
+        running = joulegate(config)
+        assert running.post({"input": "hi"}, path="/v1/moderations").status == status
+    assert [request.body for request in upstream.received] == [b'{"input":"hi"}']
+    (record,) = running.records()
+    assert (record.endpoint, record.model_asked) == ("moderations", "omni-moderation-latest")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("DELETE", "/v1/models/tiny", "GET"),
+        ("OPTIONS", "/v1/models", "GET"),
+        ("GET", "/v1/route", "POST"),
+    ],
+)
+def test_a_wrong_method_is_told_which_is_right(
+    running: Joulegate, method: str, path: str, allowed: str
+) -> None:
+    refused = running.get(path, method=method)
+    assert (refused.status, refused.code) == (405, "method_not_allowed")
+    assert refused.header("allow") == allowed
+    assert refused.json()["error"]["message"].endswith(f"Use {allowed}.")
+
+
 def test_an_unknown_model_is_a_404_that_names_the_known(running: Joulegate) -> None:
     refused = running.post({**ASK, "model": "gpt-nonesuch"})
     assert (refused.status, refused.code) == (404, "model_not_found")
