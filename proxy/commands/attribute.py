@@ -115,6 +115,9 @@ def _warn(books: Books, activities: Iterable[Activity], repeated: int) -> None:
         say(f"windows repaired: {_counts(books.repaired)}")
     if repeated:
         say(f"{repeated} lines repeat a request_id; the first of each was taken")
+    wrong = Counter(why for a in activities if (why := _impossible(a)) is not None)
+    if wrong:
+        say(f"requests that cannot be, their energy is not to be relied on: {_counts(wrong)}")
     nodes = {attribution.node for attribution in books.attributions}
     lost = Counter(a.node for a in activities if a.node not in nodes)
     if lost:
@@ -127,6 +130,17 @@ def _warn(books: Books, activities: Iterable[Activity], repeated: int) -> None:
             )
         if not fit.trusted:
             say(f"{node} has few windows, or they fit badly: expect larger errors")
+
+
+def _impossible(request: Activity) -> str | None:
+    """What is wrong with a request, in words; None where nothing is."""
+    if request.end_s is not None and request.end_s < request.start_s:
+        return "ending before they begin"
+    if min(request.prompt_tokens, request.cached_prompt_tokens, request.output_tokens) < 0:
+        return "with tokens below 0"
+    if request.cached_prompt_tokens > request.prompt_tokens:
+        return "with more cached tokens than prompt tokens"
+    return None
 
 
 def _counts(counter: Counter[str]) -> str:

@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if not out.absolute().parent.is_dir():
         raise CommandError(f"{out.parent} is no folder; name another file with --out")
+    if out.is_dir():
+        raise CommandError(f"{out} is a folder; name a file with --out")
 
     def rows() -> Iterator[Scored]:
         for number, line in numbered_lines(args.outcomes, OutcomeLine):

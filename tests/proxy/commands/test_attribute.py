@@ -102,3 +102,20 @@ def test_empty_files_give_empty_books(tmp_path, capsys):
     status, lines, _ = attribute(tmp_path, capsys, [], [])
     assert status == 0
     assert lines == [{"metered_j": 0.0, "attributed_j": 0.0, "idle_j": 0.0, "unattributed_j": 0.0}]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"end_s": 0.05}, "1 ending before they begin"),
+        ({"output_tokens": -3}, "1 with tokens below 0"),
+        ({"cached_prompt_tokens": 500}, "1 with more cached tokens than prompt tokens"),
+    ],
+)
+def test_requests_that_cannot_be_are_told_and_the_books_balance(tmp_path, capsys, change, words):
+    other = {**REQUEST, "request_id": "b", **change}
+    status, lines, errors = attribute(tmp_path, capsys, [WINDOW], [REQUEST, other])
+    assert status == 0
+    assert words in errors
+    parts = ("attributed_j", "idle_j", "unattributed_j")
+    assert sum(lines[-1][part] for part in parts) == pytest.approx(lines[-1]["metered_j"])

@@ -126,3 +126,10 @@ def test_a_mistake_is_told_by_its_line(tmp_path: Path, capsys: pytest.CaptureFix
     )
     assert main(["learn-quality", str(file), "--out", str(tmp_path / "q.npz")]) == 1
     assert "line 3: give a score" in capsys.readouterr().err
+
+
+def test_a_folder_as_the_model_is_told_before_anything_is_learnt(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["learn-quality", "nothing.jsonl", "--out", str(tmp_path)]) == 1
+    assert "is a folder" in capsys.readouterr().err
