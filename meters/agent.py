@@ -28,6 +28,7 @@ from meters.unreadable import UNREADABLE
 log = logging.getLogger("joulegate.meters")
 
 CLOCK_EVERY_S = 60.0
+CLOCK_SOON_S = 1.0  # while clocks drift apart, as they do while one of them is being set right
 CLOCK_SAMPLES = 5
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 # Nobody but a person can mend these; ask rarely.
@@ -89,7 +90,7 @@ class Agent:
         submission = Submission(
             windows=[_moved(w, offset_s) for w in batch.windows],
             sent_s=now_s + offset_s,
-            clock_error_s=self._offset.error_s(now_s),
+            clock_error_s=self._offset.error_s(now_s, batch.windows[0].start_s),
         )
         status, body = self._proxy.post("/meters/windows", msgspec.json.encode(submission))
         if status in _USELESS:
@@ -109,7 +110,8 @@ class Agent:
         self.spool.done(batch)
 
     def _measure_clock(self) -> None:
-        if self._now_s() - self._clock_asked_s < CLOCK_EVERY_S:
+        every_s = CLOCK_SOON_S if self._offset.drifts else CLOCK_EVERY_S
+        if self._now_s() - self._clock_asked_s < every_s:
             return
         for _ in range(CLOCK_SAMPLES):
             before_s = self._now_s()

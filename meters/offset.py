@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 # Crystals of servers keep within +/- 50 ppm (RFC 5905's own PHI allows 15 ppm after discipline).
 DRIFT = 50e-6
+_APART_S = 0.5  # below this, two samples tell nothing about how fast clocks drift
 
 
 class _Sample(NamedTuple):
@@ -30,6 +31,12 @@ class ClockOffset:
     def __init__(self, keep: int = 32) -> None:
         self._samples: deque[_Sample] = deque(maxlen=keep)
         self._offset_s: float | None = None
+        self._drift = DRIFT  # seconds a second, as the last two samples have it
+
+    @property
+    def drifts(self) -> bool:
+        """Whether clocks were last seen to drift apart, or to be set: look again soon."""
+        return self._drift > DRIFT
 
     @property
     def offset_s(self) -> float | None:
@@ -42,20 +49,30 @@ class ClockOffset:
             return
         middle_s = (sent_s + received_s) / 2
         sample = _Sample(received_s, other_s - middle_s, (received_s - sent_s) / 2)
-        if self._samples and self._stepped(sample):
-            self._samples.clear()
+        if self._samples:
+            last, stepped = self._samples[-1], self._stepped(sample)
+            if (passed_s := received_s - last.at_s) >= _APART_S:
+                apart_s = abs(sample.offset_s - last.offset_s)
+                self._drift = max(DRIFT, apart_s / passed_s) if stepped else DRIFT
+            if stepped:
+                self._samples.clear()
         self._samples.append(sample)
         best = min(self._samples, key=lambda s: _error_s(s, received_s))
         off_s = None if self._offset_s is None else abs(best.offset_s - self._offset_s)
         if off_s is None or off_s > _error_s(best, received_s):
             self._offset_s = best.offset_s
 
-    def error_s(self, now_s: float) -> float | None:
-        """The most that the offset can be wrong by, now; None before the first sample."""
+    def error_s(self, now_s: float, since_s: float | None = None) -> float | None:
+        """The most that the offset can be wrong by, now, or at any time from ``since_s`` on while
+        clocks drift apart; None before the first sample."""
         if self._offset_s is None:
             return None
         offset_s = self._offset_s
-        return min(_error_s(s, now_s) + abs(s.offset_s - offset_s) for s in self._samples)
+        error_s = min(_error_s(s, now_s) + abs(s.offset_s - offset_s) for s in self._samples)
+        if not self.drifts:
+            return error_s
+        first_s = min(s.at_s for s in self._samples)
+        return error_s + self._drift * (now_s - min(first_s, now_s if since_s is None else since_s))
 
     def _stepped(self, sample: _Sample) -> bool:
         """Whether one of the clocks was set: the sample cannot be true together with the last."""

@@ -40,10 +40,12 @@ class ProxySide:
         self.posts = 0
         self.lose_answers = 0  # answer this many batches by hanging up, after keeping them
         self.ahead_s = 0.0  # how far this side's clock is ahead
+        self.gains = 0.0  # seconds a second, since it was made
+        made_s = time.time()
         self.intake = WindowIntake(
             {TOKEN: None},
             known or {"gpu-1"},
-            lambda: time.time() + self.ahead_s,
+            lambda: time.time() + self.ahead_s + self.gains * (time.time() - made_s),
             self.kept.append,
         )
         side = self
@@ -207,6 +209,20 @@ def test_the_proxys_clock_is_the_one_that_counts(side: ProxySide, tmp_path: Path
     # the offset was measured before anything was sent, so there was nothing to repair
     assert side.intake.counts["repaired", "clock"] == 0
     assert side.intake.nodes()["gpu-1"].clock_off_s == pytest.approx(0.0, abs=1.0)
+
+
+def test_a_clock_that_runs_too_fast_costs_no_windows(
+    side: ProxySide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meters.agent.CLOCK_EVERY_S", 2.0)
+    monkeypatch.setattr("meters.agent.CLOCK_SOON_S", 0.05, raising=False)
+    side.gains = -0.08  # as a clock does that is being set right by 83,333 ppm, the most of chrony
+    with RunningAgent(side.url, tmp_path):
+        wait_for(lambda: len(side.kept) >= 16)
+    # one as it shows; an offset that is moved every two seconds costs one each time
+    assert side.intake.counts["refused", "overlapping"] <= 1
+    placed = [abs(w.end_s - w.start_s) for w in side.kept]
+    assert sum(placed) == pytest.approx(side.kept[-1].end_s - side.kept[0].start_s, rel=0.1)
 
 
 def test_a_wrong_token_keeps_windows_and_says_so(

@@ -35,6 +35,19 @@ def test_the_error_grows_as_clocks_drift() -> None:
     assert later == pytest.approx(0.001 + 0.05, rel=0.01)
 
 
+def test_clocks_that_run_apart_are_noticed_and_their_error_told() -> None:
+    offset = ClockOffset()
+    for n in range(3):
+        offset.add(60.0 * n, 61.0 * n + 0.001, 60.0 * n + 0.002)
+    assert offset.drifts
+    assert offset.offset_s == pytest.approx(2.0)
+    # a minute ago it was one second less
+    assert offset.error_s(120.002, 60.002) == pytest.approx(1.0, rel=0.01)
+    offset.add(121.0, 123.001, 121.002)
+    assert not offset.drifts
+    assert offset.error_s(121.002, 60.0) == pytest.approx(0.001, rel=0.1)
+
+
 def test_noise_does_not_move_it_and_a_clock_that_was_set_does() -> None:
     rng, offset = random.Random(3), ClockOffset()
     seen = set()
