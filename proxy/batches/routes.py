@@ -102,6 +102,10 @@ class BatchRoutes:
         """A new file."""
         caller = self.caller(request)
         settings = self._settings()
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(
+                415, "unsupported_encoding", "Files are taken without a content-encoding."
+            )
         form = upload.Upload(request.headers.get("content-type", "").encode("latin-1"))
         now_s = time.time()
         left = settings.max_team_bytes - await self._asked(self.files.used_bytes, caller.team)
@@ -287,7 +291,11 @@ def _expires_s(fields: dict[str, str], now_s: float) -> float | None:
     given = fields.get("expires_after[seconds]")
     if given is None:
         return None
-    if not given.isdigit() or not _SHORTEST_S <= int(given[:9]) <= _LONGEST_S:
+    if (
+        not given.isascii()
+        or not given.isdigit()
+        or not _SHORTEST_S <= int(given[:9]) <= _LONGEST_S
+    ):
         raise _invalid("expires_after", f"Between {_SHORTEST_S} and {_LONGEST_S} seconds.")
     return now_s + int(given)
 

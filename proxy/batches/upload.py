@@ -30,7 +30,8 @@ class Upload:
         self.filename: str | None = None
         self.part = bytearray()  # of the file, since it was last taken
         self.size = 0
-        self._header, self._name, self._is_file = b"", "", False
+        self._name, self._is_file = "", False
+        self._field, self._header = bytearray(), bytearray()  # as far as they have come
         self._value = bytearray()
         self._parser = MultipartParser(
             boundary,
@@ -38,6 +39,7 @@ class Upload:
                 "on_part_begin": self._begin,
                 "on_header_field": self._header_field,
                 "on_header_value": self._header_value,
+                "on_header_end": self._header_end,
                 "on_part_data": self._data,
                 "on_part_end": self._end,
             },
@@ -62,16 +64,20 @@ class Upload:
         self._value.clear()
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header = data[start:end].lower()
+        self._field += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        if self._header != b"content-disposition":
-            return
-        options = parse_options_header(data[start:end])[1]
-        self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name == "file" and self.filename is None:
-            self._is_file = True
-            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")[:255]
+        self._header += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            options = parse_options_header(bytes(self._header))[1]
+            self._name = options.get(b"name", b"").decode("utf-8", "replace")
+            if self._name == "file" and self.filename is None:
+                self._is_file = True
+                self.filename = options.get(b"filename", b"").decode("utf-8", "replace")[:255]
+        self._field.clear()
+        self._header.clear()
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:

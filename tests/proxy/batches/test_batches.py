@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -239,6 +240,48 @@ def test_a_file_that_is_none_says_why(joulegate: Start, upstream: Upstream) -> N
         client.files.create(file=("a", b"x" * 1_001), purpose="batch")
     assert [one.bytes for one in client.files.list()] == [2_000]
     assert running.post(b"{}", path="/v1/files").code == "invalid_form"
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_a_form_may_be_cut_anywhere_on_its_way(
+    joulegate: Start, upstream: Upstream, size: int
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    parts = [
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n',
+        written([line("0")]),
+        b'\r\n--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--B--\r\n',
+    ]
+    whole = b"".join(parts)
+    connection = running.connect()
+    connection.putrequest("POST", "/v1/files")
+    connection.putheader("content-type", "multipart/form-data; boundary=B")
+    connection.putheader("content-length", str(len(whole)))
+    connection.endheaders()
+    connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for begin in range(0, len(whole), size):
+        connection.send(whole[begin : begin + size])
+        time.sleep(0.001)  # so that it is read before the next
+    told = json.loads(connection.getresponse().read())
+    connection.close()
+    assert (told["filename"], told["bytes"]) == ("in.jsonl", len(parts[1]))
+
+
+@pytest.mark.parametrize(
+    ("headers", "field", "status"),
+    [({"content-encoding": "gzip"}, "3600", 415), ({}, "\u00b2", 400), ({}, "3600", 200)],
+)
+def test_a_form_that_cannot_be_meant_is_no_failure_of_ours(
+    joulegate: Start, upstream: Upstream, headers: dict[str, str], field: str, status: int
+) -> None:
+    running = joulegate(config_of(upstream.base_url))
+    form = "".join(
+        f'--B\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+        for name, value in (("purpose", "batch"), ("expires_after[seconds]", field), ("file", "{}"))
+    )
+    sent = {"content-type": "multipart/form-data; boundary=B", **headers}
+    body = f"{form}--B--\r\n".encode()
+    assert running.post(body, path="/v1/files", headers=sent).status == status
 
 
 def test_without_v1_and_with_any_key_where_there_are_none(
