@@ -96,8 +96,8 @@ class Admin:
         caller = self._caller(request, role="admin")
         given = await _body(request, NewTeam)
         actor = _actor(caller)
-        await self._ask(lambda store: store.create_team(given.team, given.settings, actor))
-        return _json({"object": "team", "team": given.team}, 201)
+        again = await self._ask(lambda store: store.create_team(given.team, given.settings, actor))
+        return _json({"object": "team", "team": given.team, "keys_good_again": again}, 201)
 
     async def change_team(self, request: Request, team: str) -> Response:
         """Set a team's settings anew; the body is as in the config file, without keys."""

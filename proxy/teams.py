@@ -15,10 +15,11 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from shlex import quote
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 
 from meters.database import Database
 from meters.rows import clean
@@ -143,8 +144,9 @@ class TeamStore:
 
     # -- teams -------------------------------------------------------------------------------------
 
-    def create_team(self, team: str, settings: Team, actor: str) -> None:
-        """Add a team; ``settings`` as in the config file, without keys. Raises TeamsError."""
+    def create_team(self, team: str, settings: Team, actor: str) -> int:
+        """Add a team, or bring an archived one back; ``settings`` as in the config file, without
+        keys. Gives how many keys of before are good again. Raises TeamsError."""
         _require_name(team, "a team's")
         self._check(team, settings)
         with self._database.write() as connection:
@@ -165,7 +167,13 @@ class TeamStore:
                 connection.execute(teams.insert().values(values))
             else:
                 connection.execute(update(teams).where(teams.c.team == team).values(values))
-            self._note(connection, actor, "team.create", team, _told(settings))
+            c, now_s = api_keys.c, self._clock()
+            good = c.revoked_s.is_(None) & (c.expires_s.is_(None) | (c.expires_s > now_s))
+            again = select(func.count()).select_from(api_keys).where(c.team == team, good)
+            count = int(connection.scalar(again) or 0)
+            detail = {**_told(settings), **({"keys_good_again": count} if count else {})}
+            self._note(connection, actor, "team.create", team, detail)
+        return count
 
     def change_team(self, team: str, settings: Team, actor: str) -> None:
         """Set a team's settings anew. Raises TeamsError."""
@@ -555,7 +563,7 @@ class TeamStore:
         row = self._row(connection, teams, teams.c.team == team)
         if row is None or row["archived_s"] is not None:
             raise TeamsError(
-                f"There is no team {team!r}. Create it with: joulegate teams create {team}"
+                f"There is no team {team!r}. Create it with: joulegate teams create {quote(team)}"
             )
 
     def _own_key(self, connection: Connection, key_id: str, what: str) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ config file names are changed there.
 from __future__ import annotations
 
 import argparse
+from shlex import quote
 from typing import Any
 
 from proxy import books, tables
@@ -48,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _act(store: TeamStore, args: argparse.Namespace) -> int:
     if args.action == "create":
-        store.create_team(args.team, _settings(args), books.actor())
-        print(f"Made team {args.team}. Now: joulegate keys create --team {args.team}")
+        again = store.create_team(args.team, _settings(args), books.actor())
+        if again:
+            print(f"Brought team {args.team} back, and with it {again} of its keys: see", end=" ")
+            print(f"joulegate keys list --team {quote(args.team)}")
+        else:
+            print(f"Made team {args.team}. Now: joulegate keys create --team {quote(args.team)}")
     elif args.action == "change":
         store.change_team(args.team, _settings(args), books.actor())
         print(f"Changed team {args.team}.")

@@ -244,12 +244,16 @@ def test_a_rotation_never_lengthens_a_life(store: TeamStore) -> None:
 
 def test_an_archived_team_is_refused_and_may_come_back(store: TeamStore) -> None:
     made = store.create_key("search", actor="a test")
+    revoked = store.create_key("search", actor="a test")
+    store.revoke_key(revoked.key_id, "a test")
     store.archive_team("search", "a test")
     assert ring(store).lookup(made.key, time.time()) is None
     with pytest.raises(TeamsError, match="no team 'search'"):
         store.create_key("search", actor="a test")
-    store.create_team("search", Team(), "a test")
+    assert store.create_team("search", Team(), "a test") == 1
     assert ring(store).lookup(made.key, time.time()) is not None
+    (entry,) = [e for e in store.audit() if e.detail.get("keys_good_again")]
+    assert (entry.action, entry.detail) == ("team.create", {"keys_good_again": 1})
 
 
 def test_teams_of_the_config_are_changed_there(store: TeamStore) -> None:
