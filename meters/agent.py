@@ -20,7 +20,7 @@ import msgspec
 from meters.intake import Submission, Verdict
 from meters.local import LocalMeter
 from meters.offset import ClockOffset
-from meters.settings import AgentSettings
+from meters.settings import AgentSettings, BadSettings
 from meters.spool import Batch, Spool
 from meters.types import Meter, Window
 from meters.unreadable import UNREADABLE
@@ -79,6 +79,7 @@ class Agent:
             except _NotSent as why:
                 self._failures += 1
                 self._say(str(why))
+                self._read_token_again()
                 return
             self._failures = 0
         if self._failures == 0:
@@ -126,6 +127,13 @@ class Agent:
                 raise _NotSent("/meters/clock gives no time. Is proxy_url a Joulegate?") from None
         self._clock_asked_s = self._now_s()
 
+    def _read_token_again(self) -> None:
+        """It may have been replaced in its file; while that cannot be read, the old one stays."""
+        try:
+            self._proxy.take(self._settings.read_token())
+        except (BadSettings, *UNREADABLE):
+            pass
+
     def _now_s(self) -> float:
         """Unix time as this run knows it: never set back, whatever happens to the wall clock."""
         return time.monotonic() + self._unix_offset_s
@@ -159,8 +167,12 @@ class _Proxy:
         self._make = kind or http.client.HTTPConnection
         self._host, self._port = parts.hostname or "", parts.port
         self._prefix, self._url = parts.path.rstrip("/"), url
-        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         self._connection: http.client.HTTPConnection | None = None
+        self.take(token)
+
+    def take(self, token: str) -> None:
+        """Use this token from now on."""
+        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
 
     def get(self, path: str) -> tuple[int, bytes]:
         return self._ask("GET", path, None)

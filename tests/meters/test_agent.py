@@ -236,6 +236,17 @@ def test_a_wrong_token_keeps_windows_and_says_so(
     assert list(tmp_path.glob("*.jsonl"))
 
 
+def test_a_token_that_is_replaced_in_its_file_is_taken_up(side: ProxySide, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("before\n")
+    with RunningAgent(side.url, tmp_path / "spool", token=None, token_file=str(file)) as agent:
+        wait_for(lambda: side.intake.counts["refused", "wrong_token"] or agent._said)
+        assert not side.kept
+        file.write_text(f"{TOKEN}\n")
+        wait_for(lambda: len(side.kept) >= 3)
+    whole(side.kept)
+
+
 def test_refused_windows_are_logged_and_not_sent_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
