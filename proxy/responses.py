@@ -15,10 +15,12 @@ from fastapi.responses import StreamingResponse
 
 from proxy import errors, upstream
 from proxy.auth import KeyRing
+from proxy.backends import Engine
 from proxy.failed_keys import address_of
 from proxy.flight import new_request_id
 from proxy.kept_responses import KeptResponses
 from proxy.routing import Router
+from proxy.sse import StreamWatcher
 from proxy.upstream import Upstream
 
 
@@ -72,6 +74,8 @@ class ResponseRoutes:
                 upstream.request_headers(dict(raw), engine, request_id),
                 await request.body(),
             )
+            events = answer.content_type == "text/event-stream"
+            body = b"" if events else await answer.read()
         except (aiohttp.ClientError, OSError) as error:
             raise upstream.as_error(engine, error) from error
         headers = {
@@ -79,13 +83,22 @@ class ResponseRoutes:
             "x-request-id": request_id,
             "x-joulegate-backend": engine.name,
         }
-        return StreamingResponse(_pieces(answer), answer.status, headers)
+        if events:
+            return StreamingResponse(_events(engine, answer), answer.status, headers)
+        return Response(body, answer.status, headers)
 
 
-async def _pieces(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """An answer as it comes; its connection ends with it, or when the client leaves."""
+async def _events(engine: Engine, answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """A stream as it comes, and an event that says so where it breaks off; its connection ends with
+    it, or when the client leaves."""
+    watcher = StreamWatcher()
     try:
         while piece := await answer.content.readany():
-            yield piece
+            yield watcher.feed(piece)
+    except (aiohttp.ClientError, OSError):
+        failure = errors.upstream_failed(
+            f"The backend {engine.name} broke off before the answer was complete."
+        )
+        yield b"\n\n" + failure.event("responses", watcher.typed)
     finally:
         answer.close()
