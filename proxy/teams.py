@@ -301,7 +301,9 @@ class TeamStore:
         self._check_key("", rules)
         with self._database.write() as connection:
             made = self._make_key(connection, team, role, project, name, expires_s, rules)
-            detail = {"team": team, "role": role, **_told(rules)}
+            given = {"project": project, "name": name, "expires_s": expires_s}
+            told = {k: value for k, value in given.items() if value}
+            detail = {"team": team, "role": role, **told, **_told(rules)}
             self._note(connection, actor, "key.create", made.key_id, detail)
         return made
 

@@ -278,6 +278,19 @@ def test_a_name_that_cannot_be_kept_is_refused(store: TeamStore, name: str) -> N
         store.create_team(name, Team(), "a test")
 
 
+def test_the_audit_log_says_what_a_key_was_made_with(store: TeamStore) -> None:
+    far_s = time.time() + 9e6
+    store.create_key("search", project="ranking", name="nightly", expires_s=far_s, actor="alice")
+    (entry,) = store.audit(1)
+    assert entry.detail == {
+        "team": "search",
+        "role": "member",
+        "project": "ranking",
+        "name": "nightly",
+        "expires_s": far_s,
+    }
+
+
 def test_every_change_is_in_the_audit_log(store: TeamStore) -> None:
     made = store.create_key("search", actor="alice")
     store.rotate_key(made.key_id, overlap_s=5, actor="bob")
