@@ -21,8 +21,8 @@ import msgspec
 import orjson
 
 from estimators.text import coarse_task
-from meters.unreadable import UNREADABLE
 from proxy import sandbox
+from proxy.jsonl import BadLine, numbered_lines
 
 _FENCE = re.compile(r"```[\w+-]*\n(.*?)```", re.DOTALL)
 
@@ -91,19 +91,12 @@ class BadPromptSet(Exception):
 
 def read(path: str) -> list[Item]:
     """The items of a file, each once. Raises BadPromptSet."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            lines = list(file)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadPromptSet(f"{path}: {error}. Name a readable JSON Lines file.") from None
     items: dict[str, Item] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            item = msgspec.json.decode(line, type=Item)
-        except UNREADABLE as error:
-            raise BadPromptSet(f"{path}, line {number}: {error}") from None
+    try:
+        lines = list(numbered_lines(path, Item))
+    except BadLine as error:
+        raise BadPromptSet(str(error)) from None
+    for number, item in lines:
         if (item.prompt is None) == (item.messages is None):
             raise BadPromptSet(f"{path}, line {number}: give 'prompt' or 'messages', one of them")
         problem = item.check.problem() if item.check else None

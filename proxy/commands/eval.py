@@ -74,6 +74,9 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"{args.out} cannot be written ({error.strerror}).") from None
     if unread:
         print(f"{unread} comparisons had no clear verdict and are left out", file=sys.stderr)
+    judged = 0 if args.judge else sum(item.judged for item in items)
+    if judged:
+        print(f"{judged} prompts have no score: name their --judge", file=sys.stderr)
     rows = table(work.answers)
     if args.plot:
         _write(args.plot, pareto_plot.svg(rows))
@@ -121,8 +124,9 @@ def _named(client: Client, wanted: list[str] | None) -> list[str]:
         for model in models
         for backend in model.get("joulegate", {}).get("backends", ())
     ]
+    known = list(dict.fromkeys(known))
     if wanted is None:
-        return list(dict.fromkeys(known))
+        return known
     served = [*known, *(model["id"] for model in models)]
     wild = any("*" in name for name in served)
     for name in wanted:

@@ -40,6 +40,7 @@ def test_checks_an_answer(check: dict[str, Any], answer: str, score: float) -> N
         ("{", "line 2"),
         ('{"prompt": "a", "messages": []}', "one of them"),
         ('{"prompt": "a", "chekc": {}}', "chekc"),
+        ('{"prompt": "a", "check": {"exac": "b"}}', "'exac' in check. Did you mean 'exact'"),
         ('{"prompt": "a", "check": {}}', "should name one"),
         ('{"prompt": "a", "check": {"exact": "b", "regex": "c"}}', "should name one"),
         ('{"prompt": "a", "check": {"regex": "("}}', "regex"),
@@ -48,7 +49,7 @@ def test_checks_an_answer(check: dict[str, Any], answer: str, score: float) -> N
 )
 def test_says_which_line_is_wrong(tmp_path: Path, line: str, says: str) -> None:
     path = tmp_path / "set.jsonl"
-    path.write_text('{"prompt": "fine"}\n' + line + "\n")
+    path.write_text('\ufeff{"prompt": "fine"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(BadPromptSet, match=says) as caught:
         prompt_set.read(str(path))
     assert "line 2" in str(caught.value)

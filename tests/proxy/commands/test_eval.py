@@ -147,6 +147,18 @@ def test_a_judge_compares_with_the_first_backend_in_both_orders(
     assert running.records(lambda r: r.tags == ("eval",))  # on the books like anything else
 
 
+def test_prompts_for_a_judge_without_one_are_told(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    running = joulegate(config_of(servers))
+    judged = json.dumps({"prompt": "Explain tides.", "check": {"judge": True}})
+    assert run(running, tmp_path, [judged]) == 0
+    assert "1 prompts have no score: name their --judge" in capsys.readouterr().err
+
+
 def test_a_failing_backend_is_counted_and_tried_again_next_time(
     joulegate: Start,
     servers: dict[str, Upstream],
@@ -170,7 +182,7 @@ def test_what_a_user_can_mend_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([*call, "--url", "http://127.0.0.1:9"]) == 1
     assert "does not answer" in capsys.readouterr().err
     assert main(["eval", "--set", str(tmp_path / "none"), "--url", "x"]) == 1
-    assert "Name a readable JSON Lines file" in capsys.readouterr().err
+    assert "Name a readable file" in capsys.readouterr().err
 
 
 def test_a_config_is_served_meanwhile_and_energy_is_the_metered_one(
