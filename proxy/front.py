@@ -15,7 +15,7 @@ from proxy import errors
 from proxy.asgi import Receive, Scope, Send
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
-from proxy.paths import below, routed
+from proxy.paths import below, of_azure, routed
 from proxy.steps import Steps
 from proxy.web_pages import Pages
 
@@ -88,6 +88,8 @@ class Front:
             return
         if self.prefix:
             scope = below(scope, self.prefix)
+        if scope["path"].startswith("/openai/"):
+            scope = of_azure(scope)
         method, path = scope["method"], scope["path"]
         cors = self._cors(scope) if self.cors_origins else ()
         if (self.steps.keys.open or self.guests) and self.pages.refuses(scope["headers"]):

@@ -7,6 +7,7 @@ in a route turns it back.
 
 from __future__ import annotations
 
+import re
 from urllib.parse import unquote
 
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -15,6 +16,8 @@ from proxy.asgi import Scope
 
 _NAMING = (b"/dashboard/", b"/admin/")  # names of teams and organisations are parts of these
 _SLASH = "\x1f"
+# As Azure has them: /openai/deployments/gpt-5/chat/completions, /openai/v1/files, /openai/models.
+_AZURE = re.compile(rb"/openai(?:/v1|/deployments/[^/]+)?(/.+)")
 
 
 class _Name(StringConvertor):
@@ -32,6 +35,15 @@ def below(scope: Scope, prefix: str) -> Scope:
         return scope
     raw = scope["raw_path"].removeprefix(prefix.encode())
     return {**scope, "path": scope["path"].removeprefix(prefix), "raw_path": raw}
+
+
+def of_azure(scope: Scope) -> Scope:
+    """The scope with OpenAI's path instead of Azure's; the body names the model in both."""
+    found = _AZURE.fullmatch(scope["raw_path"])
+    if found is None:
+        return scope
+    raw = b"/v1" + found[1]
+    return {**scope, "path": unquote(raw.decode("latin-1")), "raw_path": raw}
 
 
 def routed(scope: Scope, prefix: str) -> Scope:

@@ -229,6 +229,27 @@ def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
     assert client.models.retrieve("tiny-random@bf16").id == "tiny-random@bf16"
 
 
+def test_azure_s_client_needs_no_other_change(running: Joulegate) -> None:
+    endpoint = running.base_url.removesuffix("/v1")
+    with openai.AzureOpenAI(
+        azure_endpoint=endpoint, api_key=KEY, api_version="2024-10-21", max_retries=0
+    ) as azure:
+        said = azure.chat.completions.create(model="tiny-random", messages=HELLO, max_tokens=4)
+        assert said.choices[0].message.content
+        streamed = azure.chat.completions.create(
+            model="tiny-random", messages=HELLO, max_tokens=4, stream=True
+        )
+        assert [chunk.model for chunk in streamed]
+        found = azure.embeddings.create(model="tiny-embedding", input="Strom")
+        assert found.data[0].embedding
+        assert "tiny-random" in [model.id for model in azure.models.list()]
+        with pytest.raises(openai.NotFoundError, match="tiny-random"):
+            azure.chat.completions.create(model="nobody's", messages=HELLO)
+    newer = f"{endpoint}/openai/v1/"  # where Azure serves OpenAI's own client
+    with openai.OpenAI(base_url=newer, api_key=KEY, max_retries=0) as client:
+        assert client.chat.completions.create(model="tiny-random", messages=HELLO, max_tokens=4)
+
+
 def test_the_client_s_own_errors_are_raised(running: Joulegate, client: openai.OpenAI) -> None:
     stranger = openai.OpenAI(base_url=running.base_url, api_key="sk-wrong", max_retries=0)
     with pytest.raises(openai.AuthenticationError) as refused, stranger:
