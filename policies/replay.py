@@ -20,7 +20,6 @@ from estimators.types import Backend, Estimate, Features, Load
 from meters.types import StepPhysics
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.cascade import Cascade
-from policies.experiment import Split
 from policies.fleet import FluidEngine, Served, Sleep
 from policies.guarantee import Guarantee, first_debt
 from policies.limits import is_open, serves
@@ -202,7 +201,6 @@ class _Run:
         self.loads = [e.load if e else Load(known=False) for e in self.engines]
         self.chosen = array("h")
         self.previous: dict[tuple[str, str | None], str] = {}
-        self.split = isinstance(policy, Split)
         self.previous_by_arm: dict[tuple[str, str | None], dict[str, str]] = {}
         self.ttft_s = array("d")
         self.latency_s = array("d")
@@ -264,11 +262,9 @@ class _Run:
             return
         known_as = {c.backend.name: c.estimate for c in candidates}
         if not decision.explored:  # as in the proxy: what a draw chose is no example
-            last_at = decision.escalate_to or decision.chosen
-            if self.split and decision.arm is not None:
+            last_at = self.previous[kind] = decision.escalate_to or decision.chosen
+            if decision.arm is not None:
                 self.previous_by_arm.setdefault(kind, {})[decision.arm] = last_at
-            else:
-                self.previous[kind] = last_at
         place, cut, estimate = self.meant(decision.chosen, arrival, budgets, known_as)
         second = decision.escalate_to
         if second is None or self.random.random() < (self.pass_rate or 0.0):

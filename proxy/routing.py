@@ -250,12 +250,10 @@ class Router:
                 raise
             decision = msgspec.structs.replace(decision, reason=f"{why}: {decision.reason}")
         if served and not decision.explored:  # what a draw said is no example for others
-            last = decision.escalate_to or decision.chosen
+            last = self.previous[flow] = decision.escalate_to or decision.chosen
             if need.split and decision.arm is not None:
                 others = self.previous_by_arm.get(flow, NO_ARMS)
                 self.previous_by_arm[flow] = {**others, decision.arm: last}  # requests keep theirs
-            else:
-                self.previous[flow] = last
         by_name = {engine.name: engine for engine in engines}
         for name, budget in shorter.items():
             by_name[name] = by_name[name[: -len(budget.name) - 1]]

@@ -197,6 +197,21 @@ def test_each_team_has_an_account_of_its_own_of_what_was_promised() -> None:
     assert list(shared)[::2] == list(shared)[1::2] == list(alone)
 
 
+def test_the_arms_of_a_split_that_a_rule_uses_do_not_hold_each_other() -> None:
+    policies = {
+        "thrifty": {"objective": "energy", "hysteresis": 0.95},
+        "good": {"objective": "quality", "hysteresis": 0.95},
+        "trial": {"split": {"thrifty": 0.5, "good": 0.5}},
+        "all": {"rules": [{"when": {"prompt_tokens": ">= 0"}, "use": "trial"}]},
+    }
+    book = read_policies(policies)
+    chosen = [
+        list(replay(trace(), [BIG, SMALL], book.policies[name], Known(loaded=False))[1])
+        for name in ("trial", "all")
+    ]
+    assert chosen[0] == chosen[1]
+
+
 def test_an_empty_trace_gives_nothing_and_does_not_fail() -> None:
     result, choices = replay([], [BIG], Pinned(), Known())
     assert (result.requests, result.latency_s, list(choices)) == (0, None, [])

@@ -332,11 +332,20 @@ def test_a_split_divides_requests_and_marks_them(
     )
 
 
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"hold_out": 1e-6, "rules": [{"when": {"task": "code"}, "use": "trial"}]}],
+    ids=["alone", "beside a split"],
+)
 def test_hysteresis_holds_requests_of_a_kind_where_the_last_went(
-    joulegate: Start, small: Upstream, large: Upstream
+    joulegate: Start, small: Upstream, large: Upstream, more: dict[str, object]
 ) -> None:
-    config = both(small, large, policies={"calm": {"hysteresis": 0.95}}, default_policy="calm")
-    running = joulegate(config)
+    policies: dict[str, dict[str, object]] = {
+        "calm": {"hysteresis": 0.95, **more},
+        "trial": {"split": {"calmer": 1.0}},
+        "calmer": {"hysteresis": 0.9},
+    }
+    running = joulegate(both(small, large, policies=policies, default_policy="calm"))
     assert running.proxy is not None
     assert running.post(ASK).header("x-joulegate-backend") == "m@small"
     flow = next(iter(running.proxy.router.previous))
