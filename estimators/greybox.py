@@ -150,6 +150,11 @@ SPREADS: Array = np.array(
     ]
 )
 
+# (constant, kind of case, place in NAMES) of every constant that differs in a kind of case
+_DIFFERING = [
+    (name, kind, NAMES.index(f"{name}/{kind}")) for name, kinds in KINDS.items() for kind in kinds
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Cases:
@@ -448,10 +453,9 @@ def _constants(values: Array, rows: Cases) -> tuple[dict[str, Array], float]:
         "plain": rows.plain,
         "hybrid": rows.hybrid,
     }
-    sums: dict[str, Array] = {}
-    for name, value in zip(NAMES, values, strict=True):
-        base, _, kind = name.partition("/")
-        if base == "scaling":
-            continue
-        sums[base] = sums.get(base, 0.0) + (value * flags[kind] if kind else value)
+    met = {kind for kind, flag in flags.items() if flag.any()}
+    sums: dict[str, Array] = dict(zip(CONSTANTS, values, strict=False))
+    for name, kind, place in _DIFFERING:
+        if kind in met:
+            sums[name] = sums[name] + values[place] * flags[kind]
     return {name: np.exp(total) for name, total in sums.items()}, float(values[-1])

@@ -8,11 +8,12 @@ cost less, however the correction bends, and the physics, nearly linear in both,
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
-from estimators.greybox import Array, Cases, cases, smaller, static_row
+from estimators.greybox import Array, Cases, cases, physics, smaller, static_row
 from estimators.prior import Prior
 from estimators.types import Backend, Band
 
@@ -80,25 +81,18 @@ def figures(
     batch, output = max(1.0, batch), max(1.0, output)
     prompts = PROMPTS[: np.searchsorted(PROMPTS, prompt) + 1]
     outputs = OUTPUTS[: np.searchsorted(OUTPUTS, output) + 1]
-    given = _every(subject, np.array([batch]), prompts, outputs)
-    log_energy, log_step, _ = prior.middles(given)
-    more_j, more_s = (float(factor[0]) for factor in raised(prior, subject, np.array([batch])))
-    shape = (len(prompts), len(outputs))
-    grid = rising(np.exp(log_energy).reshape(shape))
-    energy_j = more_j * between(grid, prompts, outputs, prompt, output)
-    grid = rising(np.exp(log_step).reshape(shape) * outputs[None, :])
-    decode_s = more_s * between(grid, prompts, outputs, prompt, output)
+    energies_j, decodes_s = _grids(prior, subject, batch, len(prompts), len(outputs))
+    more_j, more_s, added = _at_load(prior, subject, batch)
+    energy_j = more_j * between(energies_j, prompts, outputs, prompt, output)
+    decode_s = more_s * between(decodes_s, prompts, outputs, prompt, output)
     given = _every(subject, np.array([batch]), prompts, np.array([output]))
-    _, _, found = prior.middles(given)
-    first_s = found.first_s
+    first_s = np.maximum.accumulate(physics(prior.constants, given).first_s)
     i, u = _place(prompts, prompt)
-    first_s = np.maximum.accumulate(first_s)
     ttft_s = float(first_s[i] * (1.0 - u) + first_s[min(i + 1, len(prompts) - 1)] * u)
     given = _every(subject, np.array([batch]), np.array([prompt]), np.array([output]))
     exact = prior.answer(given, [subject.tier])
     low, high = exact.energy_low[0] - exact.energy[0], exact.energy_high[0] - exact.energy[0]
     slow, shigh = exact.step_low[0] - exact.step[0], exact.step_high[0] - exact.step[0]
-    added = _marginal_share(prior, subject, batch)
     energy = around(energy_j, low, high)
     soon, late = prior.ttft_factors
     ttft = Band(ttft_s * soon, ttft_s, ttft_s * late)
@@ -110,6 +104,26 @@ def figures(
         latency_s=Band(*(a + b for a, b in zip(ttft, decode, strict=True))),
         tier=subject.tier,
     )
+
+
+@lru_cache(maxsize=1024)
+def _grids(
+    prior: Prior, subject: Subject, batch: float, prompts: int, outputs: int
+) -> tuple[Array, Array]:
+    """(joules, seconds of decoding) at so many of the first PROMPTS and OUTPUTS."""
+    output = OUTPUTS[:outputs]
+    given = _every(subject, np.array([batch]), PROMPTS[:prompts], output)
+    log_energy, log_step, _ = prior.middles(given)
+    shape = (prompts, outputs)
+    steps_s = np.exp(log_step).reshape(shape)
+    return rising(np.exp(log_energy).reshape(shape)), rising(steps_s * output[None, :])
+
+
+@lru_cache(maxsize=4096)
+def _at_load(prior: Prior, subject: Subject, batch: float) -> tuple[float, float, float]:
+    """(factor on joules, factor on seconds a step, marginal share), whatever the lengths."""
+    more_j, more_s = (float(factor[0]) for factor in raised(prior, subject, np.array([batch])))
+    return more_j, more_s, _marginal_share(prior, subject, batch)
 
 
 def raised(prior: Prior, subject: Subject, batches: Array) -> tuple[Array, Array]:
@@ -142,8 +156,7 @@ def marginal_shares(prior: Prior, subject: Subject, batches: Array) -> Array:
     """
     near = np.concatenate([[load, max(1.0, load / 1.6), 1.6 * load] for load in batches])
     given = _every(subject, near, np.array([USUAL_PROMPT]), np.array([USUAL_OUTPUT]))
-    answer = prior.answer(given, [subject.tier] * len(near))
-    energies_j, times_s = (np.exp(each).reshape(-1, 3) for each in (answer.energy, answer.time))
+    energies_j, times_s = (np.exp(each).reshape(-1, 3) for each in prior.energy_and_time(given))
     rows = zip(batches, energies_j, times_s, strict=True)
     return np.array([_added(*row, subject.idle_w) for row in rows])
 

@@ -247,6 +247,15 @@ class Prior:
         energy = found.log_energy + self.energy.correction(at)
         return energy, np.log(loaded_step_s(given, found)) + self.step.correction(at), found
 
+    def energy_and_time(self, given: Cases) -> tuple[Array, Array]:
+        """(ln joules, ln seconds of engine time) of every case, as in ``answer``, without bands."""
+        found = physics(self.constants, given)
+        at = features(given, found)
+        return (
+            self.energy.correction(at) + found.log_energy,
+            found.log_time + self.time.correction(at),
+        )
+
     def dump(self) -> dict[str, Any]:
         """As plain values for JSON."""
         return {

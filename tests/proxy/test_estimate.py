@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from estimators.points import _at_load, _grids
 from proxy.__main__ import main
 
 LLAMA = {
@@ -178,3 +179,21 @@ def test_a_byte_order_mark_is_no_mistake_and_mistakes_are_told_by_line(
     printed, said = capsys.readouterr()
     assert json.loads(printed)["id"] == "llama"
     assert "line 3: num_gpus" in said
+
+
+def test_a_line_is_answered_alike_alone_and_among_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        LLAMA | {"prompt_tokens": prompt, "output_tokens": output, "concurrency": load}
+        for load in (1.0, 1.5, 64.0, None)
+        for prompt, output in ((9000, 20), (100, 395), (101, 390), (0, 3000))
+    ]
+    together = estimates(tmp_path, capsys, *lines, LLAMA | {"gpu": "L40S"}, *lines)
+    assert together[: len(lines)] == together[-len(lines) :]
+    _grids.cache_clear()
+    _at_load.cache_clear()
+    assert (
+        together[: len(lines)]
+        == [estimates(tmp_path, capsys, line)[0] for line in lines[::-1]][::-1]
+    )
