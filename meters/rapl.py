@@ -80,8 +80,7 @@ class RaplMeter:
 def _zones(root: Path) -> list[_Zone]:
     if not root.is_dir():
         raise MeterUnavailable(
-            f"{root} does not exist: this kernel or virtual machine shows no RAPL counters. "
-            "Set host to none; host energy is then modelled, and labelled so."
+            f"{root} does not exist: this kernel or virtual machine shows no RAPL counters."
         )
     zones = []
     for path in sorted(root.iterdir()):
@@ -102,9 +101,7 @@ def _zones(root: Path) -> list[_Zone]:
             continue
         zones.append(_Zone(device, path / "energy_uj", range_j))
     if not zones:
-        raise MeterUnavailable(
-            f"{root} names no CPU package: load the intel_rapl_msr module, or set host to none."
-        )
+        raise MeterUnavailable(f"{root} names no CPU package: load the intel_rapl_msr module.")
     return zones
 
 
@@ -114,8 +111,7 @@ def _energy_j(path: Path) -> float:
     except PermissionError:
         raise MeterUnavailable(
             f"{path} is readable by root only (Linux 5.10 and later, CVE-2020-8694). Give the "
-            "meter's user CAP_DAC_READ_SEARCH, as deploy/joulegate-meter.service does, or set "
-            "host to none."
+            "meter's user CAP_DAC_READ_SEARCH, as deploy/joulegate-meter.service does."
         ) from None
     except (OSError, ValueError) as error:
         raise MeterUnavailable(f"{path} cannot be read: {error}.") from None

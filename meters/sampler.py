@@ -305,7 +305,7 @@ class Sampler:
         try:
             return open_host()
         except MeterUnavailable as why:
-            log.info("%s: host energy is not read: %s", self._node, why)
+            log.info("%s: host energy is not read, so it is modelled: %s", self._node, why)
             self._open_host = None
             return None
 

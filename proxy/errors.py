@@ -3,7 +3,7 @@
 ApiError
 ├── the caller's     invalid_api_key 401, model_not_found 404, invalid_json 400, ... 413
 ├── policy's         no_backend_within_limits 422, budget_exceeded 429
-└── the upstreams'   upstream_unreachable 503, upstream_timeout 504, upstream_invalid 502
+└── the upstreams'   upstream_unreachable 503, upstream_timeout 504, upstream_failed 502
 """
 
 from __future__ import annotations
@@ -206,16 +206,6 @@ def too_many_failed_keys(retry_after_s: float) -> ApiError:
 
 def overloaded(message: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(503, "overloaded", message, kind="server_error", retry_after_s=retry_after_s)
-
-
-def no_backend_available(message: str, retry_after_s: float) -> ApiError:
-    return ApiError(
-        503,
-        "no_backend_available",
-        message,
-        kind="server_error",
-        retry_after_s=retry_after_s,
-    )
 
 
 def upstream_unreachable(message: str) -> ApiError:

@@ -32,7 +32,7 @@ class Form(NamedTuple):
 
 def is_form(content_type: bytes) -> bool:
     """Whether a body of that type is a form with files."""
-    return content_type.lstrip()[:20].lower() == b"multipart/form-data;"
+    return content_type.partition(b";")[0].strip().lower() == b"multipart/form-data"
 
 
 def form_of(body: bytes, content_type: bytes) -> Form:

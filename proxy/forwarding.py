@@ -241,7 +241,8 @@ class Forwarding:
                 self._went(flight, engine)
             return response
         flight.engine = None if flight.attempts == 0 else flight.engine
-        raise failure or errors.no_backend_available("No backend could be tried. Try again.", 1.0)
+        assert failure is not None  # `retries.attempts` is 1 or more
+        raise failure
 
     def _went(self, flight: Flight, engine: Engine) -> None:
         """Remember which engine has this turn's prefix now."""

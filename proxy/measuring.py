@@ -455,5 +455,6 @@ def meter_settings(
         recording=source.file,
         engine_url=metrics_page(backend),
         engines=engines or {},
+        host="none" if source.kind == "simulated" else "auto",
         window_s=source.window_s,
     )

@@ -153,6 +153,7 @@ def test_a_form_without_a_model_or_that_is_none_is_refused(
     assert refusal(form(b"XX", (b"file", b"abc"))) == (400, "missing_required_parameter")
     assert refusal(b"nothing of the kind") == (400, "invalid_form")
     assert refusal(b"", "multipart/form-data; charset=x") == (400, "invalid_form")
+    assert refusal(b"--XX\r\n", "multipart/form-data") == (400, "invalid_form")
     assert refusal(form(b"XX", (b"model", b"\xff"))) == (400, "invalid_form")
     assert upstream.received == []
 

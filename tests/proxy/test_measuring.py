@@ -5,10 +5,11 @@ import time
 import msgspec
 import pytest
 
+from meters.local import host
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig, Job
 from meters.simulated_traffic import simulate
 from meters.types import Activity, StepPhysics, Window
-from proxy.measuring import Learning, Measuring, sharing
+from proxy.measuring import Learning, Measuring, meter_settings, sharing
 from proxy.settings import BackendSettings, MeterSource, Settings
 
 
@@ -210,6 +211,11 @@ def test_devices_named_under_two_nodes_are_read_once(caplog):
         assert "counted twice" in caplog.text
     finally:
         measuring.stop()
+
+
+def test_the_joules_of_this_machine_are_not_put_beside_simulated_ones():
+    source = MeterSource(kind="simulated", url="http://127.0.0.1:1/energy")
+    assert host(meter_settings(BackendSettings(model="one"), source, "gpu")) is None
 
 
 def test_engines_on_one_node_are_all_asked_for_their_counters():
