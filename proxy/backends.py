@@ -81,6 +81,10 @@ class Engine:
         self.looked: int | None = None  # what we had in flight when it reported
         self.peak = self.last_peak = 0  # the most of that since the last report, and before it
 
+    def bridges(self, path: str) -> bool:
+        """Whether that path is asked through the litellm SDK, which keeps no answers."""
+        return path in self.bridged or self.settings.provider != "openai"
+
     def load(self, now_s: float) -> Load:
         """The engine's present load: what we have in flight, and what it says itself."""
         reported = self.reported

@@ -107,7 +107,7 @@ class Relaying:
             await self.cached.keep(flight, keep, response, body)
 
     def _keeps(self, flight: Flight, engine: Engine, answer: bytes) -> None:
-        if flight.caller is not None and "/responses" not in engine.bridged:
+        if flight.caller is not None and not engine.bridges("/responses"):
             self.kept_responses.note(flight.caller.team, engine.name, answer)
 
     async def _relay(

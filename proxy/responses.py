@@ -96,6 +96,8 @@ async def _events(engine: Engine, answer: aiohttp.ClientResponse) -> AsyncIterat
         while piece := await answer.content.readany():
             yield watcher.feed(piece)
     except (aiohttp.ClientError, OSError):
+        if watcher.complete:
+            return  # nothing is missing
         failure = errors.upstream_failed(
             f"The backend {engine.name} broke off before the answer was complete."
         )

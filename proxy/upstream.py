@@ -167,7 +167,7 @@ class Upstream:
         self, engine: Engine, path: str, body: bytes, headers: Mapping[str, str]
     ) -> aiohttp.ClientResponse:
         """The response once its headers are in. Raises what aiohttp raises."""
-        if path in engine.bridged or engine.settings.provider != "openai":
+        if engine.bridges(path):
             # Looks like a response to everything that uses one.
             return cast(aiohttp.ClientResponse, await litellm_sdk.post(engine, path, body))
         response = await self.session.post(

@@ -143,14 +143,20 @@ def test_a_response_whose_backend_is_gone_is_told_so(
     assert (reply.status, reply.code) == (503, "upstream_unreachable")
 
 
+@pytest.mark.parametrize("complete", [True, False])
 def test_a_kept_response_whose_stream_breaks_off_says_so(
-    joulegate: Start, upstreams: dict[str, Upstream]
+    joulegate: Start, upstreams: dict[str, Upstream], complete: bool
 ) -> None:
     upstream, one = upstreams["tiny-0"], "/v1/responses/resp_tiny-0"
     running = joulegate(config_of(upstream.base_url))
     upstream.play(answers.answer(response("tiny-0")))
-    upstream.pages[one] = lambda _: answers.stream([events("tiny-0")[0], RESET], end=False)
+    sent = events("tiny-0")[: 2 if complete else 1]
+    upstream.pages[one] = lambda _: answers.stream([*sent, RESET], end=False)
     client = openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
     client.responses.create(model="tiny", input="hello")
-    with pytest.raises(openai.APIError, match="broke off"):
-        list(client.responses.retrieve("resp_tiny-0", stream=True))
+    stream = client.responses.retrieve("resp_tiny-0", stream=True)
+    if complete:
+        assert len(list(stream)) == 2
+    else:
+        with pytest.raises(openai.APIError, match="broke off"):
+            list(stream)

@@ -92,6 +92,18 @@ def test_a_chat_is_answered_in_openais_shape_and_counted(
     assert (record.backend, record.prompt_tokens, record.output_tokens) == ("claude", 11, 4)
 
 
+def test_a_response_that_a_provider_cannot_keep_is_not_asked_for_there(
+    joulegate: Start, provider: Upstream
+) -> None:
+    provider.play([response("200 OK", "application/json", json.dumps(MESSAGE).encode())])
+    client = client_of(start_with(joulegate, provider))
+    given = client.responses.create(model="claude-test", input="hello")
+    provider.wait_for(1)
+    with pytest.raises(openai.NotFoundError, match="not known here"):
+        client.responses.retrieve(given.id)
+    assert len(provider.received) == 1
+
+
 def test_a_stream_is_answered_as_events(joulegate: Start, provider: Upstream) -> None:
     body = b"".join(
         f"event: {event['type']}\ndata: {json.dumps(event)}\n\n".encode() for event in EVENTS
