@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from meters.whole_file import write_whole
 from policies.language import Book
 
 log = logging.getLogger("joulegate.policies")
@@ -33,9 +34,7 @@ def keep(folder: Path, book: Book) -> Book:
         folder.mkdir(parents=True, exist_ok=True)
         for version, text in book.texts.items():
             if version not in older:
-                fresh = folder / f".{version}"
-                fresh.write_text(text, encoding="utf-8")
-                fresh.replace(folder / f"{version}.json")
+                write_whole(folder / f"{version}.json", text.encode())
     except OSError as error:
         log.warning("the policies of now cannot be kept for later (%s)", error)
     return Book(book.policies, book.specs, {**older, **book.texts})

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from meters.types import Activity
 from meters.unreadable import UNREADABLE
+from meters.whole_file import write_whole
 from proxy.background import ended
 from proxy.redis_scripts import anew_if_damaged
 
@@ -68,9 +69,7 @@ class FileBoard:
 
     def _write(self, replica: str, value: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        fresh = self.folder / f".{replica}"
-        fresh.write_bytes(value)
-        fresh.replace(self.folder / f"{replica}.activities")
+        write_whole(self.folder / f"{replica}.activities", value)
 
     def _read(self, replica: str) -> list[bytes]:
         found = []
