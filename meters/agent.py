@@ -87,10 +87,9 @@ class Agent:
 
     def _send(self, batch: Batch) -> None:
         now_s = self._now_s()
-        offset_s = self._offset.offset_s or 0.0
         submission = Submission(
-            windows=[_moved(w, offset_s) for w in batch.windows],
-            sent_s=now_s + offset_s,
+            windows=[self._in_the_proxys_time(window) for window in batch.windows],
+            sent_s=now_s + (self._offset.offset_s or 0.0),
             clock_error_s=self._offset.error_s(now_s, batch.windows[0].start_s),
         )
         status, body = self._proxy.post("/meters/windows", msgspec.json.encode(submission))
@@ -109,6 +108,12 @@ class Agent:
         self.sent += verdict.accepted
         self.refused += len(verdict.refused)
         self.spool.done(batch)
+
+    def _in_the_proxys_time(self, window: Window) -> Window:
+        """The window by the proxy's clock as it was then: it may have waited for days."""
+        start_s = window.start_s + (self._offset.at(window.start_s) or 0.0)
+        end_s = window.end_s + (self._offset.at(window.end_s) or 0.0)
+        return msgspec.structs.replace(window, start_s=start_s, end_s=end_s)
 
     def _measure_clock(self) -> None:
         every_s = CLOCK_SOON_S if self._offset.drifts else CLOCK_EVERY_S
@@ -199,10 +204,6 @@ class _Proxy:
                     why = error or type(error).__name__
                     raise _NotSent(f"{self._url} does not answer ({why}).") from None
         raise AssertionError("unreachable")
-
-
-def _moved(window: Window, by_s: float) -> Window:
-    return msgspec.structs.replace(window, start_s=window.start_s + by_s, end_s=window.end_s + by_s)
 
 
 def _advice(status: int, body: bytes) -> str:

@@ -39,6 +39,7 @@ class ProxySide:
         self.kept: list[Window] = []
         self.posts = 0
         self.lose_answers = 0  # answer this many batches by hanging up, after keeping them
+        self.away = False  # hang up on everything
         self.ahead_s = 0.0  # how far this side's clock is ahead
         self.gains = 0.0  # seconds a second, since it was made
         made_s = time.time()
@@ -52,6 +53,11 @@ class ProxySide:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def parse_request(self) -> bool:
+                parsed = super().parse_request()
+                self.close_connection |= side.away
+                return parsed and not side.away
 
             def do_POST(self) -> None:
                 side.posts += 1
@@ -209,6 +215,23 @@ def test_the_proxys_clock_is_the_one_that_counts(side: ProxySide, tmp_path: Path
     # the offset was measured before anything was sent, so there was nothing to repair
     assert side.intake.counts["repaired", "clock"] == 0
     assert side.intake.nodes()["gpu-1"].clock_off_s == pytest.approx(0.0, abs=1.0)
+
+
+def test_windows_of_a_long_outage_are_placed_by_the_clock_as_it_drifted(
+    side: ProxySide, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("meters.agent.CLOCK_EVERY_S", 0.1)
+    with RunningAgent(side.url, tmp_path):
+        wait_for(lambda: len(side.kept) >= 3)
+        side.away = True
+        time.sleep(4.0)
+        side.ahead_s = -0.2  # its clock lost a second in twenty meanwhile
+        side.away = False
+        wait_for(lambda: len(side.kept) >= 12)
+    # by the newest offset the first of them would begin before the one that was sent last ended
+    assert side.intake.counts["refused", "overlapping"] == 0
+    whole(side.kept)
+    assert all(w.end_s - w.start_s > 0.9 * w.energy_j / 200 for w in side.kept)
 
 
 def test_a_clock_that_runs_too_fast_costs_no_windows(

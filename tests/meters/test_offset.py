@@ -48,6 +48,28 @@ def test_clocks_that_run_apart_are_noticed_and_their_error_told() -> None:
     assert offset.error_s(121.002, 60.0) == pytest.approx(0.001, rel=0.1)
 
 
+def test_between_two_measurements_it_moved_steadily() -> None:
+    """An hour in which the other could not be asked, while it lost 40 ppm."""
+    offset = ClockOffset()
+    assert offset.at(0.0) is None
+    for n in range(5):
+        offset.add(n / 100, n / 100 + 7.001, n / 100 + 0.002)
+    for n in range(5):
+        at_s = 3600.0 + n / 100
+        offset.add(at_s, at_s * (1 - 40e-6) + 7.001, at_s + 0.002)
+    assert offset.at(-60.0) == pytest.approx(7.0, abs=0.001)
+    for at_s in (0.0, 900.0, 1800.0, 3599.0, 3601.0):
+        assert offset.at(at_s) == pytest.approx(7.0 - 40e-6 * at_s, abs=0.001)
+
+
+def test_a_clock_that_was_set_did_not_move_there_steadily() -> None:
+    offset = ClockOffset()
+    for n in range(4):
+        offset.add(60.0 * n, 60.0 * n + 0.001, 60.0 * n + 0.002)
+    offset.add(240.0, 3840.001, 240.002)
+    assert offset.at(210.0) == offset.at(300.0) == pytest.approx(3600.0)
+
+
 def test_noise_does_not_move_it_and_a_clock_that_was_set_does() -> None:
     rng, offset = random.Random(3), ClockOffset()
     seen = set()
