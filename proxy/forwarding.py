@@ -83,12 +83,10 @@ class Forwarding:
         engine = flight.engine
         assert engine is not None  # _open set it or raised
         try:
-            if not 200 <= response.status < 300 and not 400 <= response.status < 600:
-                # Clients would follow a redirect, with their prompt and in x-api-key their key.
+            odd = upstream.no_answer(engine, response.status)
+            if odd is not None:
                 flight.sent_s = None  # nothing ran there
-                raise errors.upstream_failed(
-                    f"The backend {engine.name} answered with the status {response.status}."
-                )
+                raise odd
             flight.status = response.status
             if 400 <= response.status < 500 or response.status == NOT_IMPLEMENTED:
                 flight.sent_s = None  # refused there, and nothing ran

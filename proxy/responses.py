@@ -74,6 +74,10 @@ class ResponseRoutes:
                 upstream.request_headers(dict(raw), engine, request_id),
                 await request.body(),
             )
+            odd = upstream.no_answer(engine, answer.status)
+            if odd is not None:
+                answer.close()
+                raise odd
             events = answer.content_type == "text/event-stream"
             body = b"" if events else await answer.read()
         except (aiohttp.ClientError, OSError) as error:

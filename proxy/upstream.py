@@ -271,6 +271,14 @@ def response_headers(response: aiohttp.ClientResponse) -> list[tuple[bytes, byte
     return kept
 
 
+def no_answer(engine: Engine, status: int) -> ApiError | None:
+    """What to tell the client instead of what is no answer: it would follow a redirect, with its
+    prompt and in x-api-key its key."""
+    if 200 <= status < 300 or 400 <= status < 600:
+        return None
+    return upstream_failed(f"The backend {engine.name} answered with the status {status}.")
+
+
 def as_error(engine: Engine, error: BaseException) -> ApiError:
     """What to tell the client of a failed call; names the backend, not its address."""
     if isinstance(error, (asyncio.TimeoutError, aiohttp.ServerTimeoutError)):

@@ -143,6 +143,19 @@ def test_a_response_whose_backend_is_gone_is_told_so(
     assert (reply.status, reply.code) == (503, "upstream_unreachable")
 
 
+def test_no_client_is_sent_elsewhere_with_its_key(
+    joulegate: Start, upstreams: dict[str, Upstream]
+) -> None:
+    upstream, one = upstreams["tiny-0"], "/v1/responses/resp_tiny-0"
+    running = joulegate(config_of(upstream.base_url))
+    upstream.play(answers.answer(response("tiny-0")))
+    elsewhere = {"location": "http://127.0.0.1:9/"}
+    upstream.pages[one] = lambda _: answers.answer({}, status=307, headers=elsewhere)
+    running.post({"model": "tiny", "input": "x"}, path="/v1/responses")
+    reply = running.get(one)
+    assert (reply.status, reply.header("location")) == (502, None)
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_kept_response_whose_stream_breaks_off_says_so(
     joulegate: Start, upstreams: dict[str, Upstream], complete: bool
