@@ -131,7 +131,7 @@ def rice_figures(
     times: RiceTimes, params_b: float, batch: float | None, prompt: float, output: float
 ) -> Figures:
     """One request, as figures of the fitted prior are given; an unknown load may be any."""
-    (found,), band = rice_table(times, params_b).at(batch or BATCHES[-1], prompt, [output])
+    (found,), band = rice_table(times, params_b).at(batch or float(BATCHES[-1]), prompt, [output])
     energy_j, _, decode_s, first_s = found
     energy = around(energy_j, band[0], band[1])
     first = around(first_s, -_TIME_REACH, _TIME_REACH)

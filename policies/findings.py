@@ -179,7 +179,7 @@ def _seconds(path: Path, limits: Limits, of_all: Limits | None = None) -> Iterat
             continue
         if of_all is None or limit_s != getattr(of_all, field):
             message = (
-                f"{limit_s:g} seconds limit nothing; write {limit_s / 1000:g} for milliseconds"
+                f"{limit_s:g} seconds limit nothing; write {limit_s / 1000:g} for {limit_s:g} ms"
             )
             yield Finding("contradiction", False, (*path, "limits", field), message)
 

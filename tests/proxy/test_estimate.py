@@ -71,6 +71,16 @@ def test_not_knowing_the_load_widens_the_band(
     assert unknown["energy_j"]["low"] < 0.5 * known["energy_j"]["low"]
 
 
+def test_the_other_estimator_needs_no_load_either(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "batch.jsonl"
+    file.write_text(json.dumps({**LLAMA, "concurrency": None}))
+    assert main(["estimate", "--batch", str(file), "--estimator", "r-ice"]) == 0
+    [said] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert 0 < said["energy_j"]["low"] < said["energy_j"]["mid"]
+
+
 def test_an_unknown_gpu_is_taken_from_its_data_sheet_and_without_one_stays_unknown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
