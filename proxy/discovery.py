@@ -7,6 +7,7 @@ import logging
 import re
 import urllib.request
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -53,6 +54,7 @@ def discovered(environment: Mapping[str, str], host: str = "127.0.0.1") -> list[
         for port, engine in USUAL_PORTS
         for backend in engines_at(f"http://{host}:{port}/v1", engine)
     ]
+    found = named_apart(found)
     if any(not engine.simulated for engine in found):
         found = with_hardware(found, nvml.installed())
     for variable, (models, provider, url) in PROVIDER_KEYS.items():
@@ -61,6 +63,17 @@ def discovered(environment: Mapping[str, str], host: str = "127.0.0.1") -> list[
             log.info("%s is set: serving %s through %s", variable, models, provider)
             found.append(provider_backend(models, provider, url, key))
     return found
+
+
+def named_apart(engines: list[BackendSettings]) -> list[BackendSettings]:
+    """The engines, those that serve what an earlier one serves named by their port, too."""
+    found: dict[str, BackendSettings] = {}
+    for engine in engines:
+        name = engine.full_name
+        if name in found:
+            name = f"{name}:{urlsplit(engine.url or '').port}"
+        found[name] = msgspec.structs.replace(engine, name=name)
+    return list(found.values())
 
 
 def provider_backend(models: str, provider: str, url: str | None, key: str) -> BackendSettings:

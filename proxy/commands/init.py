@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -71,16 +72,14 @@ def run(args: argparse.Namespace) -> int:
 
 def described(backend: BackendSettings) -> str:
     """One found backend as YAML."""
-    key = next(
-        (name for name in discovery.PROVIDER_KEYS if os.environ.get(name) == backend.api_key), None
-    )
-    lines = [f'  - model: "{backend.model}"', f'    name: "{backend.full_name}"']
+    keys = {models: key for key, (models, _, _) in discovery.PROVIDER_KEYS.items()}
+    lines = [f"  - model: {quoted(backend.model)}", f"    name: {quoted(backend.full_name)}"]
     if backend.url:
         lines.append(f"    url: {backend.url}")
     lines.append(f"    provider: {backend.provider}")
     lines.append(f"    engine: {backend.engine}")
-    if key and backend.api_key:
-        lines.append(f"    api_key: os.environ/{key}")
+    if backend.api_key:
+        lines.append(f"    api_key: os.environ/{keys[backend.model]}")
     if backend.context_tokens is not None:
         lines.append(f"    context_tokens: {backend.context_tokens}")
     if backend.simulated:
@@ -99,3 +98,8 @@ def described(backend: BackendSettings) -> str:
     if backend.meter is not None:
         lines.append(f"    meter: {{kind: {backend.meter.kind}}}")
     return "\n".join(lines) + "\n"
+
+
+def quoted(name: str) -> str:
+    """A model's name for YAML, whatever is in it, as a path of Windows."""
+    return json.dumps(name, ensure_ascii=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -93,6 +94,20 @@ def test_whose_a_gpu_is_is_never_guessed(
         found = discovery.discovered({})
     assert len(found) == engines
     assert {(b.gpu, b.meter, b.node) for b in found} == {(None, None, None)}
+
+
+def test_what_init_finds_can_be_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    for key in ("MISTRAL_API_KEY", "GROQ_API_KEY"):
+        monkeypatch.setenv(key, "one for both")
+    with this_machine(monkeypatch, [], ["llama-8b", 'C:\\models\\"x".gguf'], engines=2):
+        found = discovery.discovered(os.environ)
+        assert main(["init", "--out", str(path)]) == 0
+    assert "os.environ/GROQ_API_KEY" in path.read_text()
+    assert [engine.model for engine in found[:4]] == ["llama-8b", 'C:\\models\\"x".gguf'] * 2
+    assert len({engine.full_name for engine in found}) == len(found)
+    written = settings_file.load(str(path), os.environ).backends
+    assert [each.full_name for each in written] == [each.full_name for each in found]
 
 
 @pytest.mark.parametrize(
