@@ -159,8 +159,11 @@ class Learning:
             if prior is None:
                 return
             learner = self.learners[key] = StepLearner(prior)
+        model = f"{engine.group} {engine.facts.precision} "
         version = version or engine.facts.engine_version or ""
-        served = f"{engine.group} {engine.facts.precision} {version}"
+        if not version and learner.engine and learner.engine.startswith(model):
+            version = learner.engine.removeprefix(model)  # it was out of reach in this window
+        served = model + version
         if learner.serves(served):
             log.info("%s serves something else now; its physics start anew", engine.name)
             self._published.pop(key, None)

@@ -99,6 +99,26 @@ def test_an_engine_that_changes_precision_starts_from_the_prior_of_what_it_serve
     assert made.learners["gpu-a"].prior is light
 
 
+def test_an_engine_that_is_out_of_reach_for_a_while_is_no_other_one(run):
+    class Facts(Engine.facts):
+        engine_version = None
+
+    class Unsaid(Engine):
+        facts = Facts
+
+    made = learning(None)
+    made.pool.engines = (Unsaid,)
+    *windows, last = [msgspec.structs.replace(w, engine_version="0.33.0") for w in run.windows]
+    for window in windows:
+        made.observe(window, [])
+    learner = made.learners["gpu-a"]
+    before = learner.windows
+    silent = dict.fromkeys(("prompt_tokens", "generated_tokens", "steps", "engine_version"))
+    made.observe(msgspec.structs.replace(last, **silent), [])
+    assert made.learners["gpu-a"] is learner
+    assert learner.windows > before / 2 > 0
+
+
 def test_the_same_object_is_told_until_it_matters(tmp_path, run):
     made = learning(None)
     teach(made, run)
