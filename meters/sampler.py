@@ -54,7 +54,7 @@ class SamplerStatus(msgspec.Struct, frozen=True, kw_only=True):
     update_period_s: float | None  # of the counter, as found
     poll_s: float
     window_s: float
-    problems: tuple[str, ...]  # present ones: meter, counter, engine, host
+    problems: tuple[str, ...]  # present ones: meter, devices, counter, engine, host
     callback_errors: int
 
 
@@ -192,6 +192,7 @@ class Sampler:
             before_s = time.thread_time()
             closer.read(self._meter.read())
             self._solve("meter")
+            self._say_missing(self._meter)
             self._read_host(closer)
             self._read_cpu_s += 0.1 * (time.thread_time() - before_s - self._read_cpu_s)
             if waiting_since_s is not None:
@@ -220,8 +221,11 @@ class Sampler:
                     self._ticket += 1
                     waiting_since_s = now_s
                     self._asked.set()
+            before = closer.dropped.copy()
             for window in closer.take(now_s):
                 self._deliver(window)
+            for reason in closer.dropped - before:
+                log.warning("%s: a window was dropped: %s", self._node, reason)
             pause_s = self._poll_interval_s()
             if waiting_since_s is None and not closer.waiting:
                 pause_s = self._far_from(next_tick_s - now_s, pause_s)
@@ -346,6 +350,13 @@ class Sampler:
     def _say_notes(self, meter: Meter) -> None:
         for note in getattr(meter, "notes", ()):
             log.warning("%s: %s", meter.name, note)
+
+    def _say_missing(self, meter: Meter) -> None:
+        """What the meter cannot read beside what it can: windows go on without it."""
+        if missing := getattr(meter, "missing", None):
+            self._problem("devices", "; ".join(missing.values()))
+        else:
+            self._solve("devices")
 
     def _problem(self, part: str, why: str) -> None:
         if self._problems.get(part) != why:

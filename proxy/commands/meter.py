@@ -69,9 +69,10 @@ def _probe(settings: AgentSettings, as_json: bool) -> int:
     local.start(windows.append)
     print("joulegate meter: looking for a few seconds ...", file=sys.stderr)
     until_s = time.monotonic() + max(PROBE_S, 3 * settings.window_s)
-    while time.monotonic() < until_s and not local.status().problems:
-        time.sleep(0.05)
     status = local.status()
+    while time.monotonic() < until_s and not (status.problems and status.meter is None):
+        time.sleep(0.05)
+        status = local.status()
     local.stop()
     last = windows[-1] if windows else None
     power_w = last.energy_j / (last.end_s - last.start_s) if last else None

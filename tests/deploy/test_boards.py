@@ -138,7 +138,7 @@ def checked(*arguments: str) -> str:
 
 @with_promtool
 def test_prometheus_itself_takes_the_rules_and_the_scrape() -> None:
-    assert "12 rules found" in checked(
+    assert "13 rules found" in checked(
         "check", "rules", str(DEPLOY / "prometheus/joulegate.rules.yml")
     )
     checked("check", "config", str(DEPLOY / "prometheus/prometheus.yml"))

@@ -363,13 +363,17 @@ def test_probing_says_what_is_there_and_sends_nothing(side: ProxySide, tmp_path:
     if library is None:
         pytest.skip("no C compiler on this machine")
     config = tmp_path / "meter.yaml"
-    config.write_text(f"node: gpu-1\nproxy_url: {side.url}\ntoken: x\nhost: none\nwindow_s: 0.5\n")
+    config.write_text(
+        f"node: gpu-1\nproxy_url: {side.url}\ntoken: x\nhost: none\nwindow_s: 0.5\n"
+        "engine_url: http://127.0.0.1:9/metrics\n"
+    )
     command = [sys.executable, "-m", "proxy", "meter", "--config", str(config), "--probe"]
     here = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     done = subprocess.run(command, env=here, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "nvml" in done.stdout
     assert "gpu0" in done.stdout
+    assert "http://127.0.0.1:9/metrics does not answer" in done.stdout
     assert side.posts == 0
 
 

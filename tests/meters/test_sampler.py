@@ -254,6 +254,34 @@ def test_a_meter_that_fails_under_way_comes_back_without_wrong_windows() -> None
     assert len({w.window_id for w in running.windows}) == len(running.windows)
 
 
+def test_a_board_that_vanished_beside_others_is_told_and_so_is_its_return(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Boards(Counter):
+        missing: dict[str, str] = {}  # noqa: RUF012
+
+    meter = Boards()
+    with Running(meter) as running:
+        wait_for(lambda: running.windows)
+        meter.missing = {"gpu1": "gpu1: The GPU has fallen off the bus."}
+        wait_for(lambda: running.sampler.status().problems)
+        assert running.sampler.status().problems == ("gpu1: The GPU has fallen off the bus.",)
+        meter.missing = {}
+        wait_for(lambda: not running.sampler.status().problems)
+    assert "n1, devices: gpu1: The GPU has fallen off the bus." in caplog.text
+    assert "n1, devices: it is read again" in caplog.text
+
+
+def test_a_dropped_window_is_told_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    meter = Counter()
+    meter.zero_j = 1e9
+    with Running(meter) as running:
+        wait_for(lambda: running.windows)
+        meter.zero_j = 0.0
+        wait_for(lambda: running.sampler.status().dropped)
+    assert "n1: a window was dropped: counter_reset" in caplog.text
+
+
 def test_a_callback_that_fails_stops_nothing() -> None:
     seen: list[Window] = []
 
