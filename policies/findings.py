@@ -165,12 +165,10 @@ def _conditions(
 
 
 def _words(asked: Range) -> str:
-    """A range in words."""
+    """A range in words, as far as one bound can make it impossible."""
     if asked.high is None:
         return f"{'more than' if asked.strict else 'at least'} {asked.low:g}"
-    if asked.low is None:
-        return f"{'less than' if asked.strict else 'at most'} {asked.high:g}"
-    return f"between {asked.low:g} and {asked.high:g}"
+    return f"{'less than' if asked.strict else 'at most'} {asked.high:g}"
 
 
 def _seconds(path: Path, limits: Limits, of_all: Limits | None = None) -> Iterator[Finding]:

@@ -246,11 +246,6 @@ def test_a_team_s_lists_name_what_there_is() -> None:
             "never less than 0",
         ),
         (
-            {"rules": [{"when": {"budget_left": "20-30"}, "objective": "carbon"}]},
-            ("rules", 0, "when", "budget_left"),
-            "never between 20 and 30",
-        ),
-        (
             {"rules": [{"when": {"hour": h}, "objective": "carbon"} for h in ("22-6", "23-2")]},
             ("rules", 1),
             "rule 1 above",
