@@ -54,8 +54,7 @@ class ApiError(Exception):
         self.final = final  # trying again without a change cannot help
         self.details = details
 
-    def body(self, endpoint: str = "") -> bytes:
-        """The error as clients of that endpoint's API look for it."""
+    def _error(self) -> dict[str, object]:
         error: dict[str, object] = {
             "message": self.message,
             "type": self.kind,
@@ -64,6 +63,11 @@ class ApiError(Exception):
         }
         if self.details:
             error["joulegate"] = self.details
+        return error
+
+    def body(self, endpoint: str = "") -> bytes:
+        """The error as clients of that endpoint's API look for it."""
+        error = self._error()
         if endpoint.partition(".")[0] == "messages":
             return of_messages(self.status, error)
         return orjson.dumps({"error": error})
@@ -71,14 +75,14 @@ class ApiError(Exception):
     def event(self, endpoint: str, number: int) -> bytes:
         """The error in a stream that has begun, as clients of that endpoint's API look for it;
         ``number`` typed events came before it."""
-        body = self.body(endpoint)
-        if endpoint not in NAMED_EVENTS:
-            return b"data: " + body + b"\n\n"
         if endpoint == "responses":
             told = {"type": "error", "code": self.code, "message": self.message}
-            more = {"param": self.param, "sequence_number": number}
-            body = orjson.dumps({**told, **more, **orjson.loads(body)})
-        return b"event: error\ndata: " + body + b"\n\n"
+            more = {"param": self.param, "sequence_number": number, "error": self._error()}
+            body = orjson.dumps({**told, **more})
+        else:
+            body = self.body(endpoint)
+        name = b"event: error\n" if endpoint in NAMED_EVENTS else b""
+        return name + b"data: " + body + b"\n\n"
 
     def headers(self) -> Headers:
         headers: Headers = [(b"content-type", b"application/json")]
