@@ -35,7 +35,7 @@ class PolicyError(Exception):
         self.path = path
         self.message = message
         self.nearest = nearest
-        hint = f" Did you mean {nearest!r}?" if nearest else ""
+        hint = f". Did you mean {nearest!r}?" if nearest else ""
         super().__init__(f"{'.'.join(map(str, path))}: {message}{hint}")
 
 

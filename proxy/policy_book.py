@@ -36,7 +36,7 @@ def book_of(settings: Settings, document: Document | None = None) -> Book:
         Problem(
             document.line(("policies", *error.path)) if document else 0,
             key_text(("policies", *error.path)),
-            error.message + (f" Did you mean {error.nearest!r}?" if error.nearest else ""),
+            error.message + (f". Did you mean {error.nearest!r}?" if error.nearest else ""),
         )
         for error in mistakes(settings.policies)
     ]

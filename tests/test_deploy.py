@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from proxy import checking
+from proxy import __version__, checking
 from proxy.settings import Server
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
@@ -53,3 +53,10 @@ def test_ports_and_probes_are_those_of_the_proxy() -> None:
         assert f'"{container[probe]["httpGet"]["path"]}"' in routes
     grace_s = stateful["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
     assert grace_s > Server().stop_deadline_s
+
+
+def test_the_image_that_is_built_is_the_one_that_is_deployed() -> None:
+    _, stateful = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (container,) = stateful["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"joulegate:{__version__}"
+    assert f"-t {container['image']} ." in (DEPLOY / "Containerfile").read_text()

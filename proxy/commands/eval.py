@@ -81,7 +81,13 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _write(args.plot, pareto_plot.svg(rows))
     if args.save:
-        _write(args.save, quality_table(work.answers))
+        qualities = quality_table(work.answers)
+        _write(args.save, json.dumps(qualities, indent=2) + "\n")
+        if not qualities:
+            print(
+                f"{args.save} is empty: no backend has {LEAST} answers with a score",
+                file=sys.stderr,
+            )
     if args.json:
         print(json.dumps({"prompts": len(items), "backends": msgspec.to_builtins(rows)}))
     else:
@@ -89,16 +95,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def quality_table(answers: list[Answered]) -> str:
+def quality_table(answers: list[Answered]) -> dict[str, dict[str, dict[str, float]]]:
     """What `quality_table` reads: by backend and kind of task a mean and its standard error."""
-    found = {
+    return {
         name: {
             task or "all": {"mean": q.mid, "error": max((q.high - q.low) / 3.92, 0.001)}
             for task, q in tasks.items()
         }
         for name, tasks in by_task(answers, LEAST).items()
     }
-    return json.dumps(found, indent=2) + "\n"
 
 
 def show(rows: list[Row]) -> None:

@@ -114,6 +114,18 @@ def test_checked_answers_make_a_table_a_plot_and_a_table_of_qualities_that_a_con
     assert route["candidates"][0]["quality"]["mid"] == 1.0
 
 
+def test_a_table_without_a_quality_is_said_to_be_empty(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    saved = tmp_path / "quality.json"
+    assert run(joulegate(config_of(servers)), tmp_path, sums(3), "--save", str(saved)) == 0
+    assert json.loads(saved.read_text()) == {}
+    assert f"{saved} is empty" in capsys.readouterr().err
+
+
 def test_a_run_that_was_broken_off_goes_on_where_it_was(
     joulegate: Start,
     servers: dict[str, Upstream],
