@@ -24,7 +24,8 @@ CONNECT_S = 5  # how long to wait for PostgreSQL to answer
 
 
 class Database:
-    """``write()`` gives the one writing transaction, ``read()`` one of many reading ones."""
+    """``write()`` gives the one writing transaction, ``read()`` one of many reading ones, and
+    ``ask()`` a connection for a single statement."""
 
     def __init__(
         self, url: str, first: Callable[[Connection], None] | None = None, connections: int = 4
@@ -52,6 +53,7 @@ class Database:
             engine = create_engine(
                 parsed.set(drivername="postgresql+psycopg"),
                 pool_pre_ping=True,
+                use_native_hstore=False,  # unused, and looking for it takes three statements
                 pool_size=connections,
                 max_overflow=connections,
                 connect_args={
@@ -116,6 +118,18 @@ class Database:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 yield connection
+
+    @contextmanager
+    def ask(self) -> Iterator[Connection]:
+        """A connection for one reading statement: to PostgreSQL without a transaction, whose
+        beginning and end would be two more round trips."""
+        if self.kind != "postgresql":
+            with self.read() as connection:
+                yield connection
+            return
+        self.prepare()
+        with self.reader.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
 
     def size_bytes(self) -> int:
         """What the ledger takes on disk."""

@@ -125,7 +125,7 @@ class Ledger:
             c.cached_prompt_tokens,
             c.output_tokens,
         ).where(c.node == node, c.end_s >= start_s, c.start_s < end_s)
-        with self.database.read() as connection:
+        with self.database.ask() as connection:
             return [
                 Activity(
                     request_id=row["request_id"],
@@ -145,7 +145,7 @@ class Ledger:
         """Windows of a node that ended in a period, in order."""
         c = windows.c
         query = select(windows).where(c.node == node, c.end_s >= from_s, c.end_s < to_s)
-        with self.database.read() as connection:
+        with self.database.ask() as connection:
             rows = connection.execute(query.order_by(c.end_s)).mappings()
             return [window_of(dict(row)) for row in rows]
 
@@ -159,7 +159,7 @@ class Ledger:
             .where(window_totals.c.window_id.is_(None))
             .order_by(c.end_s)
         )
-        with self.database.read() as connection:
+        with self.database.ask() as connection:
             return [window_of(dict(row)) for row in connection.execute(query).mappings()]
 
     def add_rows(
@@ -225,7 +225,7 @@ class Ledger:
 
     def teams(self) -> list[str]:
         """Every team that ever had a request, by name."""
-        with self.database.read() as connection:
+        with self.database.ask() as connection:
             return list(connection.scalars(select(dims.c.team).distinct().order_by(dims.c.team)))
 
     def keep_own(self, process: str, hours: Mapping[int, OwnSums]) -> None:

@@ -84,7 +84,7 @@ class People:
 
     def all(self) -> dict[str, Person]:
         """Every account that is not removed, by name."""
-        with self._database.read() as connection:
+        with self._database.ask() as connection:
             rows = connection.execute(select(accounts)).mappings()
             found = [_person(dict(row)) for row in rows]
         return {p.name: p for p in found if p.disabled_s is None}

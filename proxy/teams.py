@@ -466,13 +466,13 @@ class TeamStore:
 
     def number(self) -> int:
         """Raised by every change; cheap to ask."""
-        with self._database.read() as connection:
+        with self._database.ask() as connection:
             query = select(changes.c.number).where(changes.c.name == _WATCHED)
             return int(connection.scalar(query) or 0)
 
     def audit(self, limit: int = 100) -> list[AuditEntry]:
         """The latest admin actions, newest first."""
-        with self._database.read() as connection:
+        with self._database.ask() as connection:
             query = select(audit_log).order_by(audit_log.c.at_s.desc()).limit(limit)
             return [
                 AuditEntry(

@@ -87,7 +87,7 @@ class Batches:
     def take(self, owner: str, most: int, held: Mapping[str, int] = NONE_HELD) -> Sequence[Row]:
         """Batches that nobody works on, the oldest of each team first: so many that it has ``most``
         with those that are ``held`` of it; they are this owner's from now on."""
-        with self.database.read() as connection:
+        with self.database.ask() as connection:
             if not _free(connection, most, held):
                 return ()
         with self.database.write() as connection:

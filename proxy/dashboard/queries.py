@@ -309,7 +309,7 @@ class Trailing:
     def _query(self, first_day: int, last_day: int) -> dict[int, Mapping[tuple[str, str], int]]:
         d = team_days.c
         found: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-        with self._ledger().database.read() as connection:
+        with self._ledger().database.ask() as connection:
             query = select(d.day, d.node, d.team, d.energy_uj).where(
                 d.day >= first_day, d.day <= last_day
             )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import pq
 from sqlalchemy import delete, text, update
 
 from meters import usage
@@ -387,6 +388,21 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
     newer.write([record(2)], [attribution(2, {"req-2": 5.0})])
     assert newer.check().balanced
     newer.close()
+
+
+def test_one_statement_takes_no_transaction_in_postgresql(postgres_url: str) -> None:
+    """Its beginning and its end are round trips too, three times a second and replica."""
+    database = Ledger(new_database(postgres_url, "asked")).database
+    for open_, status in (
+        (database.ask, pq.TransactionStatus.IDLE),
+        (database.read, pq.TransactionStatus.INTRANS),  # it was given back as it was
+    ):
+        with open_() as connection:
+            assert connection.scalar(text("SELECT 1")) == 1
+            driver = connection.connection.driver_connection
+            assert driver is not None
+            assert driver.info.transaction_status == status
+    database.close()
 
 
 def test_adding_to_roll_ups_reuses_their_room_in_postgresql(postgres_url: str) -> None:
