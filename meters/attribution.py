@@ -235,6 +235,8 @@ def _attribute_all(
     for activity in activities:
         if activity.node in by_node and math.isfinite(activity.start_s):
             by_node[activity.node].append(activity)
+    for found in by_node.values():  # whatever order they come in, sums round alike
+        found.sort(key=lambda one: (one.start_s, one.request_id))
     attributions: list[Attribution] = []
     fits: dict[str, Fit] = {}
     for node, node_windows in kept.items():

@@ -120,7 +120,7 @@ def test_an_answer_that_was_not_asked_for_lets_nobody_in(world: World) -> None:
     assert page.status == 400
     world.browser.open(f"{address}/dashboard/sign-in/provider")  # begins one
     page = world.browser.open(f"{address}/dashboard/sign-in/callback?code=x&state=y")
-    assert (page.status, "not begun in this browser" in page.text) == (403, True)
+    assert (page.status, "not begun in this browser" in page.text) == (400, True)
 
 
 @real
