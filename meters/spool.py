@@ -7,12 +7,15 @@ harmless. A line torn by a crash is left out.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
 import threading
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -58,7 +61,7 @@ class Spool:
             ) from None
         for left in self._folder.glob("*.open"):
             left.rename(left.with_suffix(".jsonl"))
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._path: Path | None = None
         self._in_segment = 0
         self._next = max((int(p.stem) for p in self._sealed()), default=0) + 1
@@ -69,9 +72,7 @@ class Spool:
         with self._lock:
             try:
                 file = self._file or self._open_segment()
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+                _write(file, line)
             except OSError as error:
                 self.lost += 1
                 log.error("a window could not be kept in %s: %s", self._folder, error)
@@ -111,10 +112,10 @@ class Spool:
                 self._seal()
         self._lock_file.close()
 
-    def _open_segment(self) -> BinaryIO:
+    def _open_segment(self) -> FileIO:
         self._path = self._folder / f"{self._next:012d}.open"
         self._next += 1
-        self._file = self._path.open("ab")
+        self._file = FileIO(self._path, "ab")
         self._in_segment = 0
         folder = os.open(self._folder, os.O_RDONLY)
         try:
@@ -151,3 +152,16 @@ class Spool:
             except UNREADABLE:
                 log.warning("%s: a torn line is left out", path.name)
         return windows
+
+
+def _write(file: FileIO, line: bytes) -> None:
+    """All of the line is on the disk, or none of it. Raises OSError."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        if file.write(line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):
+            file.truncate(before)
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,25 @@ def test_a_disk_that_fails_loses_a_window_and_says_so(
     monkeypatch.setattr("os.fsync", full)
     spool.append(window(0))
     assert spool.lost == 1
+
+
+def test_a_full_disk_loses_what_has_no_room_and_nothing_else(tmp_path: Path) -> None:
+    """A limit on the size of files stands for the disk's end: it, too, cuts a write short."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        spool = Spool(tmp_path)
+        for n in range(30):
+            spool.append(window(n))
+        kept = drain(spool)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert kept == [f"n:r:{n}" for n in range(len(kept))]
+    assert spool.lost == 30 - len(kept)
+    assert 0 < len(kept) < 30
+    spool.append(window(30))
+    assert drain(spool) == ["n:r:30"]
+    spool.close()
 
 
 def test_a_batch_nobody_can_read_is_set_aside(tmp_path: Path) -> None:
