@@ -28,7 +28,7 @@ local function drop_field(key, field)
   damaged[#damaged + 1] = key .. ' ' .. field
 end
 local function is_count(value)
-  return string.find(value, '^-?%d+$') and #value <= 19
+  return string.find(value, '^-?%d+$') and math.abs(tonumber(value)) <= 8e18 -- room for 2^60 more
 end
 local function ask(command, key, ...)
   local reply = redis.pcall(command, key, ...)

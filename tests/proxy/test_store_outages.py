@@ -184,6 +184,7 @@ GARBAGE: dict[str, Callable[[Any, str], None]] = {
     "text": lambda client, key: client.set(key, "garbage"),
     "1e5": lambda client, key: client.set(key, "1e5"),
     "long": lambda client, key: client.set(key, "9" * 30),
+    "overflowing": lambda client, key: client.set(key, "9" * 19),
     "hash": lambda client, key: client.hset(key, "r1", "garbage"),
 }
 
