@@ -180,10 +180,14 @@ class WindowIntake:
             reason = "future"
         if reason is None and window.end_s < now_s - MAX_AGE_S:
             reason = "too_old"
-        if reason is not None:
+        if reason in ("unknown_node", "foreign_node"):
             self._refuse(window, reason, verdict)
             return True
         book = self._book(window.node)
+        if reason is not None:
+            book.came(window, refused=True)
+            self._refuse(window, reason, verdict)
+            return True
         if book.has(window.window_id):
             verdict.duplicates += 1
             self.counts["duplicate", ""] += 1
@@ -194,6 +198,7 @@ class WindowIntake:
             tolerance_s = min(tolerance_s, (window.end_s - window.start_s) / 2)
             trimmed = book.trimmed(window)
             if overlap_s > tolerance_s or trimmed is None:
+                book.came(window, refused=True)
                 self._refuse(window, "overlapping", verdict)
                 return True
             window = trimmed

@@ -74,9 +74,10 @@ class NodeBook:
             self._ids.popitem(last=False)
         if len(self._starts) > _KEPT_INTERVALS:
             del self._starts[: _KEPT_INTERVALS // 10], self._ends[: _KEPT_INTERVALS // 10]
-        self._count_missing(window)
+        self.came(window)
 
-    def _count_missing(self, window: Window) -> None:
+    def came(self, window: Window, refused: bool = False) -> None:
+        """Note its number: what was refused is not missing, however often it is sent."""
         run, _, number = window.window_id.rpartition(":")
         if not number.isascii() or not number.isdigit() or len(number) > 18:
             return
@@ -86,5 +87,5 @@ class NodeBook:
         elif int(number) > highest:
             self.status.missing += int(number) - highest - 1
             self._numbers[run] = int(number)
-        else:
+        elif not refused:
             self.status.missing = max(0, self.status.missing - 1)  # it was only late

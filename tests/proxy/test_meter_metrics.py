@@ -38,20 +38,24 @@ def page_of(metrics: MeterMetrics) -> str:
 def test_windows_refusals_and_clocks_are_on_the_page() -> None:
     intake = WindowIntake({"t": None}, {"gpu-1"}, lambda: NOW_S, lambda _: None)
     sent = Submission(
-        windows=[window(0, 5.0), window(3, 5.0), window(3, 5.0), window(4, 1e9)], sent_s=NOW_S + 1
+        # 1 and 2 never come; 4 is refused, which is told by itself
+        windows=[window(n, energy_j) for n, energy_j in ((0, 5.0), (3, 5.0), (3, 5.0), (4, 1e9))],
+        sent_s=NOW_S + 1,
     )
     intake.accept("t", msgspec.json.encode(sent))
+    later = Submission(windows=[window(4, 1e9), window(5, 5.0)], sent_s=NOW_S)
+    intake.accept("t", msgspec.json.encode(later))
     intake.accept("wrong", b"{}")
     own = OwnMeter(host=lambda: RaplMeter("/nowhere"), cpu_s=lambda: 2.0)
     page = page_of(MeterMetrics(intake, list, lambda: NOW_S, own))
     for line in (
-        'joulegate_meter_windows_total{outcome="accepted",reason=""} 2.0',
+        'joulegate_meter_windows_total{outcome="accepted",reason=""} 3.0',
         'joulegate_meter_windows_total{outcome="duplicate",reason=""} 1.0',
-        'joulegate_meter_windows_total{outcome="refused",reason="implausible"} 1.0',
+        'joulegate_meter_windows_total{outcome="refused",reason="implausible"} 2.0',
         'joulegate_meter_windows_total{outcome="refused",reason="wrong_token"} 1.0',
-        'joulegate_meter_refused_joules_total{reason="implausible"} 1e+09',
-        'joulegate_meter_age_seconds{node="gpu-1"} 16.0',
-        'joulegate_meter_clock_offset_seconds{node="gpu-1"} 1.0',
+        'joulegate_meter_refused_joules_total{reason="implausible"} 2e+09',
+        'joulegate_meter_age_seconds{node="gpu-1"} 14.0',
+        'joulegate_meter_clock_offset_seconds{node="gpu-1"} 0.0',
         'joulegate_meter_missing_windows{node="gpu-1"} 2.0',
         'joulegate_own_energy_joules_total{evidence="modelled"} 10.0',
         'joulegate_own_energy_joules_total{evidence="metered"} 0.0',
