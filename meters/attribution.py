@@ -28,6 +28,8 @@ from meters.types import Activity, Around, Attribution, Share, StepPhysics, Wind
 from meters.work import Work, moved, rebuild
 
 QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
+# The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet); a window above is a mistake.
+MAX_POWER_W = 200_000.0
 # A window with far more energy than its requests can have used holds something else as well.
 MOST_TIMES_MODELLED = 2.0
 REFINEMENTS = 25
@@ -432,9 +434,10 @@ def clean(
     """Windows by node in order of time, what was refused and what was repaired, by reason.
 
     Refused: ``negative`` (energy below zero), ``unreadable`` (not a number, or it ends before it
-    starts), ``duplicated`` (the node and time of one already there, or its id), ``overlapping``
-    (more than half of it is covered by an earlier one). Repaired: ``out_of_order`` (sorted),
-    ``trimmed`` (what overlaps an earlier window is cut off, energy and counts in proportion).
+    starts), ``implausible`` (above MAX_POWER_W), ``duplicated`` (the node and time of one already
+    there, or its id), ``overlapping`` (more than half of it is covered by an earlier one).
+    Repaired: ``out_of_order`` (sorted), ``trimmed`` (what overlaps an earlier window is cut off,
+    energy and counts in proportion).
     A refused window's energy is in no sum.
     """
     refused: Counter[str] = Counter()
@@ -448,6 +451,8 @@ def clean(
             refused["unreadable"] += 1
         elif window.energy_j < 0:
             refused["negative"] += 1
+        elif window.energy_j > MAX_POWER_W * (window.end_s - window.start_s):
+            refused["implausible"] += 1
         elif window.window_id in seen or (window.node, *numbers[:2]) in seen:
             refused["duplicated"] += 1
         else:

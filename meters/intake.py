@@ -33,6 +33,7 @@ from math import inf, isfinite
 
 import msgspec
 
+from meters.attribution import MAX_POWER_W
 from meters.node_book import NodeBook, NodeStatus
 from meters.types import EngineWork, Evidence, Window
 from meters.unreadable import UNREADABLE
@@ -41,8 +42,6 @@ MAX_BATCH_BYTES = 8_000_000
 CLOCK_TOLERANCE_S = 5.0
 OVERLAP_TOLERANCE_S = 0.05
 MAX_AGE_S = 45 * 86_400.0
-# The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet).
-MAX_POWER_W = 200_000.0
 _GIVABLE = (Evidence.METERED, Evidence.SIMULATED, Evidence.MODELLED)
 
 

@@ -50,7 +50,7 @@ def check(path: str) -> dict[str, Any]:
         "format": loaded.format,
         "honoured": loaded.honoured,
         "not_honoured": loaded.not_honoured,
-        "warnings": [*unwise, *warnings(settings), *hardware(settings, known)],
+        "warnings": [*unwise, *warnings(settings, known), *hardware(settings, known)],
         "settings": list(values(settings, loaded.document)),
     }
 
@@ -91,7 +91,7 @@ def understood(
     return known, book, unwise
 
 
-def warnings(settings: Settings) -> Iterator[str]:
+def warnings(settings: Settings, known: Mapping[str, Backend]) -> Iterator[str]:
     """What is allowed and probably not wanted."""
     if not settings.backends:
         yield "no backends: `joulegate serve` would refuse to start"
@@ -109,7 +109,8 @@ def warnings(settings: Settings) -> Iterator[str]:
                 "engine: api"
             )
         yield from sizes_and_prices(backend)
-        if backend.quality is None and not backend.quality_by_task:
+        facts = known[backend.full_name]  # a table of qualities counts, too
+        if facts.quality is None and not facts.quality_by_task:
             yield f"{backend.full_name}: no quality, so limits on quality rule it out"
 
 

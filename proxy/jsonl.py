@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from codecs import BOM_UTF8
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar, get_args, get_type_hints
@@ -16,6 +16,12 @@ from msgspec.inspect import is_struct_type
 from meters.unreadable import UNREADABLE
 
 T = TypeVar("T")
+
+_OTHER_FILES = {
+    b"\x1f\x8b": "compressed with gzip. Unpack it first, or pipe it into -.",
+    BOM_UTF16_LE: "UTF-16. Save it as UTF-8.",
+    BOM_UTF16_BE: "UTF-16. Save it as UTF-8.",
+}
 
 
 class BadLine(Exception):
@@ -66,18 +72,21 @@ def _inside(kind: type[object], path: Iterable[str]) -> type[object]:
 
 def _numbered(path: str) -> Iterator[tuple[int, bytes]]:
     if path == "-":
-        yield from _lines(sys.stdin.buffer)
+        yield from _lines(sys.stdin.buffer, path)
         return
     try:
         with Path(path).open("rb") as file:
-            yield from _lines(file)
+            yield from _lines(file, path)
     except OSError as error:
         raise BadLine(f"{path}: {error.strerror or error}. Name a readable file.") from None
 
 
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def _lines(file: BinaryIO, path: str) -> Iterator[tuple[int, bytes]]:
     for number, line in enumerate(file, 1):
         if number == 1:
+            for beginning, what in _OTHER_FILES.items():
+                if line.startswith(beginning):
+                    raise BadLine(f"{path}: {what}")
             line = line.removeprefix(BOM_UTF8)  # as Windows' editors and shells put it there
         if line.strip():
             yield number, line

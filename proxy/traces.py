@@ -181,7 +181,7 @@ def _arrivals(
     for number, row in enumerate(rows, 2):
         if not any(row):
             continue
-        if len(row) <= last:
+        if len(row) <= last or any(row[columns:]):  # as tags with a comma and no quotes
             raise BadTrace(f"{path}, line {number}: {len(row)} columns; the header has {columns}")
         if most is not None and taken >= most:
             return

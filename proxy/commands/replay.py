@@ -63,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.sleep_after_s is not None and not args.sleep_after_s >= 0.0:
+        raise CommandError("--sleep-after-s should be 0 or more.")
     try:
         prepared = serving.prepare(args.config)
     except ConfigError as error:

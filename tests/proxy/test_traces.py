@@ -104,6 +104,7 @@ def test_only_as_many_as_asked_for_and_none_that_were_never_counted(tmp_path: Pa
         ),
         ("timestamp,prompt_tokens,output_tokens\ninf,2,3\n", "line 2: 'inf' is no time stamp"),
         ("timestamp,prompt_tokens,output_tokens\n1,2\n", "line 2: 2 columns; the header has 3"),
+        ("timestamp,prompt_tokens,output_tokens\n1,2,3,,\n1,2,3,a\n", "line 3: 4 columns"),
         (f"timestamp,prompt_tokens,output_tokens\n1,2,{'9' * 200_000}\n", "field larger than"),
         ("timestamp,prompt_tokens,output_tokens\n", "no requests"),
     ],

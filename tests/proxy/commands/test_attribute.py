@@ -1,5 +1,6 @@
 """``joulegate attribute``: files in, lines out, sums exact."""
 
+import gzip
 import json
 import random
 
@@ -119,3 +120,26 @@ def test_requests_that_cannot_be_are_told_and_the_books_balance(tmp_path, capsys
     assert words in errors
     parts = ("attributed_j", "idle_j", "unattributed_j")
     assert sum(lines[-1][part] for part in parts) == pytest.approx(lines[-1]["metered_j"])
+
+
+def test_a_window_that_no_node_could_draw_is_refused(tmp_path, capsys):
+    windows = [WINDOW, WINDOW | {"start_s": 1.0, "end_s": 2.0, "energy_j": 1e300}]
+    status, lines, told = attribute(tmp_path, capsys, windows, [REQUEST])
+    assert status == 0
+    assert lines[-1]["metered_j"] == 300.1
+    assert "1 implausible" in told
+
+
+@pytest.mark.parametrize(
+    ("packed", "says"),
+    [
+        (gzip.compress(b"{}"), "compressed with gzip. Unpack it"),
+        ("{}".encode("utf-16"), "UTF-16. Save it as UTF-8"),
+    ],
+    ids=("gzip", "UTF-16"),
+)
+def test_a_file_in_another_form_is_named(tmp_path, capsys, packed, says):
+    path = tmp_path / "windows"
+    path.write_bytes(packed)
+    assert main(["attribute", "--windows", str(path), "--requests", str(path)]) == 1
+    assert says in capsys.readouterr().err

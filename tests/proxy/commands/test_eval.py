@@ -107,6 +107,8 @@ def test_checked_answers_make_a_table_a_plot_and_a_table_of_qualities_that_a_con
     facts = serving.prepare(str(write(again, tmp_path / "again")), environment={}).facts
     assert (facts["small"].quality, facts["large"].quality) == (0.0, 1.0)
     assert facts["judge"].quality == 0.5
+    assert main(["check", str(tmp_path / "again" / "config.yaml")]) == 0
+    assert "no quality" not in capsys.readouterr().out
     assert 0 < facts["large"].quality_error[""] < 0.1
     told = joulegate(again)
     body = {"model": "large", "messages": [{"role": "user", "content": "2+2?"}]}

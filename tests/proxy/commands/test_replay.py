@@ -70,6 +70,15 @@ def test_what_a_user_can_mend_is_said(
     assert "Name a readable CSV file" in capsys.readouterr().err
 
 
+def test_engines_sleep_after_a_time_that_can_be(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace, config = files
+    replay = ["replay", "--trace", trace, "--config", config, "--sleep-after-s", "-1"]
+    assert main(replay) == 1
+    assert "--sleep-after-s should be 0 or more." in capsys.readouterr().err
+
+
 def test_every_request_that_would_move_can_be_had_as_a_list(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
