@@ -56,6 +56,9 @@ _DOUBTFUL, _SURE = 0.25, 0.8  # slopes of what came on what was guessed
 # of prompts as much as all of it does, so below the first there must be none.
 _TESTED, _UNTESTED = (0.3, 0.7), (0.6, 0.8)
 _KEPT_AXES = 12
+# Of a mix in all. Guesses are shrunk, so that a mix may weigh more than 1; where backends left out
+# had hardly another answer, guesses are next to nothing, and no factor makes them right.
+_MOST_WEIGHT = 20.0
 
 
 Sharpness = tuple[float, ...]  # one factor for each way in which a kind's scores are told
@@ -203,6 +206,7 @@ def _weights(evidence: Evidence, effective: float) -> tuple[Matrix, Matrix]:
     root = np.linalg.cholesky(gram + lean)
     right = np.linalg.solve(root, members @ evidence.truth[seen] + lean @ even)
     found, _ = nnls(root.T, right)
+    found /= max(found.sum() / _MOST_WEIGHT, 1.0)
     return found[:count], found[count:]
 
 

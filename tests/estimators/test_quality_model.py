@@ -30,6 +30,18 @@ def mids(model: QualityModel, text: str) -> dict[str, float]:
     return dict(zip(model.backends, said.quality[:, 1].tolist(), strict=True))
 
 
+def test_backends_that_answered_once_have_lengths_that_can_be() -> None:
+    rng = random.Random(3)
+    once = [
+        Scored(f"question {i}, {rng.random()}", f"b{i}", None, rng.randint(50, 800))
+        for i in range(300)
+    ]
+    lengths = learn(once).predict(read("question 5")).lengths
+    assert lengths is not None
+    assert 10 < lengths[:, :3].min() < lengths[:, :3].max() < 4000
+    assert (lengths[:, 2] > 1.5 * lengths[:, 0]).all()
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_knows_who_is_good_at_what(labels: bool) -> None:
     model = learn(outcomes(450, labels=labels))
