@@ -25,11 +25,10 @@ from meters.others_part import Level, split
 from meters.phases import Floats
 from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, scaled
 from meters.types import Activity, Around, Attribution, Share, StepPhysics, Window
+from meters.windows import MAX_POWER_W
 from meters.work import Work, moved, rebuild
 
 QUANTUM_J = 2.0**-20  # just below a micro-joule; sums stay exact up to 8.5 GJ (2.4 MWh)
-# The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet); a window above is a mistake.
-MAX_POWER_W = 200_000.0
 # A window with far more energy than its requests can have used holds something else as well.
 MOST_TIMES_MODELLED = 2.0
 REFINEMENTS = 25

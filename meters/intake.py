@@ -33,10 +33,10 @@ from math import inf, isfinite
 
 import msgspec
 
-from meters.attribution import MAX_POWER_W
 from meters.node_book import NodeBook, NodeStatus
 from meters.types import EngineWork, Evidence, Window
 from meters.unreadable import UNREADABLE
+from meters.windows import MAX_POWER_W
 
 MAX_BATCH_BYTES = 8_000_000
 CLOCK_TOLERANCE_S = 5.0

@@ -26,6 +26,8 @@ from meters.types import EngineCounters, EngineWork, Evidence, Reading, Window
 # No accelerator board draws more (GB200 superchip: 2,700 W, NVIDIA data sheet); a leap beyond is
 # a counter that was replaced, not energy.
 MAX_DEVICE_POWER_W = 5_000.0
+# The densest rack sold draws 132 kW (NVIDIA GB200 NVL72, data sheet); a window above is a mistake.
+MAX_POWER_W = 200_000.0
 
 
 class _Boundary(NamedTuple):
