@@ -177,7 +177,7 @@ def test_a_journal_that_is_deleted_under_the_process_is_made_anew_and_loses_noth
     journal.write(record(1))
     assert drain.wait()
     if how == "deleted":
-        shutil.rmtree(state)
+        shutil.rmtree(state.rename(tmp_path / "deleted"))  # at once: the drain writes there
     else:
         state.rename(tmp_path / "elsewhere")
     for n in (2, 3):
@@ -196,7 +196,7 @@ def test_a_journal_whose_folder_cannot_be_made_again_holds_and_says_so(
     state = tmp_path / "state"
     journal = Journal(state / "journal" / "a")
     drain = Drain(journal, ledger, gather_s=0.0).start()
-    shutil.rmtree(state)
+    shutil.rmtree(state.rename(tmp_path / "deleted"))  # at once: the drain writes there
     state.write_text("in the way")
     journal.write(record(1))
     wait_for(lambda: journal.failing is not None, timeout_s=5.0)
