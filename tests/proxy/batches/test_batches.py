@@ -320,15 +320,20 @@ def test_limits_only_delay_a_batch(joulegate: Start) -> None:
     assert batch.request_counts.completed == 3
 
 
-def test_a_cancelled_batch_keeps_what_was_answered(joulegate: Start) -> None:
-    gate = Gate()
+def quick_or(gate: Gate) -> Callable[[Received], Script]:
+    """Answers "quick" at once, and everything else when the gate opens."""
 
-    def slow(received: Received) -> Script:
+    def answer(received: Received) -> Script:
         body: Any = received.json()
         whole = echo(received)
         return whole if body["messages"][-1]["content"] == "quick" else [gate, *whole]
 
-    with Upstream(slow) as upstream:
+    return answer
+
+
+def test_a_cancelled_batch_keeps_what_was_answered(joulegate: Start) -> None:
+    gate = Gate()
+    with Upstream(quick_or(gate)) as upstream:
         few = {"in_flight": 2}
         client = client_of(joulegate(config_of(upstream.base_url, batches=few)))
         lines = [line("0", "quick"), *(line(f"{n}", "slow") for n in range(1, 30))]
@@ -353,13 +358,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(joulegate: Start) -> None:
 
 def test_no_team_waits_for_another_teams_batches_to_end(joulegate: Start) -> None:
     gate = Gate()
-
-    def slow(received: Received) -> Script:
-        body: Any = received.json()
-        whole = echo(received)
-        return whole if body["messages"][-1]["content"] == "quick" else [gate, *whole]
-
-    with Upstream(slow) as upstream:
+    with Upstream(quick_or(gate)) as upstream:
         running = joulegate(config_of(upstream.base_url, teams=KEYS))
         many, other = client_of(running), client_of(running, OTHER)
         waiting = [made(many, [line("0", "slow")]) for _ in range(10)]
@@ -487,7 +486,7 @@ def test_the_requests_of_a_revoked_key_are_not_sent(joulegate: Start) -> None:
     def slow(received: Received) -> Script:
         return [gate, *echo(received)]
 
-    with Upstream(slow) as upstream:
+    with Upstream(quick_or(gate)) as upstream:
         running = joulegate(config_of(upstream.base_url, teams=KEYS, batches={"in_flight": 1}))
         client = client_of(running)
         batch = made(client, [line(f"{n}") for n in range(5)])
