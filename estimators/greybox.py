@@ -371,6 +371,8 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
     )
     share = drawn / time_s
     share *= (1.0 + share**8) ** -0.125  # a GPU draws its limit at most
+    # Whom nobody was before, as often as arrivals are Poisson, waits for no step but its own.
+    first_steps = 1.0 + (q["first_steps"] - 1.0) * -np.expm1(1.0 - batch)
     return Physics(
         log_energy=np.log(share * time_s * gpus * rows.limit_w),
         log_time=np.log(time_s),
@@ -382,7 +384,7 @@ def physics(constants: Mapping[str, float] | Array, rows: Cases) -> Physics:
         prefill_s=prefill_s,
         cache_share=cache_s / (cache_s + weights_s),
         first_s=prefill_s * (q["first_own"] + q["first_crowd"] * (batch - 1.0))
-        + q["first_steps"] * step_s,
+        + first_steps * step_s,
     )
 
 

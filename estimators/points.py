@@ -47,6 +47,7 @@ class Subject(NamedTuple):
     static: tuple[float, ...]
     tier: str
     idle_w: float  # all GPUs
+    limit_w: float  # all GPUs
 
 
 def subject_of(prior: Prior, backend: Backend, idle_w: float) -> Subject | None:
@@ -58,7 +59,7 @@ def subject_of(prior: Prior, backend: Backend, idle_w: float) -> Subject | None:
     tier = prior.tier(backend.gpu.name, one)
     if backend.engine.lower() not in _MEASURED_ENGINES:
         tier = "both_new"
-    return Subject(static, tier, idle_w)
+    return Subject(static, tier, idle_w, backend.gpu.tdp_w * max(1, backend.num_gpus))
 
 
 def figures(
@@ -85,10 +86,14 @@ def figures(
     more_j, more_s, added = _at_load(prior, subject, batch)
     energy_j = more_j * between(energies_j, prompts, outputs, prompt, output)
     decode_s = more_s * between(decodes_s, prompts, outputs, prompt, output)
+    # So many joules take so long: a GPU draws its limit at most.
+    decode_s = max(decode_s, energy_j * batch / subject.limit_w)
     given = _every(subject, np.array([batch]), prompts, np.array([output]))
     first_s = np.maximum.accumulate(physics(prior.constants, given).first_s)
     i, u = _place(prompts, prompt)
     ttft_s = float(first_s[i] * (1.0 - u) + first_s[min(i + 1, len(prompts) - 1)] * u)
+    # No less than any other token's, so that what is in the batch is rate × latency.
+    ttft_s = max(ttft_s, decode_s / output)
     given = _every(subject, np.array([batch]), np.array([prompt]), np.array([output]))
     exact = prior.answer(given, [subject.tier])
     low, high = exact.energy_low[0] - exact.energy[0], exact.energy_high[0] - exact.energy[0]
@@ -97,9 +102,10 @@ def figures(
     soon, late = prior.ttft_factors
     ttft = Band(ttft_s * soon, ttft_s, ttft_s * late)
     decode = around(decode_s * (output - 1.0) / output, slow, shigh)
+    marginal = around(energy_j * added, 1.5 * low, 1.5 * high)
     return Figures(
         energy_j=energy,
-        marginal_energy_j=around(energy_j * added, 1.5 * low, 1.5 * high),
+        marginal_energy_j=marginal._replace(high=min(marginal.high, energy.high)),
         ttft_s=ttft,
         latency_s=Band(*(a + b for a, b in zip(ttft, decode, strict=True))),
         tier=subject.tier,

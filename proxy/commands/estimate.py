@@ -68,7 +68,7 @@ class Asked(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     head_dim: float | None = None
     gpu: str
     gpu_facts: DataSheet | None = None
-    num_gpus: int = 1
+    num_gpus: float = 1.0
     engine: str = "vllm"
     engine_version: str | None = None
     concurrency: float | None = None
@@ -166,9 +166,10 @@ def unknown(asked: Asked) -> str | None:
 
 def backend_of(asked: Asked) -> Backend:
     """The engine that a line describes; without a GPU where its name is not known."""
-    for key in ("params_b", "num_gpus"):
-        if not getattr(asked, key) > 0:
-            raise CommandError(f"{key} must be more than 0.")
+    if not asked.params_b > 0:
+        raise CommandError("params_b must be more than 0.")
+    if not (0 < asked.num_gpus < 1e6 and asked.num_gpus.is_integer()):
+        raise CommandError("num_gpus must be a whole number above 0.")
     for key in (
         "active_params_b",
         "layers",
@@ -189,7 +190,7 @@ def backend_of(asked: Asked) -> Backend:
         engine=asked.engine,
         engine_version=asked.engine_version,
         gpu=_gpu(asked),
-        num_gpus=asked.num_gpus,
+        num_gpus=round(asked.num_gpus),
         model=ModelFacts(
             params_b=asked.params_b,
             active_params_b=asked.active_params_b or None,
@@ -212,7 +213,7 @@ def too_large(asked: Asked) -> str | None:
         return None
     return (
         f"{weights_gb:.0f} GB of weights do not fit into the {held_gb:.0f} GB of "
-        f"{asked.num_gpus} {gpu.name}; the figures are of GPUs that had the room."
+        f"{asked.num_gpus:.0f} {gpu.name}; the figures are of GPUs that had the room."
     )
 
 

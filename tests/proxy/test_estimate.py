@@ -175,8 +175,47 @@ def test_a_saturated_engine_takes_all_of_one_more(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = {**LLAMA, "params_b": 7, "gpu": "A100-80GB-SXM", "engine_version": "0.5.4"}
-    [said] = estimates(tmp_path, capsys, {**old, "concurrency": 700})
-    assert said["marginal_energy_j"]["mid"] > 0.5 * said["energy_j"]["mid"]
+    larger = {**LLAMA, "params_b": 671, "num_gpus": 3, "concurrency": 1000, "prompt_tokens": 1}
+    for said in estimates(tmp_path, capsys, {**old, "concurrency": 700}, larger):
+        assert said["marginal_energy_j"]["mid"] > 0.5 * said["energy_j"]["mid"]
+        assert said["marginal_energy_j"]["high"] <= said["energy_j"]["high"]
+
+
+def test_a_first_token_on_an_idle_engine_takes_what_was_measured_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Llama-2-70B on H100s, batch 1, by GPUs and prompt (Mutinifni/splitwise-sim)
+    measured_s = {(2, 512): 0.084, (2, 2048): 0.310, (4, 128): 0.049, (8, 1024): 0.078}
+    llama2 = {**LLAMA, "params_b": 69, "layers": 80, "precision": "fp16", "concurrency": 1}
+    lines = [{**llama2, "num_gpus": n, "prompt_tokens": prompt} for n, prompt in measured_s]
+    for said, first_s in zip(estimates(tmp_path, capsys, *lines), measured_s.values(), strict=True):
+        assert 0.5 * first_s < said["ttft_s"]["mid"] < 2 * first_s
+
+
+def test_what_is_in_the_batch_draws_no_more_than_the_limit_and_no_less_than_idle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        LLAMA | {"prompt_tokens": prompt, "output_tokens": output, "concurrency": load}
+        for load in (1, 2, 32, 512)
+        for prompt in (0, 500, 8000)
+        for output in (1, 2, 30, 3000)
+    ]
+    for asked, said in zip(lines, estimates(tmp_path, capsys, *lines), strict=True):
+        rate = asked["concurrency"] / said["latency_s"]["mid"]  # Little's law
+        assert 70 < said["energy_j"]["mid"] * rate < 1.001 * 700, asked
+        assert said["ttft_s"]["mid"] <= said["latency_s"]["mid"]
+
+
+def test_a_count_may_be_written_as_any_whole_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, same = estimates(tmp_path, capsys, LLAMA | {"num_gpus": 2}, LLAMA | {"num_gpus": 2.0})
+    assert plain == same
+    file = tmp_path / "batch.jsonl"
+    file.write_text(json.dumps(LLAMA | {"num_gpus": 1.5}))
+    assert main(["estimate", "--batch", str(file)]) == 1
+    assert "num_gpus must be a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_byte_order_mark_is_no_mistake_and_mistakes_are_told_by_line(
