@@ -2,7 +2,8 @@
 
 The first line names the format, the last counts the others, so that a file that was cut off is
 noticed. Rows go in by the same door as everything else: roll-ups are made anew from them, and
-what is there already changes nothing.
+what is there already changes nothing. Only what people changed is taken over where it is there: a
+key that was revoked, a team that was set anew, if the export knows of its last change.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import msgspec
 from sqlalchemy import Connection, Table, select
 
 from meters import compaction
+from meters.bulk import rows_where
 from meters.ledger import Ledger
 from meters.migrations import VERSION
 from meters.schema import (
@@ -50,7 +52,14 @@ _PLAIN: tuple[Table, ...] = (
     own_hours,
     changes,
 )
+# What can change once it is made, and how the audit log calls that.
+_PEOPLE = {teams: "team", organisations: "organisation", api_keys: "key", accounts: "account"}
+# Of two rows with one key, the one that has more of this is the later one.
+_GROWING = {feedback: feedback.c.at_s, own_hours: own_hours.c.energy_uj}
 _BATCH = 1_000
+
+Row = dict[str, Any]
+Subject = tuple[str, str]  # a kind of _PEOPLE, and which of it
 
 
 class BadExport(Exception):
@@ -84,13 +93,17 @@ def imported(ledger: Ledger, lines: Iterable[bytes]) -> Counter[str]:
         raise BadExport("This export is of a newer ledger. Install the newer Joulegate.")
     _refuse_other_folding(ledger, first["folded_before_s"])
     end: dict[str, int] | None = None
+    people: list[tuple[Table, Row]] = []
+    changed_s: dict[Subject, float] = {}
     while batch := [_object(line) for line in itertools.islice(incoming, _BATCH)]:
         if "end" in batch[-1]:
             end = batch.pop()["end"]
-        _take(ledger, batch)
+        _note_changes(changed_s, (e["row"] for e in batch if e["table"] == audit_log.name))
+        people += _take(ledger, batch)
         counts.update(entry["table"] for entry in batch)
     if end != dict(counts):
         raise BadExport(f"The export is cut off: {dict(counts)} were read and {end} announced.")
+    _take_later(ledger, people, changed_s)
     return counts
 
 
@@ -131,14 +144,17 @@ def _refuse_other_folding(ledger: Ledger, folded_before_s: int) -> None:
             )
 
 
-def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
+def _take(ledger: Ledger, batch: list[Row]) -> list[tuple[Table, Row]]:
+    """Bring rows in; those of people that are here, and otherwise, are given back."""
+    other: list[tuple[Table, Row]] = []
     by_table: dict[str, list[dict[str, Any]]] = {}
     for entry in batch:
         by_table.setdefault(entry["table"], []).append(entry["row"])
     divided = [(row, row.pop("shares")) for row in by_table.pop(window_totals.name, ())]
     with ledger.database.write() as connection:
         for table in _PLAIN:
-            _take_plain(connection, table, by_table.pop(table.name, []))
+            rows = by_table.pop(table.name, [])
+            other += ((table, row) for row in _take_plain(connection, table, rows))
         asked = by_table.pop(requests.name, [])
         for row in asked:  # of exports from before these columns
             row.setdefault("arm", None)
@@ -158,17 +174,47 @@ def _take(ledger: Ledger, batch: list[dict[str, Any]]) -> None:
         )
     if by_table:
         raise BadExport(f"The export has tables that are not known: {', '.join(by_table)}.")
+    return other
 
 
-def _take_plain(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+def _take_plain(connection: Connection, table: Table, rows: list[Row]) -> Iterator[Row]:
     for row in rows:
         key = [column == row[column.name] for column in table.primary_key]
+        here = connection.execute(select(table).where(*key)).mappings().first()
         if table is changes and row["name"] == compaction.HORIZON:
             row["number"] = max(row["number"], compaction.horizon(connection))
             connection.execute(table.delete().where(*key))
-        elif connection.execute(select(table).where(*key)).first() is not None:
+        elif here is not None:
+            if table in _GROWING and row[_GROWING[table].name] > here[_GROWING[table].name]:
+                connection.execute(table.update().where(*key).values(row))
+            elif table in _PEOPLE and row != dict(here):
+                yield row
             continue
         connection.execute(table.insert().values(row))
+
+
+def _note_changes(changed_s: dict[Subject, float], entries: Iterable[Row]) -> None:
+    """When each of _PEOPLE was changed last, by the entries of an audit log."""
+    for entry in entries:
+        subject = (entry["action"].partition(".")[0], entry["subject"])
+        changed_s[subject] = max(changed_s.get(subject, 0.0), entry["at_s"])
+
+
+def _take_later(
+    ledger: Ledger, people: list[tuple[Table, Row]], changed_s: dict[Subject, float]
+) -> None:
+    """Set anew what was changed where the export comes from after it was changed here."""
+    subjects = {row[column.name] for table, row in people for column in table.primary_key}
+    with ledger.database.write() as connection:
+        here_s: dict[Subject, float] = {}
+        _note_changes(
+            here_s, rows_where(connection, select(audit_log), audit_log.c.subject, subjects)
+        )
+        for table, row in people:
+            (key,) = table.primary_key
+            subject = (_PEOPLE[table], row[key.name])
+            if changed_s.get(subject, 0.0) >= here_s.get(subject, 0.0) > 0.0:
+                connection.execute(table.update().where(key == row[key.name]).values(row))
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -56,12 +56,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _note(
-    ledger: Ledger, action: str, subject: str, detail: Mapping[str, object] | None = None
+    ledger: Ledger,
+    action: str,
+    subject: str,
+    detail: Mapping[str, object] | None = None,
+    *,
+    change: bool = False,
 ) -> None:
-    """Say in the audit log what was done; where that cannot be written, here."""
+    """Say in the audit log what was done; where that cannot be written, here. A ``change`` is of
+    teams or keys: replicas that run are to notice it."""
     try:
         with ledger.database.write() as connection:
-            note(connection, time.time(), books.actor(), action, subject, detail, change=False)
+            note(connection, time.time(), books.actor(), action, subject, detail, change=change)
     except SQLAlchemyError as error:
         told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         print(f"joulegate: this is not in the audit log: {told}", file=sys.stderr)
@@ -120,7 +126,7 @@ def _import(ledger: Ledger, name: str) -> int:
         raise CommandError(str(error)) from None
     except OSError as error:
         raise CommandError(f"{name} cannot be read: {error.strerror}.") from None
-    _note(ledger, "ledger.import", name, counts)
+    _note(ledger, "ledger.import", name, counts, change=True)
     for table, count in counts.items():
         print(f"{table:15} {count}")
     return _check(ledger, False)

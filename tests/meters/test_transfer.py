@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,9 +11,10 @@ from sqlalchemy import func, select
 from meters import transfer
 from meters.ledger import Ledger
 from meters.ourselves import OwnSums
-from meters.schema import windows
+from meters.schema import feedback, windows
 from meters.types import Attribution, UsageRecord, Window
-from proxy.settings import Settings, Team
+from proxy.people import People
+from proxy.settings import Organisation, Settings, Team
 from proxy.teams import TeamStore
 from tests.meters.books import NOON_S, attribution, record, window
 
@@ -198,4 +200,39 @@ def test_a_folded_ledger_moves_but_not_into_one_that_is_not_folded(
     assert moved.check() == full.check()
     with pytest.raises(transfer.BadExport, match="different hours"):
         transfer.imported(moved, whole)
+    moved.close()
+
+
+def test_a_second_import_brings_what_people_changed_since(
+    full: Ledger, new_ledger_url: Callable[[], str]
+) -> None:
+    here = TeamStore(full.database, Settings())
+    kept = here.create_key("search", actor="a test")
+    gone = here.create_key("search", actor="a test")
+    here.set_organisation("acme", Organisation(), "a test")
+    people = People(full.database)
+    people.create("ada", "correct horse battery", role="lead", teams=("search",), actor="a test")
+    before = list(transfer.exported(full))
+    moved = Ledger(new_ledger_url())
+    transfer.imported(moved, before)
+
+    there = TeamStore(moved.database, Settings())
+    there.revoke_key(kept.key_id, "a test")  # which the export does not know
+    here.revoke_key(gone.key_id, "a test")
+    here.change_team("search", Team(policy="quality-first"), "a test")
+    here.set_organisation("acme", Organisation(timezone="Europe/Berlin"), "a test")
+    people.remove("ada", "a test")
+    full.add_feedback("req-1", "judge", 0.9, "search", NOON_S + 60)
+    full.keep_own("replica 1", {int(NOON_S) // 3600 * 3600: OwnSums(7_000_000, 3_000_000)})
+    for lines in (list(transfer.exported(full)), before):  # the older one changes nothing back
+        transfer.imported(moved, lines)
+        states = {key.key_id: key.state(time.time()) for key in there.list_keys()}
+        assert states[gone.key_id] == states[kept.key_id] == "revoked"
+        (team,) = (team for team in there.list_teams() if team.team == "search")
+        assert team.settings.policy == "quality-first"
+        assert there.directory().organisations["acme"].timezone == "Europe/Berlin"
+        assert People(moved.database).all() == {}
+        assert moved.own_energy() == OwnSums(7_000_000, 3_000_000)
+        with moved.database.read() as connection:
+            assert connection.scalar(select(feedback.c.score)) == 0.9
     moved.close()
