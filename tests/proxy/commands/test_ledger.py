@@ -156,9 +156,11 @@ def test_a_ledger_moves_between_sqlite_and_postgresql_both_ways_and_loses_nothin
     assert (found[0][0], found[0][1]["balanced"], found[0][1]["requests"]) == (0, True, 600)
     assert found[1] == found[0] == found[2]
     one, *others = (every_table(url) for url in urls)
-    for other in others:
+    for imports, other in enumerate(others, 1):
         for name, rows in one.items():
             assert rows, f"the test moves nothing in {name}"
+            if name == "changes":  # replicas that run notice each import
+                rows = [(watched, number + imports) for watched, number in rows]
             assert other[name] == rows, name
 
 
