@@ -137,6 +137,8 @@ class EnergyEstimator:
         self._physics: dict[str, tuple[Backend, StepPhysics | None]] = {}
         self._learning = threading.Lock()
         self._kept: dict[str, Kept] = {}  # what was learnt before this run, or this config
+        # By node until when, Unix time, its requests were learnt from; whoever teaches sets it.
+        self.taught_until_s: dict[str, float] = {}
 
     def prepare(self, backends: Sequence[Backend]) -> None:
         """Work everything out that does not depend on a request. Safe in any thread."""
@@ -314,12 +316,12 @@ class EnergyEstimator:
         with self._learning:
             for key, known in self._known.items():
                 self._keep(key, known)
-            write(path, self._kept)
+            write(path, self._kept, self.taught_until_s)
 
     def load(self, path: str | Path) -> None:
         """Read what ``save`` wrote; before ``prepare``. Raises ValueError, KeyError or TypeError if
         it is something else, or OSError."""
-        self._kept = read(path)
+        self._kept, self.taught_until_s = read(path)
 
     def _take_prior(self, backend: Backend, known: _Known) -> None:
         found = self._table(backend)

@@ -24,6 +24,14 @@ class Kept(NamedTuple):
     of_windows: Correction | None
 
 
+class AllKept(NamedTuple):
+    """Of all backends, by name and identity; and by node until when, Unix time, its requests were
+    learnt from."""
+
+    backends: dict[str, Kept]
+    until_s: dict[str, float]
+
+
 def identity_of(backend: Backend, prior: str) -> str:
     """The same for the same engine, model and cards judged by the same prior; prices and grids may
     differ."""
@@ -31,8 +39,8 @@ def identity_of(backend: Backend, prior: str) -> str:
     return hashlib.sha256(told).hexdigest()[:16]
 
 
-def write(path: str | Path, kept: Mapping[str, Kept]) -> None:
-    """Keep them, by backend and identity. Raises OSError."""
+def write(path: str | Path, kept: Mapping[str, Kept], until_s: Mapping[str, float]) -> None:
+    """Keep them. Raises OSError."""
     backends = {
         name: {
             "of_prior": one.of_prior.as_list(),
@@ -40,18 +48,21 @@ def write(path: str | Path, kept: Mapping[str, Kept]) -> None:
         }
         for name, one in kept.items()
     }
-    Path(path).write_text(json.dumps({"format": FORMAT, "backends": backends}), encoding="utf-8")
+    state = {"format": FORMAT, "backends": backends, "until_s": dict(until_s)}
+    Path(path).write_text(json.dumps(state), encoding="utf-8")
 
 
-def read(path: str | Path) -> dict[str, Kept]:
+def read(path: str | Path) -> AllKept:
     """What ``write`` wrote. Raises ValueError, KeyError or TypeError for anything else, OSError."""
     told = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(told, dict) or told.get("format") != FORMAT:
         raise ValueError(f"{path} holds no corrections of this version")
-    return {
+    backends = {
         name: Kept(
             Correction.from_list(one["of_prior"]),
             None if one["of_windows"] is None else Correction.from_list(one["of_windows"]),
         )
         for name, one in told["backends"].items()
     }
+    until_s = {node: float(at_s) for node, at_s in told.get("until_s", {}).items()}
+    return AllKept(backends, until_s)

@@ -69,6 +69,7 @@ class QualityEstimator:
         self._seen: dict[str, Backend] = {}
         # Bands that no prompt changes (without a learnt model), until the next score.
         self._bands: dict[tuple[str, str], Band | None] = {}
+        self.scored_until_s = 0.0  # Unix time of the last score; whoever teaches sets it
 
     def predict(self, features: Features, backends: Sequence[Backend]) -> list[Band | None]:
         """One band per backend, in order; None where nothing at all is known of it."""
@@ -136,6 +137,7 @@ class QualityEstimator:
         state = {
             "format": FORMAT,
             "kind": self._kind,
+            "scored_until_s": self.scored_until_s,
             "overall": [[name, m.excess, m.number] for name, m in self._overall.items()],
             "by_task": [[*key, m.excess, m.number] for key, m in self._by_task.items()],
             "judged": [[*key, m.excess, m.number] for key, m in self._judged.items()],
@@ -148,6 +150,7 @@ class QualityEstimator:
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise ValueError(f"{path} is no state of this version of the quality estimator")
         self._kind = dict(state["kind"])
+        self.scored_until_s = float(state.get("scored_until_s", 0.0))
         self._overall = {name: _Memory(e, n) for name, e, n in state["overall"]}
         self._by_task = {(name, task): _Memory(e, n) for name, task, e, n in state["by_task"]}
         judged = state.get("judged", ())

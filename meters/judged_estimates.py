@@ -94,7 +94,7 @@ def judged_estimates(
             select(each).where(each.c.place <= most).order_by(each.c.start_s, each.c.request_id)
         ).mappings()
     ]
-    whole = _covered(connection, found)
+    whole = covered(connection, found)
     kept = [row for row, is_whole in zip(found, whole, strict=True) if is_whole]
     metered = _metered(connection, kept)
     return [
@@ -124,8 +124,8 @@ def _metered(connection: Connection, rows: Sequence[Row]) -> dict[str, int]:
     return found
 
 
-def _covered(connection: Connection, rows: Sequence[Row]) -> list[bool]:
-    """Whether the windows of its node cover each request's time, to its end."""
+def covered(connection: Connection, rows: Sequence[Row]) -> list[bool]:
+    """Whether the windows of its ``node`` cover each row's time, ``begin_s`` to ``end_s``."""
     by_node: dict[str, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
         by_node[row["node"]].append(place)
@@ -151,6 +151,7 @@ def _windows(
     found = connection.execute(
         select(w.start_s, w.end_s)
         .where(w.node == node, w.end_s > from_s, w.end_s < to_s + _HOUR_S)
+        .where(w.start_s < to_s + JITTER_S)
         .order_by(w.end_s)
     ).all()
     table = np.array([(row[0], row[1]) for row in found], dtype=np.float64).reshape(-1, 2)

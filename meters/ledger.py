@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from meters import audit, compaction, ourselves, receipts, rollups, usage
+from meters import audit, compaction, ourselves, outcomes, receipts, rollups, usage
 from meters.audit import Balance
 from meters.bulk import add, insert, rows_where
 from meters.compaction import Folded
 from meters.database import Database
 from meters.migrations import migrate
 from meters.ourselves import OwnSums
+from meters.outcomes import MeteredAnswer, ScoredAnswer
 from meters.receipts import Receipt
 from meters.rollups import Changes, Sums
 from meters.rows import Row, clean, dimensions, record_row, totals_row, window_of, window_row
@@ -95,8 +96,9 @@ class Ledger:
 
     def add_feedback(
         self, request_id: str, source: str, score: float, team: str, at_s: float
-    ) -> None:
-        """Keep what ``source`` says an answer was worth, 0..1; the latest word counts."""
+    ) -> float | None:
+        """Keep what ``source`` says an answer was worth, 0..1; the latest word counts, and the same
+        again changes nothing. What it said before; None where it had not."""
         row = {
             "request_id": clean(request_id),
             "source": clean(source),
@@ -104,12 +106,23 @@ class Ledger:
             "team": clean(team),
             "at_s": at_s,
         }
+        c = feedback.c
+        known = select(c.score).where(c.request_id == row["request_id"], c.source == row["source"])
         with self.database.write() as connection:
+            before: float | None = connection.scalar(known)
+            if before == score:
+                return before
             statement = _insert(connection, feedback).values(row)
             newer = {"score": score, "at_s": at_s}
             connection.execute(
                 statement.on_conflict_do_update(index_elements=["request_id", "source"], set_=newer)
             )
+        return before
+
+    def scores(self, after_s: float, most: int) -> list[ScoredAnswer]:
+        """The latest ``most`` scores that were given after a Unix time, in order."""
+        with self.database.ask() as connection:
+            return outcomes.scores(connection, after_s, most)
 
     def activities(self, node: str, start_s: float, end_s: float) -> list[Activity]:
         """What recorded requests did on a node between two Unix times, on any replica."""
@@ -208,6 +221,20 @@ class Ledger:
         """What windows gave to requests so far, in J, by request and node."""
         with self.database.read() as connection:
             return receipts.metered(connection, request_ids)
+
+    def metered_answers(
+        self, node: str, from_s: float, until_s: float
+    ) -> tuple[list[MeteredAnswer], float]:
+        """What a node's answers took that ended in a period, a slot of time at once, and from when
+        to go on; see ``outcomes``."""
+        with self.database.read() as connection:
+            return outcomes.metered_answers(connection, node, from_s, until_s)
+
+    def latest_from(self, node: str, most: int) -> float:
+        """When the earliest of a node's ``most`` latest requests ended, Unix time; 0 where there
+        are fewer."""
+        with self.database.ask() as connection:
+            return outcomes.latest_from(connection, node, most)
 
     def usage(
         self, team: str | None, from_s: float, to_s: float, group_by: Sequence[str] = ()

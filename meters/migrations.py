@@ -17,6 +17,7 @@ from meters.schema import (
     changes,
     dashboard_frozen,
     energy_hours,
+    feedback,
     meta,
     metadata,
     node_hours,
@@ -87,6 +88,12 @@ def _to_9(connection: Connection) -> None:
     )
 
 
+def _to_10(connection: Connection) -> None:
+    """Replicas look for the latest scores."""
+    for index in feedback.indexes:
+        index.create(connection)
+
+
 def _leave_room(connection: Connection) -> None:
     """Half of each page of the roll-ups that every batch adds to. PostgreSQL writes a changed row
     anew; beside the old one it needs no new entry in the index, and the room is used again soon.
@@ -107,6 +114,7 @@ STEPS: dict[int, Callable[[Connection], None]] = {
     7: _to_7,
     8: _to_8,
     9: _to_9,
+    10: _to_10,
 }
 VERSION = 1 + len(STEPS)
 

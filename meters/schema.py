@@ -395,7 +395,7 @@ feedback = Table(
     metadata,
     Column("request_id", Text, primary_key=True),
     Column("source", Text, primary_key=True),  # who says so: "caller", "judge", ...
-    Column("at_s", Double, nullable=False),
+    Column("at_s", Double, nullable=False, index=True),
     Column("team", Text, nullable=False),
     Column("score", Double, nullable=False),  # 0..1
 )

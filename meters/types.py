@@ -218,6 +218,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     prompt_tokens: int | None = None
     prompt_tokens_counted: bool = False  # False: guessed from bytes
     cached_prompt_tokens: int | None = None
+    likely_cached_tokens: int | None = None  # as expected, where the engine does not say
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
     usage_source: str = "unknown"  # upstream | counted | unknown
@@ -243,6 +244,7 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True,
     counterfactual_carbon_g: float | None = None
     simulated: bool = False
     answer_budget: str | None = None  # what the policy asked the backend to keep its answer to
+    running: float | None = None  # sequences in its engine's batch when it was sent, as expected
     earlier: str | None = None  # answers that were asked for and not given to the client, as JSON
     # Of the estimate: what others' APIs take, where engines with meters were asked as well. No
     # window ever replaces it.

@@ -1,8 +1,9 @@
 """The books behind the request path: finished requests to the journal, windows of energy divided
-among requests, what was measured back to the estimators.
+among requests, lengths and times of answers to the estimators.
 
 `Accounts.finished` is called at the end of each request and puts its record into the journal's
-file. Everything else happens in one background task, seconds later.
+file. Everything else happens in one background task. What answers took, estimators learn from the
+ledger (proxy/outcomes.py).
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ from typing import Protocol
 
 import msgspec
 
-from estimators.types import Estimator, Features, Load, Outcome
+from estimators.types import Estimator, Features, Outcome
 from meters.types import (
     Activity,
     Around,
     Attribution,
-    Evidence,
     StepPhysics,
     UsageRecord,
     Window,
@@ -41,7 +41,7 @@ AHEAD = 3
 AHEAD_S = 6.0  # they are waited for, so long after its end: an agent may be away
 LAG_S = 1.5  # a window waits this long after its end for the records of requests in it
 KEEP_S = 900.0  # how long a finished request can still be charged by a late window
-UNMETERED_S = 30.0  # how long one waits for a window on a node that sends none
+UNMETERED_S = 30.0  # likewise on a node that sends none
 SLACK_S = 60.0  # requests are kept in the order they finished, but for this much
 MOST_KEPT = 200_000  # finished requests of a node that are kept at most
 PUBLISHED_S = 20.0  # how long a finished request is told to other replicas
@@ -85,21 +85,6 @@ class Others(Protocol):
     def __call__(self, node: str, start_s: float, end_s: float) -> Iterable[Activity]: ...
 
 
-class _Settled(msgspec.Struct, gc=False):
-    """A finished request that windows may still charge."""
-
-    activity: Activity
-    backend: str
-    features: Features | None
-    load: Load
-    ttft_s: float | None
-    latency_s: float | None
-    output_tokens: int | None
-    answer_budget: str | None = None
-    energy_j: float = 0.0
-    evidence: Evidence | None = None
-
-
 class Accounts:
     """Keeps the books of one replica."""
 
@@ -133,8 +118,8 @@ class Accounts:
         self.late: Callable[[Window], None] | None = None
         self.recent: OrderedDict[str, UsageRecord] = OrderedDict()
         self.windows: deque[Window] = deque()
-        self._settled: dict[str, deque[_Settled]] = {}  # by node, in the order they finished
-        self._untaught: dict[str, deque[_Settled]] = {}  # those of them that nothing learnt from
+        self._settled: dict[str, deque[Activity]] = {}  # by node, in the order they finished
+        self._untaught: deque[Outcome] = deque(maxlen=MOST_KEPT)
         self._metered_s: dict[str, float] = {}  # by node: the end of its last window
         self._began_s = time.monotonic()
         self._forgotten_s: dict[str, float] = {}  # by node: the end of what was let go last
@@ -164,7 +149,7 @@ class Accounts:
             if len(self.recent) > RECENT:
                 self.recent.popitem(last=False)
             written = self.journal.record(record)
-            self._await_windows(flight, record)
+            self._keep(flight, record)
             self.observer.request(flight, record)
             if self.on_record is not None:
                 self.on_record(record)
@@ -184,49 +169,37 @@ class Accounts:
             self._hangs_until_s = time.monotonic() + HANGS_S
             log.warning("The journal's disk hangs: answers do not wait for their records for now")
 
-    def _await_windows(self, flight: Flight, record: UsageRecord) -> None:
-        if flight.earlier:
-            self._await_earlier(flight)
-        activity = flight.activity()
-        if activity is None or flight.engine is None:
-            return
-        load = next(
-            (c.load for c in flight.candidates if c.backend.name == flight.engine.name), Load()
-        )
-        settled = _Settled(
-            activity=activity,
-            backend=flight.engine.name,
-            features=_as_served(flight),
-            load=load,
-            ttft_s=record.ttft_s,
-            latency_s=record.latency_s if record.outcome == "ok" else None,
-            output_tokens=record.output_tokens if record.outcome == "ok" else None,
-            answer_budget=record.answer_budget,
-        )
-        self._keep(settled)
-
-    def _await_earlier(self, flight: Flight) -> None:
-        activities = flight.activities()[-len(flight.earlier) :]
-        for attempt, earlier in zip(flight.earlier, activities, strict=True):
-            self._keep(
-                _Settled(
-                    activity=earlier,
-                    backend=attempt.backend,
-                    features=flight.features if attempt.kind == "answer" else None,
-                    load=next(
-                        (c.load for c in flight.candidates if c.backend.name == attempt.backend),
-                        Load(),
-                    ),
-                    ttft_s=None,
-                    latency_s=attempt.end_s - attempt.sent_s,
-                    output_tokens=attempt.output_tokens,
-                    answer_budget=attempt.answer_budget,
+    def _keep(self, flight: Flight, record: UsageRecord) -> None:
+        """Remember what windows may charge, and what the answer teaches."""
+        for activity in reversed(flight.activities()):
+            kept = self._settled.setdefault(activity.node, deque(maxlen=MOST_KEPT))
+            kept.append(activity)
+        for attempt in flight.earlier:
+            if attempt.kind == "answer" and flight.features is not None:
+                self._untaught.append(
+                    Outcome(
+                        backend=attempt.backend,
+                        features=flight.features,
+                        load=flight.load_of(attempt.backend),
+                        latency_s=attempt.end_s - attempt.sent_s,
+                        output_tokens=attempt.output_tokens,
+                        answer_budget=attempt.answer_budget,
+                    )
                 )
+        if flight.engine is None or flight.sent_s is None or flight.features is None:
+            return
+        ok = record.outcome == "ok"
+        self._untaught.append(
+            Outcome(
+                backend=flight.engine.name,
+                features=_as_served(flight.features, record),
+                load=flight.load_of(flight.engine.name),
+                ttft_s=record.ttft_s,
+                latency_s=record.latency_s if ok else None,
+                output_tokens=record.output_tokens if ok else None,
+                answer_budget=record.answer_budget,
             )
-
-    def _keep(self, settled: _Settled) -> None:
-        for kept in (self._settled, self._untaught):
-            kept.setdefault(settled.activity.node, deque(maxlen=MOST_KEPT)).append(settled)
+        )
 
     # -- windows -------------------------------------------------------------------------------
 
@@ -252,9 +225,18 @@ class Accounts:
             except TimeoutError:
                 pass
             try:
+                self.teach()
                 await self.divide_due(time.time())
             except Exception:
                 log.exception("a window could not be divided; its figures stay estimated")
+
+    def teach(self) -> None:
+        """Tell the estimator how long the answers were that ended since the last time."""
+        while self._untaught:
+            try:
+                self.estimator.learn(self._untaught.popleft())
+            except Exception:
+                log.exception("nothing could be learnt from an answer")
 
     async def divide_due(self, now_s: float) -> None:
         """Divide the windows that ended at least LAG_S before this Unix time, each node's in
@@ -328,10 +310,6 @@ class Accounts:
         # Milliseconds with hundreds of requests in flight: too long for the event loop.
         attribution = await asyncio.to_thread(self._work_out, window, activities, around)
         self._enter(attribution)  # once, whatever becomes of what it could teach
-        shares: dict[str, float] = {}
-        for share in attribution.shares:  # two answers to one request may come from one node
-            shares[share.request_id] = shares.get(share.request_id, 0.0) + share.energy_j
-        self._charge(window, shares, attribution.evidence)
 
     def _work_out(self, window: Window, activities: list[Activity], around: Around) -> Attribution:
         try:
@@ -360,12 +338,11 @@ class Accounts:
         """What this node did for anyone between two Unix times."""
         found: list[Activity] = []
         for settled in reversed(self._settled.get(node, ())):
-            past = settled.activity
-            ended_s = past.end_s or end_s
+            ended_s = settled.end_s or end_s
             if ended_s < start_s - SLACK_S:
                 break
-            if past.start_s < end_s and ended_s >= start_s:
-                found.append(past)
+            if settled.start_s < end_s and ended_s >= start_s:
+                found.append(settled)
         found.reverse()
         known = {activity.request_id for activity in found}
         for flight in list(self.live.values()):
@@ -394,56 +371,19 @@ class Accounts:
         found = [a for flight in live for a in flight.activities()]
         for kept in self._settled.values():
             for settled in reversed(kept):
-                if (settled.activity.end_s or 0.0) < since_s:
+                if (settled.end_s or 0.0) < since_s:
                     break
-                found.append(settled.activity)
+                found.append(settled)
         return found
 
-    def _charge(self, window: Window, shares: dict[str, float], evidence: Evidence) -> None:
-        """Note the shares of finished requests; teach from those that are complete."""
-        waiting: deque[_Settled] = deque(maxlen=MOST_KEPT)
-        complete: list[_Settled] = []
-        for settled in self._untaught.get(window.node, ()):
-            energy_j = shares.get(settled.activity.request_id)
-            if energy_j is not None:
-                settled.energy_j += energy_j
-                settled.evidence = evidence
-            ended = (settled.activity.end_s or 0.0) <= window.end_s
-            (complete if ended else waiting).append(settled)
-        self._untaught[window.node] = waiting
-        for settled in complete:
-            self._teach(settled)
-
     def _forget(self, now_s: float) -> None:
-        """Let go of requests that no window will charge any more; where a node sends none, lengths
-        and times are learnt without."""
-        for node, waiting in self._untaught.items():
+        """Let go of requests that no window will charge any more."""
+        for node, kept in self._settled.items():
             metered = now_s - self._metered_s.get(node, 0.0) < KEEP_S
             oldest_s = now_s - (KEEP_S if metered else UNMETERED_S)
-            while waiting and (waiting[0].activity.end_s or 0.0) < oldest_s:
-                self._teach(waiting.popleft())
-            kept = self._settled.get(node, waiting)
-            while kept and (kept[0].activity.end_s or 0.0) < oldest_s:
-                gone_s = kept.popleft().activity.end_s or 0.0
+            while kept and (kept[0].end_s or 0.0) < oldest_s:
+                gone_s = kept.popleft().end_s or 0.0
                 self._forgotten_s[node] = max(gone_s, self._forgotten_s.get(node, 0.0))
-
-    def _teach(self, settled: _Settled) -> None:
-        features, settled.features = settled.features, None  # its text is not kept any longer
-        if features is None:
-            return
-        self.estimator.learn(
-            Outcome(
-                backend=settled.backend,
-                features=features,
-                load=settled.load,
-                energy_j=settled.energy_j if settled.evidence is not None else None,
-                evidence=settled.evidence or Evidence.UNKNOWN,
-                ttft_s=settled.ttft_s,
-                latency_s=settled.latency_s,
-                output_tokens=settled.output_tokens,
-                answer_budget=settled.answer_budget,
-            )
-        )
 
 
 def undivided(window: Window) -> Attribution:
@@ -463,14 +403,9 @@ def undivided(window: Window) -> Attribution:
     )
 
 
-def _as_served(flight: Flight) -> Features | None:
-    """The request's features with the part of its prompt that really was cached, where the engine
-    says so; none where it went elsewhere than the turn before."""
-    told, usage = flight.features, flight.usage
-    if told is None or not told.cached_prompt_tokens:
-        return told
-    cached = usage.cached_tokens if usage else None
+def _as_served(told: Features, record: UsageRecord) -> Features:
+    """The request's features with the part of its prompt that was cached."""
+    cached = record.cached_prompt_tokens
     if cached is None:
-        stayed = flight.turn and flight.engine and flight.turn.backend == flight.engine.name
-        cached = told.cached_prompt_tokens if stayed else 0
+        cached = record.likely_cached_tokens or 0
     return msgspec.structs.replace(told, cached_prompt_tokens=min(cached, told.prompt_tokens))

@@ -24,7 +24,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.hardware import GPUS
 from estimators.text import coarse_task
-from estimators.types import Backend, Estimate, Features, Load, Outcome
+from estimators.types import Backend, Estimate, Features, Load
 from meters.drain import Drain
 from meters.intake import WindowIntake
 from meters.journal import Journal
@@ -67,6 +67,7 @@ from proxy.lessons import Lessons
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.otlp import Otlp
+from proxy.outcomes import CALLER, Outcomes
 from proxy.own_book import OwnBook
 from proxy.people import People
 from proxy.predicting import Predictors
@@ -257,7 +258,6 @@ class Proxy:
         self.router.canaries = self.canaries
         self.load_promises()
         self.aftermath = Aftermath(self.router, self.canaries)
-        self.scores = feedback.Scores()
         self.watch = TimeWatch()
         self.client = Upstream(settings.time)
         state = Path(settings.state_dir)
@@ -318,6 +318,12 @@ class Proxy:
         )
         self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
         self.accounts.others = self.siblings
+        self.outcomes = Outcomes(
+            self.estimator,
+            lambda: self.ledger,
+            lambda: [engine.node for engine in self.pool.engines],
+            alone=books.url_of(settings).startswith("sqlite") and settings.server.workers == 1,
+        )
         self.lessons = lessons_of(settings, self.replica, worker, self.learning)
         self.measuring = Measuring(settings, self.pool, self.take_window)
         self.health = HealthChecks(self.pool, self.client, settings.retries)
@@ -437,6 +443,7 @@ class Proxy:
         self.accounts.start()
         self.alerts.start()
         self.corrections.start()
+        self.outcomes.start()
         await self.canaries.start()
         if self.otlp is not None:
             self.otlp.start()
@@ -483,6 +490,7 @@ class Proxy:
             self.worker_metrics.stop if self.worker_metrics is not None else None,
             self.alerts.stop,
             self.corrections.stop,
+            self.outcomes.stop,
             self.canaries.stop,
             partial(asyncio.to_thread, self.otlp.stop) if self.otlp is not None else None,
             partial(asyncio.to_thread, self.save) if self.worker == 0 else None,
@@ -763,6 +771,12 @@ class Proxy:
             gone["backends"] = "no backend answers"
         return gone
 
+    def keep_score(self, record: UsageRecord, score: float, at_s: float) -> float | None:
+        """Put a score into the ledger, from which other replicas learn it; the answer's score
+        before. Raises SQLAlchemyError."""
+        assert self.ledger is not None  # it is there while requests are served
+        return self.ledger.add_feedback(record.request_id, CALLER, score, record.team, at_s)
+
     async def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
         """Take a score of an answer in; it teaches the quality of what answered."""
         score, request_id = feedback.score_in(given)
@@ -777,21 +791,16 @@ class Proxy:
                 param="request_id",
             )
         said = {"object": "joulegate.feedback", "request_id": request_id, "score": score}
-        before = self.scores.take(request_id, score)
+        at_s = time.time()
+        try:
+            before = await asyncio.to_thread(self.keep_score, record, score, at_s)
+        except SQLAlchemyError as error:
+            log.warning("A score is known to this replica alone (%s).", type(error).__name__)
+            before = None
         if before == score:
             return said  # sent again
         if record.backend is not None:
-            self.estimator.learn(
-                Outcome(
-                    backend=record.backend,
-                    features=Features(
-                        prompt_tokens=record.prompt_tokens or 0, task=record.task, team=record.team
-                    ),
-                    load=Load(),
-                    score=score,
-                    answer_budget=record.answer_budget,
-                )
-            )
+            self.outcomes.scored(record, score, CALLER, at_s)
         self.aftermath.scored(record, score, before)
         return said
 

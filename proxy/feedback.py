@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from itertools import pairwise
 from typing import Any
 
@@ -10,23 +10,7 @@ from proxy.errors import ApiError, invalid_body
 
 THUMBS = {"up": 1.0, "down": 0.0}
 KEYS = frozenset({"request_id", "score", "thumb", "edit"})
-REMEMBERED = 10_000  # answers whose scores are
 MAX_EDIT_CHARS = 200_000  # of an answer before or after
-
-
-class Scores:
-    """The last scores of answers, so that one that is sent again is known."""
-
-    def __init__(self) -> None:
-        self._last: OrderedDict[str, float] = OrderedDict()
-
-    def take(self, request_id: str, score: float) -> float | None:
-        """Note a score; the one that the answer had before, None where there is none."""
-        before = self._last.pop(request_id, None)
-        self._last[request_id] = score
-        if len(self._last) > REMEMBERED:
-            self._last.popitem(last=False)
-        return before
 
 
 def score_in(given: dict[str, Any]) -> tuple[float, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from estimators.types import Estimate, Features
+from estimators.types import Estimate, Features, Load
 from meters.prefixes import Sent, characters
 from meters.types import Activity
 from policies.answer_budget import AnswerBudget
@@ -208,6 +208,10 @@ class Flight:
         """The candidate that answers: the engine, under its answer budget where there is one."""
         name = self.engine.name if self.engine is not None else ""
         return name if self.budget is None else f"{name}+{self.budget.name}"
+
+    def load_of(self, backend: str) -> Load:
+        """A backend's load when the decision was made."""
+        return next((c.load for c in self.candidates if c.backend.name == backend), Load())
 
     def follow(self, routed: Routed) -> None:
         """Go where that decision says."""

@@ -65,6 +65,7 @@ class Predictors:
         self.folder = folder
         self._facts: dict[str, Backend] = {}
         self._prior: EnergyEstimator | None = None
+        self._taught_until_s: dict[str, float] = {}
         self._load()
 
     def know(self, backends: Iterable[Backend]) -> None:
@@ -113,6 +114,17 @@ class Predictors:
             self.lengths.learn(facts, outcome.features, outcome.output_tokens)
         if outcome.score is not None:
             self.quality.learn(facts, outcome.features, outcome.score)
+
+    def learn_energy(self, outcome: Outcome) -> None:
+        """Teach what an answer took, whose length was learnt where it was served."""
+        self.energy.learn(outcome)
+
+    @property
+    def taught_until_s(self) -> dict[str, float]:
+        """By node until when, Unix time, answers were learnt from; kept with what they taught."""
+        if isinstance(self.energy, EnergyEstimator):
+            return self.energy.taught_until_s
+        return self._taught_until_s
 
     def _learn_budget(self, facts: Backend, outcome: Outcome) -> None:
         """A shorter answer says what the budget does, not what the backend does without it."""

@@ -40,6 +40,8 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
     if (ran or hit) and flight.outcome == "ok":
         other = _counterfactual(flight, took, recount)
     served = flight.sent_s is not None or hit
+    load = flight.load_of(engine.name) if engine is not None and ran else None
+    cached = usage.cached_tokens if usage else None
     # Nothing ran: it was refused there, or never arrived. That is known, and no unknown.
     spared = 0.0 if hit or (engine is not None and not ran) else None
     return UsageRecord(
@@ -64,6 +66,7 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
         cache=flight.cache,
         attempts=flight.attempts + flight.tried,
         answer_budget=flight.budget.name if flight.budget is not None else None,
+        running=load.running if load is not None and load.known else None,
         earlier=earlier_in(flight) if flight.earlier else None,
         hosted_j=hosted.mid if hosted else None,
         hosted_low_j=hosted.low if hosted else None,
@@ -71,7 +74,8 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
         task=told.task if told else None,
         prompt_tokens=prompt,
         prompt_tokens_counted=counted,
-        cached_prompt_tokens=usage.cached_tokens if usage else None,
+        cached_prompt_tokens=cached,
+        likely_cached_tokens=_likely_cached(flight) if ran and cached is None else None,
         output_tokens=output,
         reasoning_tokens=usage.reasoning_tokens if usage else None,
         usage_source=source,
@@ -108,6 +112,14 @@ def record_of(flight: Flight, replica: str, recount: Recount | None = None) -> U
         session=flight.conversation if flight.turn or flight.session else None,
         decision=decision_in(flight),
     )
+
+
+def _likely_cached(flight: Flight) -> int | None:
+    """What was expected to be cached of the prompt, where it went to the engine of the turn before;
+    None where it did not, or nothing was."""
+    told, turn, engine = flight.features, flight.turn, flight.engine
+    stayed = turn is not None and engine is not None and turn.backend == engine.name
+    return told.cached_prompt_tokens or None if told is not None and stayed else None
 
 
 def _money_usd(flight: Flight, estimate: Estimate | None) -> float | None:

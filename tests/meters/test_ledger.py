@@ -380,10 +380,11 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
         for column in ("arm", "intensity_tier", "user_hash", *hosted):
             connection.execute(text(f"ALTER TABLE requests DROP COLUMN {column}"))
         connection.execute(text("ALTER TABLE dims DROP COLUMN arm"))
+        connection.execute(text("DROP INDEX ix_feedback_at_s"))
         connection.execute(text("UPDATE ledger_meta SET version = 1"))
     ledger.close()
     newer = Ledger(ledger_url)
-    assert newer.migrated == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert newer.migrated == [2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert newer.check() == before
     newer.write([record(2)], [attribution(2, {"req-2": 5.0})])
     assert newer.check().balanced

@@ -135,33 +135,37 @@ async def test_a_window_that_cannot_be_divided_is_entered_as_unattributed() -> N
     assert [a.unattributed_j for a in kept.entered] == [100.0]
 
 
-async def test_requests_of_a_node_without_a_meter_teach_lengths_and_are_let_go() -> None:
+def test_lengths_and_times_are_learnt_once_and_joules_are_not() -> None:
+    kept = Kept()
+    account = books(kept)
+    finish(account, time.time() - 1)
+    assert kept.learnt == []  # nobody's answer waits for it
+    account.teach()
+    account.teach()
+    (outcome,) = kept.learnt
+    assert outcome.energy_j is None  # that is learnt from the ledger
+    assert outcome.latency_s == pytest.approx(1.0)
+    kept.fails = True
+    finish(account, time.time())
+    account.teach()
+    assert len(kept.learnt) == 2
+
+
+async def test_requests_of_a_node_without_a_meter_are_let_go_sooner() -> None:
     kept = Kept()
     account = books(kept)
     now_s = time.time()
     finish(account, now_s - 1)
     await account.divide_due(now_s)
-    assert kept.learnt == []  # a window may still come
+    assert account._settled[NODE]  # a window may still come
     await account.divide_due(now_s + accounts.UNMETERED_S)
-    (outcome,) = kept.learnt
-    assert outcome.energy_j is None
-    assert outcome.latency_s == pytest.approx(1.0)
-    assert not any(settled.features for settled in account._settled[NODE])
+    assert not account._settled[NODE]
+    account.window(window(now_s - 9))
+    finish(account, now_s - 8)
+    await account.divide_due(now_s + accounts.UNMETERED_S)
+    assert account._settled[NODE]
     await account.divide_due(now_s + accounts.KEEP_S)
     assert not account._settled[NODE]
-
-
-async def test_a_metered_node_is_waited_for() -> None:
-    kept = Kept()
-    account = books(kept)
-    now_s = time.time()
-    account.window(window(now_s - 30))
-    finish(account, now_s - 20)
-    await account.divide_due(now_s + accounts.UNMETERED_S)
-    assert kept.learnt == []
-    account.window(window(now_s - 19))
-    await account.divide_due(now_s + accounts.UNMETERED_S)
-    assert len(kept.learnt) == 1
 
 
 def test_activities_of_a_window_are_found_among_many_and_in_order() -> None:

@@ -48,16 +48,3 @@ def test_refuses_what_is_no_score(given: dict[str, Any], param: str) -> None:
     with pytest.raises(ApiError) as caught:
         feedback.score_in(given)
     assert (caught.value.status, caught.value.param) == (400, param)
-
-
-def test_the_last_score_of_an_answer_is_known_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feedback, "REMEMBERED", 2)
-    scores = feedback.Scores()
-    assert [scores.take(*given) for given in (("a", 0.0), ("a", 0.0), ("a", 1.0))] == [
-        None,
-        0.0,
-        0.0,
-    ]
-    scores.take("b", 0.5)
-    scores.take("c", 0.5)
-    assert scores.take("a", 1.0) is None
