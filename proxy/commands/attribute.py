@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from meters.attribution import Books, attribute_all
 from meters.types import Activity, Window
 from proxy.commands import CommandError
+from proxy.commands.progress import busy
 from proxy.jsonl import read_lines
 
 EXAMPLE = "joulegate attribute --windows windows.jsonl --requests requests.jsonl"
@@ -26,7 +27,7 @@ EXAMPLE = "joulegate attribute --windows windows.jsonl --requests requests.jsonl
 class WindowLine(msgspec.Struct, forbid_unknown_fields=True):
     """One line of ``--windows``."""
 
-    node: str
+    node: str | int
     start_s: float
     end_s: float
     energy_j: float
@@ -40,8 +41,8 @@ class WindowLine(msgspec.Struct, forbid_unknown_fields=True):
 class RequestLine(msgspec.Struct, forbid_unknown_fields=True):
     """One line of ``--requests``."""
 
-    request_id: str
-    node: str
+    request_id: str | int
+    node: str | int
     start_s: float
     prompt_tokens: float
     output_tokens: float
@@ -62,25 +63,29 @@ def run(args: argparse.Namespace) -> int:
     windows = [
         Window(
             window_id=str(number),
-            **{name: getattr(line, name) for name in WindowLine.__struct_fields__},
+            **{**msgspec.structs.asdict(line), "node": str(line.node)},
         )
         for number, line in enumerate(read_lines(args.windows, WindowLine))
     ]
     activities: dict[str, Activity] = {}
+    names: dict[str, str | int] = {}  # as they are written in the file
     repeated = 0
     for line in read_lines(args.requests, RequestLine):
-        repeated += line.request_id in activities
-        activities.setdefault(line.request_id, _activity(line))
-    books = attribute_all(windows, activities.values())
+        activity = _activity(line)
+        repeated += activity.request_id in activities
+        activities.setdefault(activity.request_id, activity)
+        names.setdefault(activity.request_id, line.request_id)
+    with busy(f"dividing {len(windows)} windows among {len(activities)} requests"):
+        books = attribute_all(windows, activities.values())
     _warn(books, activities.values(), repeated)
-    _print(books, activities)
+    _print(books, names)
     return 0
 
 
 def _activity(line: RequestLine) -> Activity:
     return Activity(
-        request_id=line.request_id,
-        node=line.node,
+        request_id=str(line.request_id),
+        node=str(line.node),
         start_s=line.start_s,
         first_token_s=line.first_token_s,
         end_s=line.end_s,
@@ -91,10 +96,11 @@ def _activity(line: RequestLine) -> Activity:
     )
 
 
-def _print(books: Books, activities: Iterable[str]) -> None:
+def _print(books: Books, names: Mapping[str, str | int]) -> None:
     write = sys.stdout.buffer.write
-    for request_id, energy_j in books.request_j(activities).items():
-        write(msgspec.json.encode({"request_id": request_id, "energy_j": energy_j}) + b"\n")
+    for request_id, energy_j in books.request_j(names).items():
+        line = {"request_id": names[request_id], "energy_j": energy_j}
+        write(msgspec.json.encode(line) + b"\n")
     totals = {
         "metered_j": books.metered_j,
         "attributed_j": books.attributed_j,

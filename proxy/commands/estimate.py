@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from typing import Any
 
 import msgspec
@@ -27,6 +26,7 @@ from estimators.rice_estimator import built_in, rice_figures
 from estimators.types import Backend, Band, GpuFacts, ModelFacts
 from meters.types import Evidence
 from proxy.commands import CommandError
+from proxy.commands.progress import progress
 from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate estimate --batch requests.jsonl"
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _answer_all(prior: Prior, path: str, estimator: str) -> int:
-    shown = time.monotonic()
+    tell = progress("lines estimated")
     for number, asked in numbered_lines(path, Asked):
         try:
             said = answer(prior, asked, estimator)
@@ -118,9 +118,7 @@ def _answer_all(prior: Prior, path: str, estimator: str) -> int:
         lacking = unknown(asked) if said.evidence is Evidence.UNKNOWN else too_large(asked)
         if lacking is not None:
             print(f"joulegate: {path}, line {number}: {lacking}", file=sys.stderr)
-        if time.monotonic() - shown > 2.0:
-            shown = time.monotonic()
-            print(f"{number} lines estimated", file=sys.stderr)
+        tell(number)
     return 0
 
 

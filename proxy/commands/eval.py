@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from estimators.evaluated import Answered, Mean, Row, by_task, table
 from policies.wording import nearest
 from proxy import pareto_plot, prompt_set, serving
 from proxy.commands import CommandError
+from proxy.commands.progress import progress
 from proxy.evaluating import Client, ProxyAway, Run
 
 EXAMPLE = "joulegate eval --set prompts.jsonl --url http://127.0.0.1:4000 --plot front.svg"
@@ -65,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
                 client.wait_for_meters()
             backends = _named(client, args.backend)
             work = Run(client, items, backends, Path(args.out))
-            work.answer(max(1, args.parallel), _progress("answered"))
-            unread = work.judge(args.judge, _progress("judged")) if args.judge else 0
-            work.meter(args.wait_s, _progress("metered"))
+            work.answer(max(1, args.parallel), progress("prompts answered"))
+            unread = work.judge(args.judge, progress("answers judged")) if args.judge else 0
+            work.meter(args.wait_s, progress("answers metered"))
     except (prompt_set.BadPromptSet, ProxyAway) as error:
         raise CommandError(str(error)) from None
     except OSError as error:
@@ -168,17 +167,3 @@ def _mid(value: Mean | None) -> str:
 
 def _ends(value: Mean | None) -> str:
     return "" if value is None else f"{value.low:.3g}-{value.high:.3g}"
-
-
-def _progress(word: str) -> Callable[[int, int], None]:
-    """Says on stderr how far it is, once two seconds have gone by."""
-    began_s = last_s = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last_s
-        now_s = time.monotonic()
-        if now_s - began_s > 2.0 and now_s - last_s > 1.0:
-            last_s = now_s
-            print(f"{word} {done} of {total}", file=sys.stderr, flush=True)
-
-    return tell

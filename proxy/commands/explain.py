@@ -16,6 +16,7 @@ import msgspec
 
 from proxy import offline
 from proxy.commands import CommandError
+from proxy.commands.progress import progress
 from proxy.config_file import ConfigError
 from proxy.errors import ApiError
 from proxy.jsonl import numbered_lines
@@ -70,6 +71,7 @@ def _one(explainer: offline.Explainer, path: str, *, as_json: bool) -> int:
 
 
 def _batch(explainer: offline.Explainer, path: str) -> int:
+    tell = progress("lines explained")
     for number, line in numbered_lines(path, dict):
         if "id" not in line:
             raise CommandError(f"{path}, line {number}: 'id' is missing. Give each line one.")
@@ -80,6 +82,7 @@ def _batch(explainer: offline.Explainer, path: str) -> int:
         except ApiError as error:
             raise CommandError(f"{path}, line {number}: {error.message}") from None
         print(json.dumps({"id": identity, **decision}), flush=True)
+        tell(number)
     return 0
 
 

@@ -22,11 +22,11 @@ from meters.ledger import Ledger
 from proxy import books, tables
 from proxy.commands import CommandError
 from proxy.commands.keys import seconds
+from proxy.commands.progress import progress
 from proxy.teams import note
 
 EXAMPLE = "joulegate ledger check --config config.yaml"
 
-_PROGRESS_S = 2.0
 _YOUNGEST_S = 2 * 86_400.0  # journals may still hold windows of the last hours
 
 
@@ -149,11 +149,9 @@ def _compact(ledger: Ledger, older_than_s: float) -> int:
 
 def _counted(lines: Iterable[bytes], what: str) -> Iterator[bytes]:
     """The lines, with a word on standard error every two seconds."""
-    said_s = time.monotonic()
+    tell = progress(what)
     for number, line in enumerate(lines, 1):
-        if time.monotonic() - said_s > _PROGRESS_S:
-            said_s = time.monotonic()
-            print(f"{number} {what}", file=sys.stderr)
+        tell(number)
         yield line
 
 

@@ -20,6 +20,7 @@ from estimators.quality_model import Prediction, QualityModel, UnreadableModel
 from estimators.text import read
 from proxy.commands import CommandError
 from proxy.commands.learn_quality import text_in
+from proxy.commands.progress import busy, progress
 from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate predict-quality quality.npz --batch prompts.jsonl"
@@ -51,14 +52,17 @@ def run(args: argparse.Namespace) -> int:
         ) from None
     encoder = msgspec.json.Encoder()
     lines = numbered_lines(args.batch, PromptLine)
+    tell = progress("lines predicted")
     while block := list(islice(lines, _BLOCK)):
         texts = [
             text_in(line.prompt, line.messages, f"{args.batch}, line {number}")
             for number, line in block
         ]
-        found = model.predict_all([read(text) for text in texts])
-        for (_, line), said in zip(block, found, strict=True):
+        with busy("reading prompts"):
+            found = model.predict_all([read(text) for text in texts])
+        for (number, line), said in zip(block, found, strict=True):
             sys.stdout.write(encoder.encode(answer(line.id, model, said)).decode() + "\n")
+            tell(number)
     return 0
 
 

@@ -13,7 +13,8 @@ import csv
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -27,6 +28,7 @@ from policies.wording import nearest
 from proxy import backends, books, policy_book, serving
 from proxy.auth import limits_of
 from proxy.commands import CommandError
+from proxy.commands.progress import progress
 from proxy.config_file import ConfigError
 from proxy.grid import Grid
 from proxy.predicting import Predictors
@@ -110,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 shorter=_shorter(book.needs(name).answer_budgets, estimator.effects, teams),
                 without_us=settings.carbon.default_counterfactual,
                 seed=args.seed,
-                progress=_progress(name, len(trace)),
+                progress=partial(progress(f"requests by {name}"), total=len(trace)),
             )
             first = first or choices
             results.append(compared(first, choices, result))
@@ -235,20 +237,3 @@ def _kwh(joules: float | None) -> str:
 
 def _figure(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.4g}"
-
-
-def _progress(name: str, total: int) -> Callable[[int], None]:
-    """Shows progress on stderr once two seconds have gone by."""
-    began_s = time.monotonic()
-    last_s = began_s
-
-    def tell(done: int) -> None:
-        nonlocal last_s
-        now_s = time.monotonic()
-        if done and now_s - began_s > 2.0 and now_s - last_s > 1.0:
-            last_s = now_s
-            left_s = (now_s - began_s) / max(1, done) * (total - done)
-            line = f"{name}: {done / total:.0%} of {total} requests, {left_s:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
-
-    return tell

@@ -143,3 +143,11 @@ def test_a_file_in_another_form_is_named(tmp_path, capsys, packed, says):
     path.write_bytes(packed)
     assert main(["attribute", "--windows", str(path), "--requests", str(path)]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_names_may_be_numbers_and_come_back_as_such(tmp_path, capsys):
+    windows, requests = [{**WINDOW, "node": 3}], [{**REQUEST, "node": 3, "request_id": 7}]
+    status, lines, _ = attribute(tmp_path, capsys, windows, requests)
+    assert status == 0
+    assert lines[0]["request_id"] == 7
+    assert lines[0]["energy_j"] > 0

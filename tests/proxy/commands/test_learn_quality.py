@@ -91,7 +91,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, capsys) -> None:  # type: 
     bad = tmp_path / "bad"
     bad.write_text("hello")
     assert main(["predict-quality", str(bad), "--batch", "-"]) == 1
-    assert "no model made by learn-quality" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no model made by learn-quality" in said
+    assert "pickle" not in said  # numpy's advice to load it unsafely
     assert main(["predict-quality", str(tmp_path / "gone"), "--batch", "-"]) == 1
     assert "Make one with joulegate learn-quality" in capsys.readouterr().err
 
