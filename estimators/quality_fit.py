@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -36,22 +37,20 @@ class NothingToLearn(Exception):
 
 
 def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
-    """The model these outcomes teach. The same rows give the same model.
+    """The model these outcomes teach. The same rows give the same model, in any order.
 
     Several answers of one backend to one prompt count as their mean. Raises NothingToLearn.
     """
     prompt_of: dict[str, int] = {}
     backend_of: dict[str, int] = {}
-    tasks: list[str | None] = []
+    task_of: dict[str, str] = {}
     cells: list[tuple[int, int, float, float]] = []
     for row in rows:
-        i = prompt_of.setdefault(row.text, len(prompt_of))
-        if i == len(tasks):
-            tasks.append(None)
-        tasks[i] = tasks[i] or row.task
+        if row.task:
+            task_of[row.text] = min(row.task, task_of.get(row.text, row.task))
         cells.append(
             (
-                i,
+                prompt_of.setdefault(row.text, len(prompt_of)),
                 backend_of.setdefault(row.backend, len(backend_of)),
                 np.nan if row.score is None else row.score,
                 np.nan if row.output_tokens is None else np.log1p(row.output_tokens),
@@ -60,14 +59,21 @@ def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
     if not cells:
         raise NothingToLearn("There is no outcome to learn from.")
     shape = (len(prompt_of), len(backend_of))
+    # Folds and groups are drawn by place: of the same rows each has the same, whatever its line.
+    prompts, backends = sorted(prompt_of, key=_digest), sorted(backend_of)
     table = np.array(cells)
+    for column, names, first in ((0, prompts, prompt_of), (1, backends, backend_of)):
+        place = np.argsort([first[name] for name in names])
+        table[:, column] = place[table[:, column].astype(np.int64)]
+    table = table[np.lexsort(table.T[::-1])]
     at = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
     scores, lengths = _mean_of(at, table[:, 2], shape), _mean_of(at, table[:, 3], shape)
     targets = [target for target in (scores, lengths) if not np.isnan(target).all()]
-    texts = [read(text) for text in prompt_of]
+    texts = [read(text) for text in prompts]
+    tasks = [task_of.get(text) for text in prompts]
     # many small matrices: threads of linear algebra wait for each other more than they help
     with threadpool_limits(1):
-        kinds, heads, fits = fit(texts, tasks, targets, sharing(list(prompt_of)), seed)
+        kinds, heads, fits = fit(texts, tasks, targets, sharing(prompts), seed)
     by_target = dict(
         zip(
             [
@@ -89,13 +95,17 @@ def learn(rows: Iterable[Scored], seed: int = 0) -> QualityModel:
         "tasks": len({task for task in tasks if task}),
     }
     return QualityModel(
-        tuple(backend_of),
+        tuple(backends),
         kinds,
         by_target["quality"][0] if "quality" in by_target else None,
         by_target["length"][0] if "length" in by_target else None,
         bands,
         facts,
     )
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
 
 
 def _mean_of(

@@ -153,12 +153,14 @@ class QualityModel(NamedTuple):
             with np.load(Path(path), allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             meta = json.loads(arrays["meta"].tobytes())
-        except (ValueError, KeyError, EOFError) as error:
-            raise UnreadableModel(f"{path} is no model made by learn-quality: {error}") from None
+        except (ValueError, KeyError, EOFError):
+            raise UnreadableModel(f"{path} is no model made by learn-quality.") from None
         except OSError:
             raise
         except Exception as error:  # zipfile's and zlib's own, for a damaged file
-            raise UnreadableModel(f"{path} is damaged: {error}") from None
+            raise UnreadableModel(
+                f"{path} is damaged ({error}); make it again with learn-quality."
+            ) from None
         known = meta.get("buckets"), meta.get("dense")
         if meta.get("format") not in _READ or known != (BUCKETS, list(DENSE)):
             raise UnreadableModel(

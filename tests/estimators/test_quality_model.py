@@ -42,6 +42,17 @@ def test_backends_that_answered_once_have_lengths_that_can_be() -> None:
     assert (lengths[:, 2] > 1.5 * lengths[:, 0]).all()
 
 
+def test_the_order_of_the_outcomes_does_not_matter() -> None:
+    rows = outcomes(150, labels=False)
+    rng = random.Random(5)
+    asked = [prompt(task, rng) for task in ("code", "cooking", "law") for _ in range(5)]
+    shuffled = rng.sample(rows, len(rows))
+    one, other = learn(rows), learn(shuffled)
+    assert one.backends == other.backends
+    for text in asked:
+        assert mids(one, text) == mids(other, text)
+
+
 @pytest.mark.parametrize("labels", [True, False])
 def test_knows_who_is_good_at_what(labels: bool) -> None:
     model = learn(outcomes(450, labels=labels))
