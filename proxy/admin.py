@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -61,11 +61,18 @@ class Rotation(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Admin:
-    """The routes under /admin. ``store`` gives the state's store, None before there is one."""
+    """The routes under /admin. ``store`` gives the state's store, None before there is one;
+    ``changed`` is awaited after a change, before it is answered: here it holds from then on."""
 
-    def __init__(self, keys: KeyRing, store: Callable[[], TeamStore | None]) -> None:
+    def __init__(
+        self,
+        keys: KeyRing,
+        store: Callable[[], TeamStore | None],
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
         self.keys = keys
         self.store = store
+        self.changed = changed
         self.router = APIRouter(prefix="/admin", include_in_schema=False)
         add = self.router.add_api_route
         add("/teams", self.teams, methods=["GET"])
@@ -96,20 +103,22 @@ class Admin:
         caller = self._caller(request, role="admin")
         given = await _body(request, NewTeam)
         actor = _actor(caller)
-        again = await self._ask(lambda store: store.create_team(given.team, given.settings, actor))
+        again = await self._change(
+            lambda store: store.create_team(given.team, given.settings, actor)
+        )
         return _json({"object": "team", "team": given.team, "keys_good_again": again}, 201)
 
     async def change_team(self, request: Request, team: str) -> Response:
         """Set a team's settings anew; the body is as in the config file, without keys."""
         actor = _actor(self._caller(request, role="admin"))
         given = await _body(request, Team)
-        await self._ask(lambda store: store.change_team(team, given, actor))
+        await self._change(lambda store: store.change_team(team, given, actor))
         return _json({"object": "team", "team": team})
 
     async def archive_team(self, request: Request, team: str) -> Response:
         """Refuse a team's keys from now on; its books stay."""
         actor = _actor(self._caller(request, role="admin"))
-        await self._ask(lambda store: store.archive_team(team, actor))
+        await self._change(lambda store: store.archive_team(team, actor))
         return _json({"object": "team", "team": team, "state": "archived"})
 
     async def create_project(self, request: Request, team: str) -> Response:
@@ -118,7 +127,7 @@ class Admin:
         self._may_change(caller, team, "member")
         given = await _body(request, NewProject)
         actor = _actor(caller)
-        await self._ask(lambda store: store.create_project(team, given.project, actor))
+        await self._change(lambda store: store.create_project(team, given.project, actor))
         return _json({"object": "project", "team": team, "project": given.project}, 201)
 
     async def organisations(self, request: Request) -> Response:
@@ -131,13 +140,13 @@ class Admin:
         """Set an organisation's budgets anew; the body is as in the config file."""
         actor = _actor(self._caller(request, role="admin"))
         given = await _body(request, Organisation)
-        await self._ask(lambda store: store.set_organisation(organisation, given, actor))
+        await self._change(lambda store: store.set_organisation(organisation, given, actor))
         return _json({"object": "organisation", "organisation": organisation})
 
     async def remove_organisation(self, request: Request, organisation: str) -> Response:
         """Set nothing for an organisation any more; its teams stay."""
         actor = _actor(self._caller(request, role="admin"))
-        await self._ask(lambda store: store.remove_organisation(organisation, actor))
+        await self._change(lambda store: store.remove_organisation(organisation, actor))
         told = {"object": "organisation", "organisation": organisation, "state": "removed"}
         return _json(told)
 
@@ -161,7 +170,7 @@ class Admin:
         self._may_change(caller, given.team, given.role)
         expires_s = None if given.days is None else time.time() + given.days * DAY_S
         actor = _actor(caller)
-        made = await self._ask(
+        made = await self._change(
             lambda store: store.create_key(
                 given.team,
                 role=given.role,
@@ -181,7 +190,7 @@ class Admin:
         key = await self._key(caller, key_id)
         self._may_change(caller, key.team, key.role)
         actor = _actor(caller)
-        await self._ask(lambda store: store.change_key(key_id, given, actor))
+        await self._change(lambda store: store.change_key(key_id, given, actor))
         return _json({"object": "key", "key_id": key_id})
 
     async def rotate_key(self, request: Request, key_id: str) -> Response:
@@ -191,7 +200,7 @@ class Admin:
         key = await self._key(caller, key_id)
         self._may_change(caller, key.team, key.role)
         actor = _actor(caller)
-        made = await self._ask(
+        made = await self._change(
             lambda store: store.rotate_key(key_id, overlap_s=given.overlap_s, actor=actor)
         )
         return _json({"object": "key", **msgspec.to_builtins(made)}, 201)
@@ -202,7 +211,7 @@ class Admin:
         key = await self._key(caller, key_id)
         self._may_change(caller, key.team, key.role)
         actor = _actor(caller)
-        await self._ask(lambda store: store.revoke_key(key_id, actor))
+        await self._change(lambda store: store.revoke_key(key_id, actor))
         return _json({"object": "key", "key_id": key_id, "state": "revoked"})
 
     async def audit(self, request: Request) -> Response:
@@ -228,6 +237,11 @@ class Admin:
             if key.key_id == key_id and _sees(caller, key.team):
                 return key
         raise not_found(f"There is no key {key_id!r} that you may see.")
+
+    async def _change(self, change: Callable[[TeamStore], T]) -> T:
+        made = await self._ask(change)
+        await self.changed()
+        return made
 
     async def _ask(self, question: Callable[[TeamStore], T]) -> T:
         store = self.store()

@@ -368,7 +368,7 @@ class Proxy:
             find_savings=self.find_savings,
         )
         self.api.include_router(self.routes.router)
-        self.api.include_router(Admin(self.keys, self.team_store).router)
+        self.api.include_router(Admin(self.keys, self.team_store, self.look_for_keys).router)
         kept_responses = self.steps.relaying.kept_responses
         self.api.include_router(
             ResponseRoutes(
@@ -637,6 +637,11 @@ class Proxy:
     def team_store(self) -> TeamStore | None:
         """Teams and keys; None before the ledger is there."""
         return None if self.ledger is None else TeamStore(self.ledger.database, self.settings)
+
+    async def look_for_keys(self) -> None:
+        """Know of a change of teams or keys at once, where it was made through this process."""
+        if self.key_watch is not None:
+            await self.key_watch.look()
 
     def people(self) -> People | None:
         """Local accounts; None before the ledger is there."""

@@ -10,6 +10,7 @@ counts the requests that it served, so sums over replicas are right. No user or 
 from __future__ import annotations
 
 import itertools
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
@@ -68,6 +69,7 @@ class CarbonMetrics:
         self.sites = sites
         # Zones that are asked for now: of others the newest hour is of long ago, as it should be.
         self.fetched: Callable[[], Collection[str]] | None = None
+        self._begun_s = time.time()
         self._request_counted = request_counted
         self._window_counted = window_counted
         self._known: OrderedDict[str, _Known] = OrderedDict()
@@ -106,7 +108,7 @@ class CarbonMetrics:
         )
         self.age = Gauge(
             "joulegate_grid_intensity_age_seconds",
-            "Age of the newest hour known of a zone.",
+            "Age of the newest hour known of a zone; since the start where a source gave none yet.",
             ["zone"],
             registry=registry,
         )
@@ -201,15 +203,18 @@ class CarbonMetrics:
     def refresh(self, now_s: float) -> None:
         """Set the gauges of every zone in use."""
         zones = {site.zone for site in self.sites.nodes.values() if site.zone}
-        fetched = None if self.fetched is None else self.fetched()
+        zones |= set(self._book.zones)
+        fetched = self._book.zones if self.fetched is None else self.fetched()
         self.intensity.clear()  # of sources that were used before, and of zones that are not now
         self.age.clear()
-        for zone in sorted(zones | set(self._book.zones)):
+        for zone in sorted(zones | set(fetched)):
             answer = self._book.at(zone, now_s)
             self.intensity.labels(zone, answer.source).set(answer.g_per_kwh)
-            newest_s = self._book.newest_s(zone)
-            if newest_s is not None and (fetched is None or zone in fetched):
-                self.age.labels(zone).set(max(0.0, now_s - newest_s))
+            if zone in fetched:
+                newest_s = self._book.newest_s(zone)
+                self.age.labels(zone).set(
+                    max(0.0, now_s - (self._begun_s if newest_s is None else newest_s))
+                )
 
     def _labels(self, record: UsageRecord) -> _Known:
         site = self.sites.site(record.node or "")

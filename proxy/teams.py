@@ -670,19 +670,22 @@ class KeyWatch:
         await ended(self._task)
         self._thread.shutdown(wait=False)
 
+    async def look(self) -> None:
+        """Look now, from the event loop. What cannot be read is looked for again soon."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.refresh)
+            self._failing = False
+        except Exception as error:  # looking on matters more than why it failed
+            if not self._failing:
+                log.warning(
+                    "Keys cannot be read from the ledger (%s): those known stay in use.",
+                    type(error).__name__,
+                )
+            self._failing = True
+
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
-            try:
-                await loop.run_in_executor(self._thread, self.refresh)
-                self._failing = False
-            except Exception as error:  # looking on matters more than why it failed
-                if not self._failing:
-                    log.warning(
-                        "Keys cannot be read from the ledger (%s): those known stay in use.",
-                        type(error).__name__,
-                    )
-                self._failing = True
+            await self.look()
             await asyncio.sleep(self._interval_s)
 
 

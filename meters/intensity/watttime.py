@@ -101,7 +101,12 @@ class WattTime:
 
     def _bearer(self) -> str:
         if time.monotonic() >= self._token_until_s:
-            answer = self._get("/login", {}, f"Basic {self._login}")
+            try:
+                answer = self._get("/login", {}, f"Basic {self._login}")
+            except Refused as refused:
+                if refused.status not in (401, 403):
+                    raise
+                answer = None
             token = answer.get("token") if isinstance(answer, dict) else None
             if not token:
                 raise SourceUnavailable("WattTime gave no token. Check user name and password.")

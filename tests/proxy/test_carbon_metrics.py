@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import msgspec
@@ -203,12 +204,25 @@ def test_gauges_show_the_zones_in_use_and_the_age_of_their_figures() -> None:
     assert value("joulegate_grid_intensity_age_seconds", {"zone": "FR"}) is None
 
 
+def test_a_source_that_never_gave_an_hour_grows_old_from_the_start_on() -> None:
+    registry = CollectorRegistry()
+    sites = Sites(nodes={"n": Site(node="n", zone="FR")})
+    metrics = CarbonMetrics(registry, IntensityBook(AnnualTable()), sites)
+    metrics.fetched = lambda: ["DE"]  # with a token that is wrong
+    metrics.refresh(time.time() + 7200.0)
+    value = registry.get_sample_value
+    age_s = value("joulegate_grid_intensity_age_seconds", {"zone": "DE"})
+    assert age_s is not None
+    assert 7200.0 <= age_s < 7300.0
+    assert value("joulegate_grid_intensity_age_seconds", {"zone": "FR"}) is None
+
+
 def test_gauges_forget_a_source_and_a_zone_that_are_not_used_any_more() -> None:
     registry, book = CollectorRegistry(), IntensityBook(AnnualTable())
     book.put([Observation(zone="DE", hour_s=HOUR_S, g_per_kwh=321.0, source="gb")])
     metrics = CarbonMetrics(registry, book, Sites(nodes={"n": Site(node="n", zone="DE")}))
     metrics.refresh(HOUR_S + 60.0)
-    metrics.fetched = lambda: {"FR"}  # as after a move: what is kept of DE only gets older
+    metrics.fetched = tuple  # as after a move: what is kept of DE only gets older
     metrics.refresh(HOUR_S + 60 * 86_400.0)
     shown = [s.labels for m in registry.collect() for s in m.samples if "grid_intensity" in s.name]
     assert [labels for labels in shown if labels.get("source") == "gb"] == []

@@ -81,7 +81,7 @@ def test_a_zone_without_a_region_is_never_guessed_from_the_callers_place() -> No
 def test_a_wrong_password_is_told_without_the_password() -> None:
     with (
         grid_server(Service()) as server,
-        pytest.raises(SourceUnavailable, match="status 403") as raised,
+        pytest.raises(SourceUnavailable, match="Check user name and password") as raised,
     ):
         WattTime("anna", "hunter2", url=server.url).fetch("US-CAL-CISO", START_S, START_S + HOUR_S)
     assert "hunter2" not in str(raised.value)
