@@ -60,7 +60,7 @@ from proxy.features import Prompt
 from proxy.flight import Flight, TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
-from proxy.health import HealthChecks, note_load
+from proxy.health import HealthChecks, note_elsewhere, note_load
 from proxy.judging import Judging
 from proxy.leftovers import Leftovers
 from proxy.lessons import Lessons
@@ -79,7 +79,7 @@ from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.savings import Validated, validated
 from proxy.settings import Settings, Team
-from proxy.siblings import FileBoard, RedisBoard, Siblings
+from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_of, to_sign_in
 from proxy.spending import seed_from
 from proxy.steps import Steps
@@ -147,18 +147,17 @@ def store_of(settings: Settings, seed: Seed | None = None) -> Store:
 
 
 def siblings_of(
-    settings: Settings, replica: str, worker: int, accounts: Accounts
+    settings: Settings, replica: str, accounts: Accounts, pool: backends.Pool
 ) -> Siblings | None:
-    """How this replica's requests get known where windows are divided; None when it is alone."""
+    """How this replica's requests get known to others, and theirs here; None when it is alone."""
+    board: Board
     if settings.redis.url is not None:
-        client = connect(settings.redis.url, settings.redis.timeout_s)
-        return Siblings(replica, RedisBoard(client), accounts.published, reads=True)
-    if settings.server.workers > 1:
+        board = RedisBoard(connect(settings.redis.url, settings.redis.timeout_s))
+    elif settings.server.workers > 1:
         board = FileBoard(Path(settings.state_dir) / "activities")
-        # An agent's windows come to any of them; those of meters here to the first.
-        reads = worker == 0 or bool(settings.meters.tokens)
-        return Siblings(replica, board, accounts.published, reads=reads)
-    return None
+    else:
+        return None
+    return Siblings(replica, board, accounts.published, partial(note_elsewhere, pool))
 
 
 def lessons_of(settings: Settings, replica: str, worker: int, learning: Learning) -> Lessons | None:
@@ -316,7 +315,7 @@ class Proxy:
             counted=self.telemetry.judged,
             compared=self.aftermath.compared,
         )
-        self.siblings = siblings_of(settings, self.replica, worker, self.accounts)
+        self.siblings = siblings_of(settings, self.replica, self.accounts, self.pool)
         self.accounts.others = self.siblings
         self.outcomes = Outcomes(
             self.estimator,

@@ -33,6 +33,7 @@ class Engine:
         "calls",
         "context_in_flight",
         "cooldown_until_s",
+        "elsewhere",
         "facts",
         "failures_in_a_row",
         "group",
@@ -67,6 +68,7 @@ class Engine:
         self.bridged = frozenset(f"/{name}" for name in settings.bridge or ())  # paths it has not
         self.in_flight = 0
         self.context_in_flight = 0
+        self.elsewhere = 0  # requests that other replicas have in flight there
         self.calls = 0
         self.failures_in_a_row = 0
         self.cooldown_until_s = 0.0
@@ -86,18 +88,18 @@ class Engine:
         return path in self.bridged or self.settings.provider != "openai"
 
     def load(self, now_s: float) -> Load:
-        """The engine's present load: what we have in flight, and what it says itself."""
+        """The engine's present load: what all replicas have in flight, and what it says itself."""
         reported = self.reported
         if reported is None or now_s - self.reported_at_s > REPORT_IS_FRESH_S:
             return Load(
-                running=float(self.in_flight),
+                running=float(self.in_flight + self.elsewhere),
                 context_tokens=float(self.context_in_flight),
                 asleep=self.asleep,
                 known=True,
             )
         # Its figures are up to a window old and count what we had there then: of ours only those
         # of now are. A request that has ended would make an idle engine look busy, and cheap.
-        there = self.in_flight + self.others
+        there = self.in_flight + max(self.others, self.elsewhere)
         waiting = min(reported.waiting, there)
         return Load(
             running=there - waiting,

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
+from collections.abc import Iterable
 
 import aiohttp
 
 from meters.prefixes import Prefixes
-from meters.types import Window
+from meters.types import Activity, Window
 from proxy.backends import Engine, Pool
 from proxy.background import ended
 from proxy.settings import Retries
@@ -98,3 +100,10 @@ def note_load(pool: Pool, window: Window, now_s: float) -> None:
             engine.asleep = window.asleep
         if window.running is not None:
             engine.reports(window.running, window.waiting or 0.0, now_s)
+
+
+def note_elsewhere(pool: Pool, activities: Iterable[Activity]) -> None:
+    """Take what other replicas have in flight into the load of engines."""
+    going = Counter(activity.engine for activity in activities if activity.end_s is None)
+    for engine in pool.engines:
+        engine.elsewhere = going[engine.name]

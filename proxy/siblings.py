@@ -1,5 +1,5 @@
 """What the other replicas have in flight, so that a window of energy that only one of them gets
-is divided among the requests of all.
+is divided among the requests of all, and every one knows how busy engines are.
 
 Each replica publishes its requests of the last seconds a few times a second: in Redis when it is
 configured, else in files beside the journal, for the workers of one machine. Nothing of a
@@ -132,13 +132,17 @@ class Siblings:
     """Publishes this replica's activities and knows the others'."""
 
     def __init__(
-        self, replica: str, board: Board, mine: Callable[[], Sequence[Activity]], *, reads: bool
+        self,
+        replica: str,
+        board: Board,
+        mine: Callable[[], Sequence[Activity]],
+        heard: Callable[[Sequence[Activity]], None] = lambda known: None,
     ) -> None:
-        """``reads``: whether this replica divides windows, and so must know the others."""
+        """``heard`` is told all that the others do, each time that was read."""
         self.replica = replica
         self.board = board
         self.mine = mine
-        self.reads = reads
+        self.heard = heard
         self.known: list[Activity] = []
         self.until_s = 0.0  # Unix: what all the others did until then is known
         self._failing = False
@@ -169,18 +173,18 @@ class Siblings:
         """Publish once, and read the others."""
         now_s = time.time()
         await self._publish(now_s)
-        if self.reads:
-            found: list[Activity] = []
-            until_s = now_s
-            for value in await self.board.others(self.replica):
-                try:
-                    published = _decoder.decode(value)
-                except UNREADABLE:
-                    continue  # another version's
-                found += published.activities
-                until_s = min(until_s, published.until_s)
-            self.known = found
-            self.until_s = until_s
+        found: list[Activity] = []
+        until_s = now_s
+        for value in await self.board.others(self.replica):
+            try:
+                published = _decoder.decode(value)
+            except UNREADABLE:
+                continue  # another version's
+            found += published.activities
+            until_s = min(until_s, published.until_s)
+        self.known = found
+        self.until_s = until_s
+        self.heard(found)
 
     async def _publish(self, until_s: float) -> None:
         await self.board.publish(self.replica, _encode(Published(until_s, list(self.mine()))))
@@ -198,6 +202,8 @@ class Siblings:
                         type(error).__name__,
                     )
                 self._failing = True
+                self.known = []  # what was in flight may have ended since
+                self.heard(self.known)
             except Exception:
                 log.exception("requests could not be told to other replicas")
             await asyncio.sleep(PUBLISH_S)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import redis
 
+from meters import simulated_engine
+from meters.simulated_physics import EngineConfig
 from meters.types import Activity
 from proxy import siblings
-from proxy.app import siblings_of
-from proxy.settings import MetersSettings, Server, Settings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
+from tests.joulegate_server import Config, Joulegate, config_of
+
+Start = Callable[[Config], Joulegate]
 
 
 def activity(
@@ -34,8 +37,8 @@ def board(request: pytest.FixtureRequest, tmp_path: Path) -> Board:
 
 
 async def test_each_replica_knows_the_others_requests_and_not_its_own(board: Board) -> None:
-    first = Siblings("a", board, lambda: [activity("r1"), activity("r2", node="m")], reads=True)
-    second = Siblings("b", board, lambda: [activity("r3", end_s=None)], reads=True)
+    first = Siblings("a", board, lambda: [activity("r1"), activity("r2", node="m")])
+    second = Siblings("b", board, lambda: [activity("r3", end_s=None)])
     await first.exchange()
     await second.exchange()
     await first.exchange()
@@ -59,8 +62,8 @@ async def test_a_damaged_board_in_redis_begins_anew(redis_url: str, tmp_path: Pa
 
 async def test_what_a_replica_published_is_replaced(board: Board) -> None:
     mine = [activity("r1")]
-    first = Siblings("a", board, lambda: mine, reads=False)
-    second = Siblings("b", board, lambda: [], reads=True)
+    first = Siblings("a", board, lambda: mine)
+    second = Siblings("b", board, lambda: [])
     await first.exchange()
     mine[:] = [activity("r2")]
     await first.exchange()
@@ -69,8 +72,8 @@ async def test_what_a_replica_published_is_replaced(board: Board) -> None:
 
 
 async def test_what_is_known_reaches_as_far_as_the_slowest_replica_told(board: Board) -> None:
-    slow = Siblings("a", board, lambda: [], reads=False)
-    reader = Siblings("b", board, lambda: [], reads=True)
+    slow = Siblings("a", board, lambda: [])
+    reader = Siblings("b", board, lambda: [])
     assert reader.until_s == 0.0
     before_s = time.time()
     await reader.exchange()
@@ -88,8 +91,8 @@ async def test_what_is_known_reaches_as_far_as_the_slowest_replica_told(board: B
 
 
 async def test_a_dead_replica_is_forgotten(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Siblings("a", board, lambda: [activity("r1")], reads=False)
-    second = Siblings("b", board, lambda: [], reads=True)
+    first = Siblings("a", board, lambda: [activity("r1")])
+    second = Siblings("b", board, lambda: [])
     await first.exchange()
     monkeypatch.setattr(siblings, "STALE_S", -1.0)
     await second.exchange()
@@ -100,7 +103,7 @@ async def test_a_dead_replica_is_forgotten(board: Board, monkeypatch: pytest.Mon
 async def test_garbage_of_another_version_is_passed_over(tmp_path: Path) -> None:
     board = FileBoard(tmp_path)
     (tmp_path / "old.activities").write_bytes(b"\xc1 not ours")
-    second = Siblings("b", board, lambda: [], reads=True)
+    second = Siblings("b", board, lambda: [])
     await second.exchange()
     assert second.known == []
 
@@ -108,7 +111,7 @@ async def test_garbage_of_another_version_is_passed_over(tmp_path: Path) -> None
 async def test_a_board_that_is_gone_is_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "board"
     folder.write_text("in the way")
-    first = Siblings("a", FileBoard(folder), lambda: [activity("r1")], reads=True)
+    first = Siblings("a", FileBoard(folder), lambda: [activity("r1")])
     first.start()
     try:
         await asyncio.sleep(0)
@@ -121,15 +124,51 @@ async def test_a_board_that_is_gone_is_tried_again(tmp_path: Path) -> None:
         await first.stop()
 
 
-@pytest.mark.parametrize(("tokens", "reading"), [({}, [0]), ({"gpu-1": "a token"}, [0, 1, 2])])
-async def test_every_worker_that_may_get_a_window_knows_the_others_requests(
-    tmp_path: Path, tokens: dict[str, str], reading: list[int]
-) -> None:
-    settings = Settings(
-        state_dir=str(tmp_path),
-        server=Server(workers=3),
-        meters=MetersSettings(tokens=tokens),
-    )
-    accounts = SimpleNamespace(published=list)
-    made = [siblings_of(settings, f"r{n}", n, accounts) for n in range(3)]  # type: ignore[arg-type]
-    assert [n for n, one in enumerate(made) if one is not None and one.reads] == reading
+async def test_what_was_in_flight_is_not_for_ever_once_the_board_is_gone(tmp_path: Path) -> None:
+    folder, heard = tmp_path / "board", list[int]()
+    first = Siblings("a", FileBoard(folder), lambda: [activity("r1", end_s=None)])
+    second = Siblings("b", FileBoard(folder), list, lambda known: heard.append(len(known)))
+    await first.exchange()
+    second.start()
+    deadline_s = time.monotonic() + 10
+    try:
+        while not heard:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.01)
+        assert heard[0] == 1
+        (folder / "a.activities").unlink()
+        (folder / "b.activities").unlink()
+        folder.rmdir()
+        folder.write_text("in the way")
+        while heard[-1] != 0:
+            assert time.monotonic() < deadline_s
+            await asyncio.sleep(0.01)
+        assert list(second("n", 100, 101)) == []
+    finally:
+        await second.stop()
+
+
+def test_an_engine_is_as_busy_as_all_replicas_make_it(joulegate: Start, redis_url: str) -> None:
+    """Also where its windows come to another replica, or nobody meters it."""
+    with simulated_engine.start(EngineConfig(model="tiny")) as engine:
+        config = config_of(f"{engine.url}/v1", redis={"url": redis_url})
+        one, other = joulegate(config), joulegate(config)
+        assert other.proxy is not None
+        (there,) = other.proxy.pool.engines
+        ask = {
+            "model": "tiny",
+            "stream": True,
+            "messages": [{"role": "user", "content": "Tell me a long story."}],
+            "min_tokens": 2000,
+            "max_tokens": 2000,
+        }
+        going = [one.open(ask).getresponse() for _ in range(3)]
+        deadline_s = time.monotonic() + 10.0
+        while there.load(time.monotonic()).running < 3.0:
+            assert time.monotonic() < deadline_s, "the other replica does not know of them"
+            time.sleep(0.02)  # between two looks at another thread's engine
+        for response in going:
+            response.close()
+        while there.load(time.monotonic()).running > 0.0:
+            assert time.monotonic() < deadline_s, "they are over"
+            time.sleep(0.02)  # likewise
