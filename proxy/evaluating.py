@@ -11,6 +11,7 @@ import http.client
 import re
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,18 +84,37 @@ class Client:
         finally:
             connection.close()
 
-    def chat(self, backend: str, messages: Any, **more: Any) -> tuple[dict[str, str], Any]:
-        """One answer of one backend, policies aside; the JSON is None where it failed."""
+    def chat(
+        self, backend: str, messages: Any, **more: Any
+    ) -> tuple[dict[str, str], Any, str | None]:
+        """One answer of one backend, policies aside; where it failed, why instead of the JSON.
+
+        Waits where it is told when to ask again. Raises ProxyAway, also for what the proxy would
+        refuse of every other prompt as well: a key that is not good, a day's budget used up.
+        """
         body = {"model": backend, "messages": messages, "temperature": 0, **more}
-        status, headers, said = self.call("POST", "/v1/chat/completions", body)
-        return headers, (said if status == 200 else None)
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while True:
+            status, headers, said = self.call("POST", "/v1/chat/completions", body)
+            if status == 200:
+                return headers, said, None
+            told = _message(status, said)
+            final = status in (401, 403) or headers.get("x-should-retry") == "false"
+            if final and "x-joulegate-backend" not in headers:
+                raise ProxyAway(f"The proxy says: {told} What was answered is kept.")
+            wait_s = _number(headers.get("retry-after"))
+            if final or status not in (429, 503) or wait_s is None:
+                return headers, None, told
+            if time.monotonic() + wait_s > deadline_s:
+                return headers, None, told
+            time.sleep(max(wait_s, 0.1))
 
 
 def answered(client: Client, item: Item, backend: str) -> Answered:
     """One prompt on one backend, checked where that needs no judge."""
     more = {} if item.max_tokens is None else {"max_tokens": item.max_tokens}
     begun_s = time.monotonic()
-    headers, said = client.chat(backend, item.chat, **more)
+    headers, said, failed = client.chat(backend, item.chat, **more)
     latency_s = time.monotonic() - begun_s
     base = Answered(
         item=item.key,
@@ -105,7 +125,7 @@ def answered(client: Client, item: Item, backend: str) -> Answered:
     )
     text = None if said is None else verdicts.answer_in(orjson.dumps(said))
     if text is None:
-        return msgspec.structs.replace(base, error="no answer")
+        return msgspec.structs.replace(base, error=failed or "The answer has no text.")
     score = None
     if item.check is not None and not item.judged:
         score = prompt_set.score(item.check, text)
@@ -129,6 +149,11 @@ class Run:
         self.backends = list(backends)
         self.path = path
         self.found = {(a.backend, a.item): a for a in _kept(path)}
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Why prompts have no answer, and how many."""
+        return Counter(answer.error for answer in self.answers if answer.error is not None)
 
     @property
     def answers(self) -> list[Answered]:
@@ -211,7 +236,7 @@ class Run:
 
     def _verdict(self, judge: str, prompt: str, a: str, b: str) -> tuple[float, float] | None:
         messages = verdicts.comparison(prompt, a, b)
-        _, said = self.client.chat(judge, messages, max_tokens=verdicts.JUDGE_TOKENS)
+        _, said, _ = self.client.chat(judge, messages, max_tokens=verdicts.JUDGE_TOKENS)
         text = None if said is None else verdicts.answer_in(orjson.dumps(said))
         return None if text is None else verdicts.verdict_in(text)
 
@@ -225,6 +250,13 @@ def _kept(path: Path) -> Iterator[Answered]:
                 yield msgspec.json.decode(line, type=Answered)
             except UNREADABLE:
                 continue  # a line that a broken run left half written
+
+
+def _message(status: int, said: Any) -> str:
+    """What an error says, on one line."""
+    error = said.get("error") if isinstance(said, dict) else None
+    told = error.get("message") if isinstance(error, dict) else error
+    return " ".join(str(told or f"status {status}").split())[:300]
 
 
 def _number(text: str | None) -> float | None:

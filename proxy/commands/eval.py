@@ -71,6 +71,8 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(str(error)) from None
     except OSError as error:
         raise CommandError(f"{args.out} cannot be written ({error.strerror}).") from None
+    for why, count in work.failures.most_common(5):
+        print(f"{count} without an answer: {why}", file=sys.stderr)
     if unread:
         print(f"{unread} comparisons had no clear verdict and are left out", file=sys.stderr)
     judged = 0 if args.judge else sum(item.judged for item in items)

@@ -16,6 +16,7 @@ from meters import simulated_engine
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig
 from proxy import serving
 from proxy.__main__ import main
+from proxy.evaluating import Client
 from tests.fakes import answers
 from tests.fakes.upstream import Received, Script, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, write
@@ -126,6 +127,49 @@ def test_a_table_without_a_quality_is_said_to_be_empty(
     assert run(joulegate(config_of(servers)), tmp_path, sums(3), "--save", str(saved)) == 0
     assert json.loads(saved.read_text()) == {}
     assert f"{saved} is empty" in capsys.readouterr().err
+
+
+def test_what_would_refuse_every_prompt_ends_the_run_and_it_goes_on_where_it_was(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def with_requests(most: int) -> Joulegate:
+        budget = {"per": "day", "requests": most}
+        return joulegate(config_of(servers, teams={"t": {"keys": [KEY], "budgets": [budget]}}))
+
+    assert run(with_requests(3), tmp_path, sums(3)) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "has used 3 of its 3 requests of this day" in told.err
+    assert "What was answered is kept" in told.err
+    assert run(with_requests(3), tmp_path, sums(3)) == 0
+    assert sum(row["answered"] for row in json.loads(capsys.readouterr().out)["backends"]) == 6
+
+
+def test_why_prompts_have_no_answer_is_said(
+    joulegate: Start,
+    servers: dict[str, Upstream],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    servers["large"].play(answers.answer({"error": {"message": "too\n long"}}, status=400))
+    assert run(joulegate(config_of(servers)), tmp_path, sums(2)) == 0
+    told = capsys.readouterr()
+    assert "2 without an answer: too long" in told.err
+    assert [row["failed"] for row in json.loads(told.out)["backends"]] == [0, 2]
+
+
+def test_a_minute_that_is_full_is_waited_for() -> None:
+    full = {"error": {"message": "full", "code": "rate_limit_exceeded"}}
+    with Upstream(
+        answers.answer(full, status=429, headers={"retry-after": "0"}), saying("4")
+    ) as proxy:
+        _, said, failed = Client(proxy.address, None).chat("small", [])
+        assert len(proxy.received) == 2
+    assert said["choices"][0]["message"]["content"] == "4"
+    assert failed is None
 
 
 def test_a_run_that_was_broken_off_goes_on_where_it_was(
