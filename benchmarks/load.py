@@ -61,14 +61,15 @@ class Tally:
 
 
 def template(scenario: str, model: str) -> tuple[bytes, bytes]:
-    """A body in two halves; a number of eight digits goes between them."""
+    """A body in two halves; a number of eight digits goes between them, into the longest message:
+    a count of its tokens that was remembered would be of no use."""
     words = "The quick brown fox jumps over the lazy dog and thinks of energy. "
     text = words * (7150 if scenario == "100k tokens" else 13)
     body = {
         "model": model,
         "messages": [
-            {"role": "system", "content": "You answer in one sentence. #"},
-            {"role": "user", "content": text},
+            {"role": "system", "content": "You answer in one sentence."},
+            {"role": "user", "content": f"#{text}"},
         ],
         "max_tokens": 64,
         "temperature": 0,

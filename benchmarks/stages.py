@@ -152,7 +152,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
     return {
         "key and headers": best_us(lambda: (proxy.keys.caller(HEADERS, 0.0), wishes_in({}))),
         "reading the body": best_us(lambda: features.prompt_of(features.peek(body))),
-        "counting tokens": best_us(lambda: steps.reading.counter.count(prompt.text)),
+        "counting tokens": best_us(lambda: steps.reading.counter.count(prompt.texts)),
         "kind of task": best_us(lambda: describe(prompt)),
         "estimates, four candidates": best_us(lambda: proxy.estimator.estimate(told, facts, loads)),
         "decision, estimates apart": best_us(decide)

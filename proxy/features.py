@@ -224,7 +224,7 @@ def missing(name: str) -> ApiError:
 class Prompt(msgspec.Struct):
     """A prompt's text and shape, for counting and for predictors. Never logged or stored."""
 
-    text: str  # everything that will be tokenised
+    texts: list[str]  # everything that will be tokenised, message by message
     last: str  # the last user message: what the request is about
     messages: int
     images: int
@@ -236,8 +236,12 @@ class Prompt(msgspec.Struct):
     blocks: tuple[int, ...] = ()  # by which its beginning is known again (meters.prefixes)
     prompts: int = 1  # a completion's list of them, each of which is answered
 
+    @property
+    def text(self) -> str:
+        return "\n".join(self.texts)
+
     def __repr__(self) -> str:
-        return f"Prompt({len(self.text)} characters)"
+        return f"Prompt({sum(map(len, self.texts))} characters)"
 
 
 def prompt_of(request: Peek) -> Prompt:
@@ -320,7 +324,7 @@ def _of_messages(messages: Sequence[_Message], tools: bytes, system: str) -> Pro
         texts.append(tools.decode("utf-8", "replace"))
     overhead = TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_ANSWER + TOKENS_PER_IMAGE * images
     return Prompt(
-        text="\n".join(texts),
+        texts=texts,
         last=last or (texts[-1] if texts else ""),
         messages=len(messages),
         images=images,
@@ -391,7 +395,7 @@ def _text_in(raw: msgspec.Raw) -> str:
 
 def _plain(text: str, last: str | None = None) -> Prompt:
     last = text if last is None else last
-    return Prompt(text=text, last=last, messages=1, images=0, overhead_tokens=0)
+    return Prompt(texts=[text], last=last, messages=1, images=0, overhead_tokens=0)
 
 
 def features_from(

@@ -88,7 +88,7 @@ class Explainer:
         task, text = app.describe(prompt)
         counted = self.counter.exact
         try:
-            tokens = self.counter.count(prompt.text)
+            tokens = self.counter.count(prompt.texts)
         except Uncountable:  # as the proxy does it
             counted, tokens = False, guess(len(prompt.text.encode("utf-8", "replace")))
         return features.features_from(

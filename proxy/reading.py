@@ -148,7 +148,7 @@ class Reading:
     def _count(self, request: Peek, prompt: Prompt) -> int:
         if self.router.pool.remembers and not prompt.images:
             prompt.blocks = blocks_of(prompt.text, (request.model, bytes(request.tools)))
-        return self.counter.count(prompt.text)
+        return self.counter.count(prompt.texts)
 
     def _described(self, prompt: Prompt) -> tuple[str | None, str]:
         return self.describe(prompt) if self.describe is not None else (None, prompt.last)

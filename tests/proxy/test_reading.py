@@ -24,8 +24,8 @@ def test_prompts_whose_requests_have_ended_are_not_counted_any_more(
         counter = running.proxy.steps.reading.counter
         counted, goes_on = list[int](), threading.Event()
 
-        def slow(text: str) -> int:
-            counted.append(len(text))
+        def slow(texts: list[str]) -> int:
+            counted.append(sum(map(len, texts)))
             goes_on.wait(10)
             return 1
 
