@@ -14,7 +14,7 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -31,6 +31,15 @@ _CLOSED = re.compile(r"^joulegate_meter_closed_windows_total\{[^}]*\} (\S+)", re
 
 class ProxyAway(Exception):
     """The proxy cannot be used; the message says what to do."""
+
+
+class Said(NamedTuple):
+    """What came of a chat: its JSON, or why there is none."""
+
+    headers: dict[str, str]
+    latency_s: float  # of the asking that counted, without what was waited before
+    body: Any = None
+    error: str | None = None
 
 
 class Client:
@@ -84,10 +93,8 @@ class Client:
         finally:
             connection.close()
 
-    def chat(
-        self, backend: str, messages: Any, **more: Any
-    ) -> tuple[dict[str, str], Any, str | None]:
-        """One answer of one backend, policies aside; where it failed, why instead of the JSON.
+    def chat(self, backend: str, messages: Any, **more: Any) -> Said:
+        """One answer of one backend, policies aside.
 
         Waits where it is told when to ask again. Raises ProxyAway, also for what the proxy would
         refuse of every other prompt as well: a key that is not good, a day's budget used up.
@@ -95,27 +102,27 @@ class Client:
         body = {"model": backend, "messages": messages, "temperature": 0, **more}
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
+            begun_s = time.monotonic()
             status, headers, said = self.call("POST", "/v1/chat/completions", body)
+            latency_s = time.monotonic() - begun_s
             if status == 200:
-                return headers, said, None
+                return Said(headers, latency_s, said)
             told = _message(status, said)
             final = status in (401, 403) or headers.get("x-should-retry") == "false"
             if final and "x-joulegate-backend" not in headers:
                 raise ProxyAway(f"The proxy says: {told} What was answered is kept.")
             wait_s = _number(headers.get("retry-after"))
             if final or status not in (429, 503) or wait_s is None:
-                return headers, None, told
+                return Said(headers, latency_s, error=told)
             if time.monotonic() + wait_s > deadline_s:
-                return headers, None, told
+                return Said(headers, latency_s, error=told)
             time.sleep(max(wait_s, 0.1))
 
 
 def answered(client: Client, item: Item, backend: str) -> Answered:
     """One prompt on one backend, checked where that needs no judge."""
     more = {} if item.max_tokens is None else {"max_tokens": item.max_tokens}
-    begun_s = time.monotonic()
-    headers, said, failed = client.chat(backend, item.chat, **more)
-    latency_s = time.monotonic() - begun_s
+    headers, latency_s, said, failed = client.chat(backend, item.chat, **more)
     base = Answered(
         item=item.key,
         backend=backend,
@@ -236,7 +243,7 @@ class Run:
 
     def _verdict(self, judge: str, prompt: str, a: str, b: str) -> tuple[float, float] | None:
         messages = verdicts.comparison(prompt, a, b)
-        _, said, _ = self.client.chat(judge, messages, max_tokens=verdicts.JUDGE_TOKENS)
+        said = self.client.chat(judge, messages, max_tokens=verdicts.JUDGE_TOKENS).body
         text = None if said is None else verdicts.answer_in(orjson.dumps(said))
         return None if text is None else verdicts.verdict_in(text)
 

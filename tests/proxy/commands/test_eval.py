@@ -164,12 +164,13 @@ def test_why_prompts_have_no_answer_is_said(
 def test_a_minute_that_is_full_is_waited_for() -> None:
     full = {"error": {"message": "full", "code": "rate_limit_exceeded"}}
     with Upstream(
-        answers.answer(full, status=429, headers={"retry-after": "0"}), saying("4")
+        answers.answer(full, status=429, headers={"retry-after": "1"}), saying("4")
     ) as proxy:
-        _, said, failed = Client(proxy.address, None).chat("small", [])
+        answer = Client(proxy.address, None).chat("small", [])
         assert len(proxy.received) == 2
-    assert said["choices"][0]["message"]["content"] == "4"
-    assert failed is None
+    assert answer.body["choices"][0]["message"]["content"] == "4"
+    assert answer.error is None
+    assert answer.latency_s < proxy.received[1].at_s - proxy.received[0].at_s
 
 
 def test_a_run_that_was_broken_off_goes_on_where_it_was(
