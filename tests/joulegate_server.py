@@ -24,8 +24,10 @@ import uvicorn
 import uvloop
 import yaml
 
+from meters.receipts import Receipt
 from meters.types import UsageRecord
 from proxy import app, serving
+from tests.waiting import until
 
 Config = Mapping[str, Any]
 KEY = "sk-test-0123456789abcdef"
@@ -124,33 +126,43 @@ class Joulegate:
         finally:
             connection.close()
 
-    def wait_for_meters(self, within_s: float = 30.0) -> None:
+    def wait_for_meters(self) -> None:
         """Until every engine's meter has closed a window: before that nothing is metered."""
         assert self.proxy is not None
-        deadline_s = time.monotonic() + within_s
-        while not all(engine.reported for engine in self.proxy.pool.engines):
-            assert time.monotonic() < deadline_s, "nothing is metered"
-            time.sleep(0.02)  # between two looks at another thread's engines
+        engines = self.proxy.pool.engines
+        until(lambda: all(engine.reported for engine in engines))
 
-    def record(self, request_id: str | None, within_s: float = 5.0) -> UsageRecord:
+    def record(self, request_id: str | None) -> UsageRecord:
         """The usage record of a request, as soon as there is one."""
         assert request_id is not None
-        return self.records(lambda record: record.request_id == request_id, within_s)[0]
+        return self.records(lambda record: record.request_id == request_id)[0]
 
-    def records(
-        self, wanted: Callable[[UsageRecord], bool] = lambda _: True, within_s: float = 5.0
-    ) -> list[UsageRecord]:
+    def records(self, wanted: Callable[[UsageRecord], bool] = lambda _: True) -> list[UsageRecord]:
         """The records that are wanted, as soon as there are any."""
         assert self.proxy is not None
-        deadline_s = time.monotonic() + within_s
-        while True:
-            found = [
-                record for record in list(self.proxy.accounts.recent.values()) if wanted(record)
-            ]
-            if found:
-                return found
-            assert time.monotonic() < deadline_s, "no such usage record"
-            time.sleep(0.002)  # between two looks at another thread's books
+        recent = self.proxy.accounts.recent
+        return until(lambda: [record for record in list(recent.values()) if wanted(record)])
+
+    def hang_up(self, said: str) -> None:
+        """SIGHUP to the process; waits until its log has that."""
+        assert self.process is not None
+        assert self.log is not None
+        log = self.log
+        self.process.send_signal(signal.SIGHUP)
+        until(lambda: said in log.read_text(), told=log.read_text)
+
+    def metered(self, request_id: str | None) -> Receipt:
+        """The ledger's receipt of a request, as soon as it is metered."""
+        assert self.proxy is not None
+        assert request_id is not None
+        ledger, found = self.proxy.ledger, []
+
+        def look() -> bool:
+            found[:] = [ledger.receipt(request_id) if ledger else None]
+            return found[0] is not None and found[0].state == "metered"
+
+        until(look, told=lambda: found)
+        return found[0]
 
 
 def reply(response: http.client.HTTPResponse) -> Reply:

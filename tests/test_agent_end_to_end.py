@@ -17,17 +17,10 @@ import pytest
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_thread
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 TOKEN = "jgm-0123456789abcdef"
-
-
-def until(what: Callable[[], Any], within_s: float = 30.0) -> Any:
-    deadline_s = time.monotonic() + within_s
-    while not (value := what()):
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)
-    return value
 
 
 def test_windows_of_a_node_elsewhere_turn_estimates_into_metered_receipts(

@@ -19,6 +19,7 @@ from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
 from policies.records import decision_from_json, replay_decision
 from proxy.__main__ import main
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_process
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 HARDWARE = {"gpu": "H100-SXM", "params_b": 8.03, "model": "llama-3.1-8b"}
@@ -52,15 +53,6 @@ def config_of(pair: list[simulated_engine.Started], **more: Any) -> dict[str, An
 
 def client_of(joulegate: Joulegate, key: str = KEY) -> openai.OpenAI:
     return openai.OpenAI(base_url=joulegate.base_url, api_key=key, max_retries=0)
-
-
-def until(what: Callable[[], Any], within_s: float = 60.0) -> Any:
-    """The first true value, asked for again and again."""
-    deadline_s = time.monotonic() + within_s
-    while not (value := what()):
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)  # between two questions to another process's clock
-    return value
 
 
 def ask(client: openai.OpenAI, text: str, limit: int = 24, **more: Any) -> str:

@@ -22,6 +22,7 @@ from tests.fakes.collector import Collector
 from tests.fakes.upstream import CUT, HANG, Upstream, refusing_address
 from tests.joulegate_server import ADMIN, Config, Joulegate, Reply, config_of
 from tests.servers import new_database
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 
@@ -142,10 +143,7 @@ def test_secrets_are_nowhere_however_a_request_ends(
 def _sent(traces: Collector, hook: Collector) -> bytes:
     """All that was posted to both, once there is something."""
     traces.spans(10)
-    deadline_s = time.monotonic() + 20
-    while not hook.bodies:
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # another thread sends
+    until(lambda: hook.bodies)
     return json.dumps([each.bodies + each.headers for each in (traces, hook)]).encode()
 
 

@@ -25,6 +25,7 @@ from tests.fakes import answers
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 from tests.servers import Server, new_database, start_postgres
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
@@ -90,12 +91,9 @@ class Watched:
             assert time.monotonic() - began_s < 2.0
             self._answered += 1
 
-    def until(self, degraded: bool, within_s: float = 30.0) -> None:
+    def until(self, degraded: bool) -> None:
         line = f'joulegate_degraded{{part="{self.part}"}} {float(degraded)}'
-        end_s = time.monotonic() + within_s
-        while line not in self.running.get("/metrics").body.decode():
-            assert time.monotonic() < end_s, f"never {line}"
-            time.sleep(0.02)
+        until(lambda: line in self.running.get("/metrics").body.decode(), told=lambda: line)
         told = self.running.get("/health/ready").json()
         assert (self.part in told["degraded"]) is degraded, told
 
@@ -192,10 +190,7 @@ def test_postgresql_full(
     one = watched("ledger", "The ledger cannot be written", ledger={"url": url})
     filler = fill(small_disk)
     one.ask(MANY)  # what fits into pages that are there already still fits
-    end_s = time.monotonic() + 30
-    while "ledger" not in one.proxy.degraded():
-        assert time.monotonic() < end_s
-        one.ask(FEW)
+    until(lambda: one.ask(FEW) or "ledger" in one.proxy.degraded())
     one.until(degraded=True)
     one.ask(MANY)
     filler.unlink()

@@ -10,7 +10,6 @@ same 8 GPUs.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -97,16 +96,7 @@ def metered_j(running: Joulegate, model: str, prompt: str, policy: str) -> Any:
         reply = running.post(body, headers={"x-api-key": KEY, "x-joulegate-policy": policy})
         assert reply.status == 200, reply.body
         ids.append(reply.header("x-request-id"))
-    assert running.proxy is not None
-    deadline_s = time.monotonic() + 30
-    while True:
-        ledger = running.proxy.ledger
-        receipts = [ledger.receipt(str(i)) if ledger else None for i in ids]
-        if all(r is not None and r.state == "metered" for r in receipts):
-            break
-        assert time.monotonic() < deadline_s, [r and r.state for r in receipts]
-        time.sleep(0.05)  # between two looks at the books
-    done = [r for r in receipts if r is not None]
+    done = [running.metered(each) for each in ids]
     assert {r.evidence for r in done} == {Evidence.SIMULATED}
     energies = [r.energy_j for r in done if r.energy_j is not None]
     return {r.record.backend for r in done}, sum(energies) / len(energies)

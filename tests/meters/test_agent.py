@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,15 +21,9 @@ from meters.intake import WindowIntake
 from meters.settings import AgentSettings
 from meters.types import Evidence, Reading, Window
 from tests.fakes.nvml import build_library
+from tests.waiting import until
 
 TOKEN = "agent-token"
-
-
-def wait_for(what: Callable[[], object], seconds: float = 20.0) -> None:
-    until_s = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until_s, "it did not come about in time"
-        time.sleep(0.01)
 
 
 class ProxySide:
@@ -164,7 +158,7 @@ def whole(windows: list[Window]) -> None:
 
 def test_windows_reach_the_proxy(side: ProxySide, tmp_path: Path) -> None:
     with RunningAgent(side.url, tmp_path, engine_url=f"{side.url}/metrics"):
-        wait_for(lambda: len(side.kept) >= 3)
+        until(lambda: len(side.kept) >= 3)
     whole(side.kept)
     for window in side.kept:
         assert window.energy_j == pytest.approx(200 * (window.end_s - window.start_s), rel=1e-3)
@@ -180,7 +174,7 @@ def test_what_was_answered_for_but_not_heard_is_not_counted_twice(
 ) -> None:
     side.lose_answers = 2
     with RunningAgent(side.url, tmp_path):
-        wait_for(lambda: len(side.kept) >= 3)
+        until(lambda: len(side.kept) >= 3)
     assert side.intake.counts["duplicate", ""] >= 1
     whole(side.kept)
 
@@ -189,9 +183,9 @@ def test_while_the_proxy_is_away_windows_wait_on_disk(tmp_path: Path) -> None:
     away = ProxySide()
     away.close()
     with RunningAgent(away.url, tmp_path) as agent:
-        wait_for(lambda: agent.local.status().windows >= 3)
+        until(lambda: agent.local.status().windows >= 3)
         back = ProxySide(away.port)
-        wait_for(lambda: len(back.kept) >= 4)
+        until(lambda: len(back.kept) >= 4)
     back.close()
     whole(back.kept)
     assert agent.refused == 0
@@ -199,10 +193,10 @@ def test_while_the_proxy_is_away_windows_wait_on_disk(tmp_path: Path) -> None:
 
 def test_windows_of_a_run_that_ended_are_sent_by_the_next(tmp_path: Path) -> None:
     with RunningAgent("http://127.0.0.1:1", tmp_path) as agent:
-        wait_for(lambda: agent.local.status().windows >= 2)
+        until(lambda: agent.local.status().windows >= 2)
     side = ProxySide()
     with RunningAgent(side.url, tmp_path):
-        wait_for(lambda: len({w.window_id.rpartition(":")[0] for w in side.kept}) == 2)
+        until(lambda: len({w.window_id.rpartition(":")[0] for w in side.kept}) == 2)
     side.close()
     assert side.intake.counts["refused", "overlapping"] == 0
 
@@ -210,7 +204,7 @@ def test_windows_of_a_run_that_ended_are_sent_by_the_next(tmp_path: Path) -> Non
 def test_the_proxys_clock_is_the_one_that_counts(side: ProxySide, tmp_path: Path) -> None:
     side.ahead_s = 7200.0
     with RunningAgent(side.url, tmp_path):
-        wait_for(lambda: len(side.kept) >= 2)
+        until(lambda: len(side.kept) >= 2)
     assert abs(side.kept[-1].end_s - (time.time() + 7200.0)) < 30
     # the offset was measured before anything was sent, so there was nothing to repair
     assert side.intake.counts["repaired", "clock"] == 0
@@ -222,12 +216,12 @@ def test_windows_of_a_long_outage_are_placed_by_the_clock_as_it_drifted(
 ) -> None:
     monkeypatch.setattr("meters.agent.CLOCK_EVERY_S", 0.1)
     with RunningAgent(side.url, tmp_path):
-        wait_for(lambda: len(side.kept) >= 3)
+        until(lambda: len(side.kept) >= 3)
         side.away = True
         time.sleep(4.0)
         side.ahead_s = -0.2  # its clock lost a second in twenty meanwhile
         side.away = False
-        wait_for(lambda: len(side.kept) >= 12)
+        until(lambda: len(side.kept) >= 12)
     # by the newest offset the first of them would begin before the one that was sent last ended
     assert side.intake.counts["refused", "overlapping"] == 0
     whole(side.kept)
@@ -241,7 +235,7 @@ def test_a_clock_that_runs_too_fast_costs_no_windows(
     monkeypatch.setattr("meters.agent.CLOCK_SOON_S", 0.05, raising=False)
     side.gains = -0.08  # as a clock does that is being set right by 83,333 ppm, the most of chrony
     with RunningAgent(side.url, tmp_path):
-        wait_for(lambda: len(side.kept) >= 16)
+        until(lambda: len(side.kept) >= 16)
     # one as it shows; an offset that is moved every two seconds costs one each time
     assert side.intake.counts["refused", "overlapping"] <= 1
     placed = [abs(w.end_s - w.start_s) for w in side.kept]
@@ -252,8 +246,8 @@ def test_a_wrong_token_keeps_windows_and_says_so(
     side: ProxySide, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RunningAgent(side.url, tmp_path, token="wrong"):
-        wait_for(lambda: "the proxy answered 401" in caplog.text)
-        wait_for(lambda: list(tmp_path.iterdir()))
+        until(lambda: "the proxy answered 401" in caplog.text)
+        until(lambda: list(tmp_path.iterdir()))
     assert side.kept == []
     assert TOKEN not in caplog.text
     assert list(tmp_path.glob("*.jsonl"))
@@ -263,10 +257,10 @@ def test_a_token_that_is_replaced_in_its_file_is_taken_up(side: ProxySide, tmp_p
     file = tmp_path / "token"
     file.write_text("before\n")
     with RunningAgent(side.url, tmp_path / "spool", token=None, token_file=str(file)) as agent:
-        wait_for(lambda: side.intake.counts["refused", "wrong_token"] or agent._said)
+        until(lambda: side.intake.counts["refused", "wrong_token"] or agent._said)
         assert not side.kept
         file.write_text(f"{TOKEN}\n")
-        wait_for(lambda: len(side.kept) >= 3)
+        until(lambda: len(side.kept) >= 3)
     whole(side.kept)
 
 
@@ -275,7 +269,7 @@ def test_refused_windows_are_logged_and_not_sent_again(
 ) -> None:
     side = ProxySide(known={"another"})
     with RunningAgent(side.url, tmp_path) as agent:
-        wait_for(lambda: agent.refused >= 2)
+        until(lambda: agent.refused >= 2)
     side.close()
     assert "unknown_node" in caplog.text
     assert not list(tmp_path.glob("*.jsonl"))
@@ -299,11 +293,11 @@ def test_as_a_process_it_stays_small_and_ends_when_told(side: ProxySide, tmp_pat
         text=True,
     )
     try:
-        wait_for(lambda: len(side.kept) >= 2)
+        until(lambda: len(side.kept) >= 2)
         seen = psutil.Process(process.pid)
         began_s, used = time.monotonic(), seen.cpu_times()
         before = len(side.kept)
-        wait_for(lambda: len(side.kept) >= before + 5)
+        until(lambda: len(side.kept) >= before + 5)
         now = seen.cpu_times()
         seconds = time.monotonic() - began_s
         cpu_s = now.user + now.system - used.user - used.system
@@ -341,14 +335,14 @@ def test_killed_at_any_moment_it_loses_no_window(tmp_path: Path) -> None:
         return sum(f.read_bytes().count(b"\n") for f in files)
 
     first = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
-    wait_for(lambda: on_disk() >= 3)
+    until(lambda: on_disk() >= 3)
     first.kill()
     first.wait()
     kept_before = on_disk()
     side = ProxySide(side.port)
     second = subprocess.Popen(command, env=here, stderr=subprocess.DEVNULL)
     try:
-        wait_for(lambda: len({w.window_id.rpartition(":")[0] for w in side.kept}) == 2)
+        until(lambda: len({w.window_id.rpartition(":")[0] for w in side.kept}) == 2)
     finally:
         second.terminate()
         second.wait(15)

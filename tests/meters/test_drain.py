@@ -24,8 +24,8 @@ from meters.ledger import Ledger
 from meters.migrations import VERSION
 from meters.schema import meta
 from tests.meters.books import attribution, record, window
-from tests.meters.test_journal import wait_for
 from tests.servers import Server, new_database, start_postgres
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -53,13 +53,13 @@ def drained(folder: Path, ledger: Ledger) -> Drain:
     return drain
 
 
-def test_what_is_appended_is_in_the_ledger_within_a_second(ledger: Ledger, tmp_path: Path) -> None:
+def test_what_is_appended_is_soon_in_the_ledger(ledger: Ledger, tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal" / "a")
     drain = Drain(journal, ledger).start()
     journal.append(record(1))
     journal.append(attribution(1, {"req-1": 3.0}))
     journal.append(window(1, energy_j=64.0))
-    wait_for(lambda: ledger.receipt("req-1") is not None, timeout_s=1.0)
+    until(lambda: ledger.receipt("req-1") is not None, within_s=5.0)
     assert drain.wait()
     drain.stop()
     journal.close()
@@ -87,14 +87,14 @@ def test_it_says_for_how_long_it_has_been_up_to_date(ledger: Ledger, tmp_path: P
 
     journal = Journal(tmp_path / "journal" / "a")
     drain = Drain(journal, ledger, gather_s=0.0).start()
-    wait_for(lambda: drain.caught_up_s > 0.2)
+    until(lambda: drain.caught_up_s > 0.2)
     writes, ledger.write = ledger.write, refuse  # type: ignore[method-assign]
     journal.write(record(1))
-    wait_for(lambda: drain.caught_up_s == 0.0)
+    until(lambda: drain.caught_up_s == 0.0)
     back_s = time.monotonic()
     ledger.write = writes  # type: ignore[method-assign]
     assert drain.wait()
-    wait_for(lambda: drain.caught_up_s > 0.0)
+    until(lambda: drain.caught_up_s > 0.0)
     assert 0.0 < drain.caught_up_s < time.monotonic() - back_s
     drain.stop()
     journal.close()
@@ -182,7 +182,7 @@ def test_a_journal_that_is_deleted_under_the_process_is_made_anew_and_loses_noth
         state.rename(tmp_path / "elsewhere")
     for n in (2, 3):
         journal.write(record(n))
-    wait_for(lambda: ledger.receipt("req-3") is not None, timeout_s=5.0)
+    until(lambda: ledger.receipt("req-3") is not None)
     assert lock_folder(journal.folder) is None  # still nobody else's
     drain.stop()
     journal.close()
@@ -199,10 +199,10 @@ def test_a_journal_whose_folder_cannot_be_made_again_holds_and_says_so(
     shutil.rmtree(state.rename(tmp_path / "deleted"))  # at once: the drain writes there
     state.write_text("in the way")
     journal.write(record(1))
-    wait_for(lambda: journal.failing is not None, timeout_s=5.0)
+    until(lambda: journal.failing is not None)
     journal.write(record(2))
     state.unlink()
-    wait_for(lambda: ledger.receipt("req-2") is not None, timeout_s=5.0)
+    until(lambda: ledger.receipt("req-2") is not None)
     drain.stop()
     assert journal.failing is None
     journal.close()
@@ -218,7 +218,7 @@ def test_a_ledger_of_a_newer_program_is_waited_for_with_one_warning(
     journal = Journal(tmp_path / "journal" / "a")
     drain = Drain(journal, newer, gather_s=0.0).start()
     journal.write(record(1))
-    wait_for(lambda: drain.ledger_down, timeout_s=5.0)
+    until(lambda: drain.ledger_down)
     with ledger.database.write() as connection:
         connection.execute(meta.delete().where(meta.c.version > VERSION))
     assert drain.wait()
@@ -242,7 +242,7 @@ def test_the_journal_outlives_a_killed_postgresql(
     own_postgres.kill()
     for n in range(500):
         journal.append(record(n))
-    wait_for(lambda: drain.ledger_down)
+    until(lambda: drain.ledger_down)
     assert drain.backlog_bytes > 0
     own_postgres.start()
     assert drain.wait(30)
@@ -264,7 +264,7 @@ def test_a_read_only_postgresql_is_waited_for(own_postgres: Server, tmp_path: Pa
     drain = Drain(journal, ledger, gather_s=0.0).start()
     _set_read_only(own_postgres.url, "on", ledger)
     journal.append(record(1))
-    wait_for(lambda: drain.ledger_down)
+    until(lambda: drain.ledger_down)
     _set_read_only(own_postgres.url, "off", ledger)
     assert drain.wait(30)
     drain.stop()

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from meters.journal import (
 )
 from meters.types import UsageRecord
 from tests.meters.books import attribution, record, window
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -41,13 +42,6 @@ def kept(folder: Path) -> list[object]:
     """Every entry in the folder's segments, in order."""
     data = b"".join(segment_path(folder, number).read_bytes() for number in segments(folder))
     return [decode(kind, payload) for _, kind, payload in frames(data)]
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come true in time"
-        time.sleep(0.002)
 
 
 def test_entries_of_every_kind_come_back_in_order(journal: Journal) -> None:
@@ -153,7 +147,7 @@ async def test_a_full_disk_holds_entries_in_memory_until_there_is_room(
         assert await journal.durable(record(1)) is False
         for n in range(2, 40):
             journal.append(record(n))
-        wait_for(lambda: journal.waiting == 39)
+        until(lambda: journal.waiting == 39)
         assert journal.failing
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -179,7 +173,7 @@ def test_what_a_full_disk_never_took_is_told_at_the_end(
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
         for n in range(3):
             journal.append(record(n))
-        wait_for(lambda: journal.waiting == 3)
+        until(lambda: journal.waiting == 3)
         journal.close()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

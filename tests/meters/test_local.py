@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 import urllib.request
-from collections.abc import Callable
 
 import pytest
 
@@ -18,13 +16,7 @@ from meters.simulated_engine import start
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig
 from meters.types import Evidence, Window
 from tests.llama_cpp import Engine
-
-
-def wait_for(what: Callable[[], object], seconds: float = 20.0) -> None:
-    until_s = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until_s, "it did not come about in time"
-        time.sleep(0.01)
+from tests.waiting import until
 
 
 def complete(url: str, model: str, tokens: int) -> dict[str, int]:
@@ -51,7 +43,7 @@ def test_windows_of_a_simulated_engine_add_up_to_its_true_energy_and_tokens() ->
     local = LocalMeter(settings)
     local.start(windows.append)
     try:
-        wait_for(lambda: len(windows) >= 2)
+        until(lambda: len(windows) >= 2)
         clients = [
             threading.Thread(target=complete, args=(engine.url, "llama-3.1-8b", 60))
             for _ in range(4)
@@ -61,7 +53,7 @@ def test_windows_of_a_simulated_engine_add_up_to_its_true_energy_and_tokens() ->
             client.start()
         for client in clients:
             client.join()
-        wait_for(lambda: len(windows) >= began + 5)
+        until(lambda: len(windows) >= began + 5)
     finally:
         local.stop()
         engine.close()
@@ -93,13 +85,13 @@ def test_each_of_two_engines_on_the_same_devices_is_counted_for_itself() -> None
     local = LocalMeter(settings)
     local.start(windows.append)
     try:
-        wait_for(lambda: len(windows) >= 2)
+        until(lambda: len(windows) >= 2)
         complete(engines["one"].url, "llama-3.1-8b", 40)
         complete(engines["other"].url, "llama-3.1-8b", 25)
         began = len(windows)
-        wait_for(lambda: len(windows) >= began + 3)
+        until(lambda: len(windows) >= began + 3)
         engines["other"].close()  # one that is gone leaves the other's counts known
-        wait_for(lambda: [did.engine for did in windows[-1].engines] == ["one"])
+        until(lambda: [did.engine for did in windows[-1].engines] == ["one"])
     finally:
         local.stop()
         for engine in engines.values():
@@ -117,7 +109,7 @@ def test_llama_cpps_own_counters_are_read(llama_cpp: Engine) -> None:
     reader = EngineReader(f"{llama_cpp.address}/metrics", timeout_s=5.0)
     before = reader.read()
     usage = complete(llama_cpp.address, llama_cpp.model, 20)
-    wait_for(lambda: reader.read().steps != before.steps)
+    until(lambda: reader.read().steps != before.steps)
     after = reader.read()
     assert (after.steps or 0) - (before.steps or 0) >= 19
     assert (after.prompt_tokens or 0) - (before.prompt_tokens or 0) == usage["prompt_tokens"]

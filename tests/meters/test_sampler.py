@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -14,14 +14,7 @@ from meters.local import LocalMeter
 from meters.sampler import Sampler, new_run
 from meters.settings import MeterSettings
 from meters.types import Evidence, Meter, MeterUnavailable, Reading, Window
-
-
-def wait_for(what: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait until a condition holds; fail when it does not come."""
-    until_s = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < until_s, "it did not come about in time"
-        time.sleep(0.005)
+from tests.waiting import until
 
 
 class Counter:
@@ -112,7 +105,7 @@ class Running:
 def test_windows_come_by_themselves_and_carry_unix_time() -> None:
     meter = Counter()
     with Running(meter) as running:
-        wait_for(lambda: len(running.windows) >= 5)
+        until(lambda: len(running.windows) >= 5)
         status = running.sampler.status()
     assert meter.closed == 1
     for window in running.windows:
@@ -135,7 +128,7 @@ def test_windows_follow_a_wall_clock_that_is_set_and_stay_as_long_as_they_are(
     with Running(Counter(), wall=lambda: time.time() + set_by_s) as running:
         for set_by_s in (0.0, 3600.0, -2.0):
             came = len(running.windows)
-            wait_for(lambda came=came: len(running.windows) >= came + 3)  # type: ignore[misc]
+            until(lambda came=came: len(running.windows) >= came + 3)  # type: ignore[misc]
             window = running.windows[-1]
             assert abs(window.end_s - set_by_s - time.time()) < 1.5
             assert 0 < window.end_s - window.start_s < 5
@@ -144,14 +137,14 @@ def test_windows_follow_a_wall_clock_that_is_set_and_stay_as_long_as_they_are(
 
 def test_windows_whose_mapping_was_given_stay_on_it() -> None:
     with Running(Counter(), unix_offset_s=-time.monotonic(), wall=lambda: 1e9) as running:
-        wait_for(lambda: len(running.windows) >= 2)
+        until(lambda: len(running.windows) >= 2)
     assert abs(running.windows[-1].end_s) < 30
 
 
 @pytest.mark.alone
 def test_the_counters_period_is_found_and_looked_at_accordingly() -> None:
     with Running(Counter()) as running:
-        wait_for(lambda: len(running.windows) >= 3)
+        until(lambda: len(running.windows) >= 3)
         status = running.sampler.status()
     assert status.update_period_s is not None
     assert 0.015 < status.update_period_s < 0.12  # 20 ms, as seen every 25 ms or later
@@ -167,7 +160,7 @@ def test_a_meter_that_is_dear_to_read_is_read_less_often() -> None:
             return super().read()
 
     with Running(Dear()) as running:
-        wait_for(lambda: running.sampler.status().poll_s == 0.1)
+        until(lambda: running.sampler.status().poll_s == 0.1)
 
 
 def test_a_slow_counter_gets_windows_of_at_least_two_updates() -> None:
@@ -177,7 +170,7 @@ def test_a_slow_counter_gets_windows_of_at_least_two_updates() -> None:
             return [Reading("gpu0", now_s, 200.0 * (now_s // 0.2 * 0.2))]
 
     with Running(Slow()) as running:
-        wait_for(lambda: len(running.windows) >= 2)
+        until(lambda: len(running.windows) >= 2)
         status = running.sampler.status()
     assert status.window_s >= 0.38
     assert status.poll_s == pytest.approx(0.05, abs=0.02)
@@ -187,7 +180,7 @@ def test_a_slow_counter_gets_windows_of_at_least_two_updates() -> None:
 def test_windows_carry_what_the_engine_did(engine: Engine) -> None:
     reader = EngineReader(engine.url)
     with Running(Counter(), engine=reader) as running:
-        wait_for(lambda: sum(w.generated_tokens is not None for w in running.windows) >= 4)
+        until(lambda: sum(w.generated_tokens is not None for w in running.windows) >= 4)
     counted = [w for w in running.windows if w.generated_tokens is not None]
     for window in counted:
         # tokens are of the window's own interval, but for the time an answer takes
@@ -201,8 +194,8 @@ def test_windows_carry_what_the_engine_did(engine: Engine) -> None:
 def test_an_engine_that_hangs_holds_nothing_up(engine: Engine) -> None:
     engine.delay_s = 5.0
     with Running(Counter(), engine=EngineReader(engine.url, timeout_s=0.2)) as running:
-        wait_for(lambda: len(running.windows) >= 3)
-        wait_for(lambda: running.sampler.status().problems)
+        until(lambda: len(running.windows) >= 3)
+        until(lambda: running.sampler.status().problems)
         problems = running.sampler.status().problems
     assert all(w.generated_tokens is None for w in running.windows)
     assert "does not answer" in problems[0]
@@ -210,12 +203,12 @@ def test_an_engine_that_hangs_holds_nothing_up(engine: Engine) -> None:
 
 def test_a_missed_answer_lengthens_the_window_and_loses_no_tokens(engine: Engine) -> None:
     with Running(Counter(), engine=EngineReader(engine.url), window_s=0.4) as running:
-        wait_for(lambda: len(running.windows) >= 2)
+        until(lambda: len(running.windows) >= 2)
         before = len(engine.requests)
         engine.status = 500
-        wait_for(lambda: len(engine.requests) > before)
+        until(lambda: len(engine.requests) > before)
         engine.status = 200
-        wait_for(lambda: len(running.windows) >= 5)
+        until(lambda: len(running.windows) >= 5)
     counted = [w for w in running.windows if w.generated_tokens is not None]
     assert counted == running.windows
     assert max(w.end_s - w.start_s for w in counted) > 0.7
@@ -231,9 +224,9 @@ def test_hardware_that_is_not_there_is_named_and_tried_again(
     meter = Counter()
     meter.failing = "no GPU here: do this"
     with Running(meter) as running:
-        wait_for(lambda: running.sampler.status().problems == ("no GPU here: do this",))
+        until(lambda: running.sampler.status().problems == ("no GPU here: do this",))
         meter.failing = None
-        wait_for(lambda: len(running.windows) >= 1)
+        until(lambda: len(running.windows) >= 1)
         assert running.sampler.status().problems == ()
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert told == ["n1, meter: no GPU here: do this", "n1, meter: it is read again"]
@@ -242,12 +235,12 @@ def test_hardware_that_is_not_there_is_named_and_tried_again(
 def test_a_meter_that_fails_under_way_comes_back_without_wrong_windows() -> None:
     meter = Counter()
     with Running(meter) as running:
-        wait_for(lambda: len(running.windows) >= 2)
+        until(lambda: len(running.windows) >= 2)
         meter.failing = "driver reloaded"
-        wait_for(lambda: running.sampler.status().problems)
+        until(lambda: running.sampler.status().problems)
         meter.zero_j, meter.failing = -1e6, None  # the counter began anew
         seen = len(running.windows)
-        wait_for(lambda: len(running.windows) >= seen + 2)
+        until(lambda: len(running.windows) >= seen + 2)
         status = running.sampler.status()
     assert status.dropped.get("counter_reset") == 1
     assert all(0 < w.energy_j < 200 * 5 for w in running.windows)
@@ -262,12 +255,12 @@ def test_a_board_that_vanished_beside_others_is_told_and_so_is_its_return(
 
     meter = Boards()
     with Running(meter) as running:
-        wait_for(lambda: running.windows)
+        until(lambda: running.windows)
         meter.missing = {"gpu1": "gpu1: The GPU has fallen off the bus."}
-        wait_for(lambda: running.sampler.status().problems)
+        until(lambda: running.sampler.status().problems)
         assert running.sampler.status().problems == ("gpu1: The GPU has fallen off the bus.",)
         meter.missing = {}
-        wait_for(lambda: not running.sampler.status().problems)
+        until(lambda: not running.sampler.status().problems)
     assert "n1, devices: gpu1: The GPU has fallen off the bus." in caplog.text
     assert "n1, devices: it is read again" in caplog.text
 
@@ -276,9 +269,9 @@ def test_a_dropped_window_is_told_with_its_reason(caplog: pytest.LogCaptureFixtu
     meter = Counter()
     meter.zero_j = 1e9
     with Running(meter) as running:
-        wait_for(lambda: running.windows)
+        until(lambda: running.windows)
         meter.zero_j = 0.0
-        wait_for(lambda: running.sampler.status().dropped)
+        until(lambda: running.sampler.status().dropped)
     assert "n1: a window was dropped: counter_reset" in caplog.text
 
 
@@ -291,7 +284,7 @@ def test_a_callback_that_fails_stops_nothing() -> None:
 
     sampler = Sampler(Counter, node="n1", window_s=0.1)
     sampler.start(callback)
-    wait_for(lambda: len(seen) >= 3)
+    until(lambda: len(seen) >= 3)
     assert sampler.status().callback_errors >= 2
     sampler.stop()
 
@@ -305,7 +298,7 @@ def test_a_counter_that_stands_still_gives_no_windows_and_is_named(
 
     monkeypatch.setattr("meters.sampler.STILL_S", 0.2)
     with Running(Still()) as running:
-        wait_for(lambda: running.sampler.status().problems)
+        until(lambda: running.sampler.status().problems)
         assert "has not moved" in running.sampler.status().problems[0]
     assert running.windows == []
 
@@ -321,7 +314,7 @@ def test_a_host_meter_fills_its_own_column() -> None:
             return [Reading("cpu0", now_s, 50.0 * now_s)]
 
     with Running(Counter(), open_host=Cpu) as running:
-        wait_for(lambda: sum(w.host_energy_j is not None for w in running.windows) >= 2)
+        until(lambda: sum(w.host_energy_j is not None for w in running.windows) >= 2)
     window = running.windows[-1]
     assert window.host_energy_j is not None
     seconds = window.end_s - window.start_s
@@ -331,7 +324,7 @@ def test_a_host_meter_fills_its_own_column() -> None:
 def test_a_local_meter_starts_at_once_and_says_what_is_wrong() -> None:
     local = LocalMeter(MeterSettings(node="here", meter="none", host="none"))
     local.start(lambda _: None)
-    wait_for(lambda: local.status().problems)
+    until(lambda: local.status().problems)
     assert "estimates" in local.status().problems[0]
     local.stop()
     with pytest.raises(EngineUnavailable, match="known: auto"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from proxy.__main__ import main
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 LEAD = "sk-lead-0123456789abcdef"
@@ -35,13 +35,6 @@ def post(running: Joulegate, path: str, body: dict[str, Any], key: str = ADMIN) 
 
 def status_with(running: Joulegate, key: str) -> int:
     return running.get("/v1/models", x_api_key=key).status
-
-
-def until(what: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # replicas look for changes twice a second
 
 
 def test_a_key_is_made_used_and_revoked(running: Joulegate) -> None:

@@ -25,6 +25,7 @@ from proxy.store_redis import RedisStore
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Received, Script, Upstream
 from tests.joulegate_server import KEY, Config, Joulegate, Reply, config_of
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -61,13 +62,6 @@ def used(running: Joulegate, metric: str, scope: str = "team:physics") -> float:
     ]
     assert counter.reserved == 0 or running.proxy.steps.in_flight
     return counter.used / budgets.whole(metric, 1.0)  # type: ignore[arg-type]
-
-
-def until(what: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)  # another thread's counters
 
 
 def at_counted_tokens(running: Joulegate, prompt: int, output: int) -> float:
@@ -189,9 +183,9 @@ def test_what_meters_tell_replaces_what_was_settled(joulegate: Start, upstream: 
             meter="test",
         )
     )
-    until(lambda: used(running, "energy_j") != settled_j, within_s=10.0)
+    until(lambda: used(running, "energy_j") != settled_j)
     path = f"/v1/usage/{reply.header('x-request-id')}"
-    until(lambda: running.get(path, **{"x-api-key": KEY}).json()["status"] == "metered", 10.0)
+    until(lambda: running.get(path, **{"x-api-key": KEY}).json()["status"] == "metered")
     metered_j = running.get(path, **{"x-api-key": KEY}).json()["energy"]["energy_j"]
     assert used(running, "energy_j") == pytest.approx(metered_j, abs=1e-3)
     more_g = (metered_j - settled_j) / 3.6e6 * 1.2 * 500.0
@@ -261,7 +255,7 @@ def test_a_window_that_another_replica_got_corrects_the_budget_too(
             meter="test",
         )
     )
-    until(lambda: serving.get(path, **{"x-api-key": KEY}).json()["status"] == "metered", 10.0)
+    until(lambda: serving.get(path, **{"x-api-key": KEY}).json()["status"] == "metered")
     metered_j = serving.get(path, **{"x-api-key": KEY}).json()["energy"]["energy_j"]
     assert metered_j > 1.0
     with redis.Redis.from_url(redis_url) as client:
@@ -400,7 +394,7 @@ def test_answers_longer_than_expected_overspend_only_where_that_is_asked_for(
             asked = [
                 pool.submit(lambda: running.post(body, headers=AUTH).status) for _ in range(24)
             ]
-            until(lambda: sum(one.done() for one in asked) + len(upstream.received) >= 24, 20.0)
+            until(lambda: sum(one.done() for one in asked) + len(upstream.received) >= 24)
             together.open()
             statuses = [one.result() for one in asked]
     served = statuses.count(200)

@@ -3,7 +3,6 @@ or a thriftier policy."""
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply
 from tests.proxy import two_backends
 from tests.proxy.two_backends import ASK, both
+from tests.waiting import until, until_in_loop
 
 Start = Callable[[Config], Joulegate]
 AUTH = {"x-api-key": KEY}
@@ -44,13 +44,6 @@ def team(name: str, *budgets: dict[str, Any], **more: Any) -> dict[str, Any]:
         name: {"keys": [{"key": KEY, "role": "lead"}], "budgets": list(budgets), **more},
         "operators": {"keys": [{"key": ADMIN, "role": "admin"}]},
     }
-
-
-def until(what: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # another thread sends
 
 
 def metric_lines(running: Joulegate, name: str) -> list[str]:
@@ -140,10 +133,7 @@ async def test_a_replica_that_dies_before_its_message_is_taken_leaves_it_to_anot
     alerts = Alerts(settings, both_stores[1])
     alerts.start()
     alerts.look("team", [Spent(charge, 3)])
-    until_s = time.monotonic() + 20.0
-    while not taking.bodies:
-        assert time.monotonic() < until_s
-        await asyncio.sleep(0.02)
+    await until_in_loop(lambda: taking.bodies)
     assert not await both_stores[0].first("team", name, time.time() + 1.0)
     ((_, body),) = taking.bodies
     again = msgspec.json.decode(message(Crossing("team", Spent(charge, 4), "soft", 1.0)))
@@ -176,9 +166,7 @@ async def test_who_is_told_can_be_changed_while_it_runs() -> None:
     alerts.start()
     alerts.take(BudgetAlerts(url=f"{taking.url}/hook"))
     alerts.look("team", [Spent(charge, 3)])
-    async with asyncio.timeout(20.0):
-        while not taking.bodies:  # noqa: ASYNC110 - another thread receives
-            await asyncio.sleep(0.01)
+    await until_in_loop(lambda: taking.bodies)
     await alerts.stop()
     await store.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,7 @@ from policies.records import replay_decision
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate
 from tests.proxy.two_backends import ASK, SMALL, both, decided, kept, large, small
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -151,10 +151,7 @@ def test_answers_teach_how_much_shorter_they_get(joulegate: Start) -> None:
         effects, estimator = running.proxy.router.effects, running.proxy.estimator
         for _ in range(5):
             assert running.post(ASK).header("x-joulegate-answer-budget") == "capped"
-        deadline_s = time.monotonic() + 60.0
-        while not effects.lengths:
-            assert time.monotonic() < deadline_s, "nothing was learnt"
-            time.sleep(0.05)  # between two looks at another thread's state
+        until(lambda: effects.lengths)
         answers = effects.lengths["m@small+capped", ""]
         assert answers.total / answers.answers < 0.1  # six tokens of hundreds
         assert estimator.lengths._answers == 0  # the backend's own answers are not so short

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,10 @@ from tests.fakes import answers
 from tests.fakes.upstream import Pace, Upstream
 from tests.joulegate_server import Config, Joulegate, in_thread
 from tests.proxy.two_backends import ASK, LARGE, both, decided, large, saying, small
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
-
-
-def until(condition: Callable[[], object], within_s: float = 15.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true"
-        time.sleep(0.005)  # between two looks at another thread's state
 
 
 def rolling_out(share: float = 0.5, **more: Any) -> dict[str, Any]:

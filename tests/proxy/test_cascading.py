@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from tests.proxy.two_backends import (
     saying,
     small,
 )
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -266,14 +266,14 @@ def test_both_answers_are_metered(joulegate: Start) -> None:
         running.wait_for_meters()
         reply = running.post({**ASK, "max_tokens": 8})  # cut off at its limit
         assert reply.header("x-joulegate-escalated-from") == "m@small"
-        deadline_s = time.monotonic() + 30.0
-        while True:
+        nodes = {"m@small", "m@large"}
+
+        def receipt_of_both() -> Any:
             receipt = running.get(f"/v1/usage/{reply.header('x-request-id')}").json()
-            nodes = {share["node"] for share in receipt["energy"]["windows"]}
-            if nodes == {"m@small", "m@large"}:
-                break
-            assert time.monotonic() < deadline_s, receipt
-            time.sleep(0.05)  # between two questions to another thread's books
+            found = {share["node"] for share in receipt["energy"]["windows"]}
+            return receipt if found == nodes else None
+
+        receipt = until(receipt_of_both)
         by_node = {
             node: sum(s["energy_j"] for s in receipt["energy"]["windows"] if s["node"] == node)
             for node in nodes
@@ -302,9 +302,7 @@ def test_a_first_answer_under_a_budget_teaches_what_the_budget_does(
     assert reply.header("x-joulegate-escalated-from") == "m@small"
     assert decided(running, reply).chosen == "m@small+brief"
     effects = running.proxy.router.effects
-    deadline_s = time.monotonic() + 15.0
-    while len({name for name, _ in effects.lengths}) < 1 + (reply.header(BUDGET) is not None):
-        assert time.monotonic() < deadline_s, f"learnt only {effects.lengths}"
-        time.sleep(0.02)  # between two looks at another thread's state
+    learnt = 1 + (reply.header(BUDGET) is not None)
+    until(lambda: len({name for name, _ in list(effects.lengths)}) >= learnt)
     assert effects.lengths["m@small+brief", ""].answers == 1.0
     assert running.proxy.estimator.lengths._answers == int(reply.header(BUDGET) is None)

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from meters.intensity.hours import hour_of, iso
+from meters.types import UsageRecord
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, kept, large, small
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -66,13 +68,12 @@ def test_the_step_of_the_ladder_is_in_the_requests_row(
     file.write_text("\n".join(["zone,hour,value", *rows]) + "\n")
     carbon = {"zone": "FR", "intensity_file": str(file)}
     running = joulegate(both(small, large, carbon=carbon))
-    deadline_s = time.monotonic() + 10.0
-    while True:
-        reply = running.post(ASK)
-        record = running.record(reply.header("x-request-id"))
-        if record.intensity_tier == tier:
-            break
-        assert time.monotonic() < deadline_s, record.intensity_tier
+
+    def recorded() -> UsageRecord:
+        return running.record(running.post(ASK).header("x-request-id"))
+
+    until(lambda: recorded().intensity_tier == tier)
+    record = recorded()
     assert (record.intensity_g_per_kwh == 77.0) is (older < 200)
     assert record.zone == "FR"
 

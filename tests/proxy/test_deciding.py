@@ -16,6 +16,7 @@ from tests.fakes import answers
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import KEY, Config, Joulegate, config_of
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, decided, kept, large, small
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -270,10 +271,7 @@ def test_an_engine_that_sleeps_is_left_asleep(joulegate: Start) -> None:
         engines[0].server.asleep = True
         assert running.proxy is not None
         small_engine = running.proxy.pool.by_name["m@small"]
-        deadline_s = time.monotonic() + 15.0
-        while not small_engine.asleep:
-            assert time.monotonic() < deadline_s, "its sleep was not noticed"
-            time.sleep(0.02)  # between two looks at another thread's state
+        until(lambda: small_engine.asleep)
         reply = running.post(asked)
         assert reply.header("x-joulegate-backend") == "m@large"
         assert running.record(reply.header("x-request-id")).attempts == 1

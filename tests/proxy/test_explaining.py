@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from proxy.__main__ import main
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate
 from tests.proxy.two_backends import ASK, both, decided, large, small
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 Start = Callable[[Config], Joulegate]
@@ -47,11 +47,9 @@ def test_route_explain_receipt_and_dashboard_say_the_same(
     request_id = reply.header("x-request-id")
     receipt = running.get(f"/v1/usage/{request_id}").json()
     assert receipt["decision"]["explained"] == sentences
-    deadline_s = time.monotonic() + 20.0
-    while (page := running.get(f"/dashboard/default/requests/{request_id}")).status != 200:
-        assert time.monotonic() < deadline_s, page.body
-        time.sleep(0.05)  # between two looks at what the drain has written
-    text = html.unescape(page.body.decode())
+    path = f"/dashboard/default/requests/{request_id}"
+    until(lambda: running.get(path).status == 200)  # the drain has written it
+    text = html.unescape(running.get(path).body.decode())
     assert all(sentence in text for sentence in sentences)
     body = tmp_path / "request.json"
     body.write_text(json.dumps(ASK))

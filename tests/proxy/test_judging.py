@@ -4,7 +4,6 @@ of the prompt left behind, and the quality estimates learn from it. Real sockets
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from proxy.settings import OVERHEAD, load
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, write
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 # Little idle power: until a meter has seen an engine idle, requests share that too.
@@ -91,10 +91,7 @@ def counted(running: Joulegate, outcome: str, at_least: int = 1) -> float:
     """Waits until that many sampled requests came to that outcome."""
     assert running.proxy is not None
     sums = running.proxy.telemetry.judged.sums
-    deadline_s = time.monotonic() + 20
-    while sums[(outcome,)] < at_least:
-        assert time.monotonic() < deadline_s, dict(sums)
-        time.sleep(0.005)  # between two looks at another thread's counter
+    until(lambda: sums[(outcome,)] >= at_least, told=lambda: dict(sums))
     return sums[(outcome,)]
 
 
@@ -150,13 +147,8 @@ def test_every_call_is_on_the_books_on_a_line_of_its_own(
 
 def metered(running: Joulegate) -> None:
     """Waits for the first closed window: what came before the first reading, no meter saw."""
-    deadline_s = time.monotonic() + 20
-    while (
-        b"joulegate_window_energy_joules_total{"
-        not in running.get("/metrics", x_api_key=ADMIN).body
-    ):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # between two looks at the metrics
+    closed = b"joulegate_window_energy_joules_total{"
+    until(lambda: closed in running.get("/metrics", x_api_key=ADMIN).body)
 
 
 def test_the_energy_of_judging_is_metered_like_any_other(
@@ -175,15 +167,7 @@ def test_the_energy_of_judging_is_metered_like_any_other(
         ask(running)
         counted(running, "judged")
         (record,) = running.records(lambda r: r.team == OVERHEAD and r.backend == "second")
-        proxy = running.proxy
-        assert proxy is not None
-        deadline_s = time.monotonic() + 30
-        while True:
-            receipt = proxy.ledger.receipt(record.request_id) if proxy.ledger else None
-            if receipt is not None and receipt.state == "metered":
-                break
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)  # between two looks at the books
+        receipt = running.metered(record.request_id)
         true_j = engine.engine.totals.active_energy_j
         assert receipt.energy_j is not None
         assert 0 < receipt.energy_j < 2 * true_j

@@ -1,7 +1,5 @@
 """Learning in the proxy: windows teach, what was taught is told, and is there after a restart."""
 
-import time
-
 import msgspec
 import pytest
 
@@ -11,6 +9,7 @@ from meters.simulated_traffic import simulate
 from meters.types import Activity, StepPhysics, Window
 from proxy.measuring import Learning, Measuring, meter_settings, sharing
 from proxy.settings import BackendSettings, MeterSource, Settings
+from tests.waiting import until
 
 
 class Engine:
@@ -267,10 +266,7 @@ def test_one_process_at_a_time_reads_the_meters_of_a_state_folder(tmp_path, capl
     assert caplog.text.count("Another process reads the meters") == 1
     first.restart(settings)
     first.stop()
-    until_s = time.monotonic() + 10
-    while not second.meters:
-        assert time.monotonic() < until_s, "it does not begin"
-        time.sleep(0.01)  # until the other thread has looked
+    until(lambda: second.meters)
     second.stop()
     third = Measuring(settings, Pool(), lambda _: None)
     third.start()

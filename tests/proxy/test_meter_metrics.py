@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import msgspec
@@ -15,6 +14,7 @@ from meters.settings import MeterSettings
 from meters.types import Window
 from proxy.meter_metrics import MeterMetrics
 from proxy.own_energy import OwnMeter
+from tests.waiting import until
 
 NOW_S = 1_700_000_000.0
 
@@ -83,9 +83,7 @@ def test_a_meter_here_that_cannot_read_is_a_problem() -> None:
     intake = WindowIntake({}, set(), lambda: NOW_S, lambda _: None)
     local = LocalMeter(MeterSettings(node="here", meter="none", host="none"))
     local.start(lambda _: None)
-    until_s = time.monotonic() + 5
-    while not local.status().problems and time.monotonic() < until_s:
-        time.sleep(0.01)
+    until(lambda: local.status().problems)
     page = page_of(MeterMetrics(intake, lambda: [local]))
     local.stop()
     assert 'joulegate_meter_problems{node="here"} 1.0' in page

@@ -15,6 +15,7 @@ from proxy import passwords
 from proxy.__main__ import main
 from proxy.sign_in import WRONG_PASSWORDS
 from tests.joulegate_server import TEAMS, Config, Joulegate, Reply, config_of
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 PASSWORD = "a long enough pass phrase"
@@ -40,13 +41,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that say themselves that they took less work."""
     monkeypatch.setattr(passwords, "_N", 2**10)
     monkeypatch.setattr(passwords, "_P", 1)
-
-
-def until(what: Callable[[], bool], within_s: float = 5.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not what():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # replicas look for changes twice a second
 
 
 def cookie_of(reply: Reply) -> str:

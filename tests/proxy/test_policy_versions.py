@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,13 +38,7 @@ def test_a_policy_is_read_again_without_a_restart_and_each_decision_names_its_ve
     assert before.header("x-joulegate-backend") == "m@small"
     path = tmp_path / "joulegate-0" / "config.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **mine("quality")}))
-    assert running.process is not None
-    assert running.log is not None
-    running.process.send_signal(signal.SIGHUP)
-    deadline_s = time.monotonic() + 20.0
-    while "was read again" not in running.log.read_text():
-        assert time.monotonic() < deadline_s, running.log.read_text()
-        time.sleep(0.01)  # between two looks at another process's log
+    running.hang_up("was read again")
     after = running.post(ASK)
     assert after.header("x-joulegate-backend") == "m@large"
     receipts = [

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,17 +16,11 @@ from proxy.pseudonyms import LONGEST, Pseudonyms
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
+from tests.waiting import until
 
 SECRET = b"a secret of this installation, 32 bytes or more"
 USER = "canary-user-91c2b7@example.org"
 ON, OFF = "sk-on-0123456789abcdef", "sk-off-0123456789abcdef"
-
-
-def wait_until(done: Callable[[], bool], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not done():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)  # between two looks at another thread's ledger
 
 
 def raw(value: object) -> msgspec.Raw:
@@ -88,7 +81,7 @@ def test_only_where_a_team_wants_it_a_pseudonym_and_nowhere_a_name_is_kept(
             query = select(requests.c.team, requests.c.user_hash).order_by(requests.c.start_s)
             return [(team, user) for team, user in connection.execute(query)]
 
-    wait_until(lambda: len(rows()) == 4)
+    until(lambda: len(rows()) == 4)
     (_, first), (_, second), off, nobody = rows()
     assert first is not None
     assert first == second

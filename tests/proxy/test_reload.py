@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from meters.simulated_physics import EngineConfig
 from proxy.settings import Settings
 from proxy.teams import AuditEntry, TeamStore
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, config_of, in_process
+from tests.waiting import until
 
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 3}
 
@@ -41,16 +40,6 @@ def change(folder: Path, **settings: object) -> None:
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **settings}))
 
 
-def hang_up(running: Joulegate, until_log: str) -> None:
-    assert running.process is not None
-    assert running.log is not None
-    running.process.send_signal(signal.SIGHUP)
-    deadline_s = time.monotonic() + 10
-    while until_log not in running.log.read_text():
-        assert time.monotonic() < deadline_s, running.log.read_text()
-        time.sleep(0.01)  # between two looks at another process's log
-
-
 def status(running: Joulegate, key: str) -> int:
     return running.post(CHAT, headers={"x-api-key": key}).status
 
@@ -69,11 +58,12 @@ def test_new_keys_and_backends_are_used_and_streams_go_on(
         teams={"new": {"keys": [{"key": "sk-new", "role": "admin"}]}},
         backends=[{"model": "tiny", "name": "renamed", "url": f"{engine.url}/v1"}],
     )
-    hang_up(running, "was read again")
+    running.hang_up("was read again")
     rest = response.read()
     assert rest.endswith(b"data: [DONE]\n\n")
     connection.close()
-    reply = wait_for(lambda: running.post(CHAT, headers={"x-api-key": "sk-new"}), 200)
+    until(lambda: status(running, "sk-new") == 200)
+    reply = running.post(CHAT, headers={"x-api-key": "sk-new"})
     assert reply.header("x-joulegate-backend") == "renamed"
     entry = audited(tmp_path)
     assert entry.actor.startswith("SIGHUP at ")
@@ -90,7 +80,7 @@ def test_a_config_with_mistakes_or_without_a_teams_policy_changes_nothing(
     running: Joulegate, tmp_path: Path
 ) -> None:
     change(tmp_path, policies={"mine": {"objective": "energy"}}, log={"level": "debug"})
-    hang_up(running, "was read again")
+    running.hang_up("was read again")
     made = running.post(
         {"team": "late", "settings": {"policy": "mine"}},
         path="/admin/teams",
@@ -98,18 +88,18 @@ def test_a_config_with_mistakes_or_without_a_teams_policy_changes_nothing(
     )
     assert made.status < 300, made.body
     key = running.post({"team": "late"}, path="/admin/keys", headers={"x-api-key": ADMIN}).json()
-    wait_for(lambda: running.post(CHAT, headers={"x-api-key": key["key"]}), 200)
+    until(lambda: status(running, key["key"]) == 200)
     change(tmp_path, policies={"other": {"objective": "energy"}})
-    hang_up(running, "there is no policy 'mine', and the team 'late' of the ledger uses it")
+    running.hang_up("there is no policy 'mine', and the team 'late' of the ledger uses it")
     assert status(running, key["key"]) == 200
     change(tmp_path, default_polcy="pinned")
-    hang_up(running, "Did you mean 'default_policy'?")
+    running.hang_up("Did you mean 'default_policy'?")
     assert status(running, KEY) == 200
 
 
 def test_says_what_needs_a_restart(running: Joulegate, tmp_path: Path) -> None:
     change(tmp_path, ledger={"fsync": True})
-    hang_up(running, "a restart is needed for what changed under: ledger")
+    running.hang_up("a restart is needed for what changed under: ledger")
     assert status(running, KEY) == 200
 
 
@@ -117,17 +107,6 @@ def audited(folder: Path) -> AuditEntry:
     """The latest entry of the audit log, as soon as there is one."""
     (database,) = folder.rglob("ledger.db")
     ledger = Ledger(f"sqlite:///{database}")
-    deadline_s = time.monotonic() + 5
-    while not (found := TeamStore(ledger.database, Settings()).audit()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # another process writes it
+    found = until(TeamStore(ledger.database, Settings()).audit)
     ledger.close()
     return found[0]
-
-
-def wait_for(ask: Callable[[], object], wanted: int, within_s: float = 5.0):  # type: ignore[no-untyped-def]
-    deadline_s = time.monotonic() + within_s
-    while (reply := ask()).status != wanted:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # keys are looked at twice a second
-    return reply

@@ -27,6 +27,7 @@ from proxy.settings import Log, Settings
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of, is_refused, reply, write
+from tests.waiting import until
 
 Start = Callable[..., Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -58,9 +59,8 @@ def test_on_sigterm_streams_in_flight_finish_and_the_books_are_closed(
     response = running.open(STREAM).getresponse()
     assert response.read1() == first
     running.process.send_signal(signal.SIGTERM)
-    while not is_refused(running.port):
-        assert running.process.poll() is None, "it ended with a stream in flight"
-        time.sleep(0.01)  # until it has stopped listening
+    until(lambda: is_refused(running.port))  # it has stopped listening
+    assert running.process.poll() is None, "it ended with a stream in flight"
     gate.open()
     assert response.read().endswith(b"data: [DONE]\n\n")
     assert running.process.wait(20) == 0
@@ -137,10 +137,7 @@ def test_workers_share_the_port_and_the_books(joulegate_process: Start, upstream
     assert running.process is not None
     seen = {running.post(ASK).header("x-request-id") for _ in range(40)}
     assert len(seen) == 40
-    deadline_s = time.monotonic() + 30
-    while (told := [counted(running) for _ in range(6)]) != [40.0] * 6:
-        assert time.monotonic() < deadline_s, told
-        time.sleep(0.2)  # until both have published
+    until(lambda: all(counted(running) == 40.0 for _ in range(6)))  # both have published
     running.process.send_signal(signal.SIGTERM)
     assert running.process.wait(30) == 0
     assert seen <= set(ledger_rows(running))
@@ -190,10 +187,7 @@ def test_workers_do_not_outlive_the_process_that_started_them(
     assert running.post(ASK).status == 200
     running.process.kill()
     running.process.wait(10)
-    deadline_s = time.monotonic() + 20
-    while not is_refused(running.port):
-        assert time.monotonic() < deadline_s, "a worker still listens"
-        time.sleep(0.05)  # between two looks at other processes' socket
+    until(lambda: is_refused(running.port))
 
 
 @pytest.mark.parametrize(
@@ -270,16 +264,11 @@ def test_a_ledger_that_a_newer_release_brought_up_to_date_stops_no_answers(
     running = joulegate(config_of(upstream.base_url, ledger={"url": f"sqlite:///{path}"}))
     asked = running.post(ASK)
     assert asked.status == 200
-    deadline_s = time.monotonic() + 10
-    while "ledger" not in (found := running.get("/health/ready").json()["degraded"]):
-        assert time.monotonic() < deadline_s, found
-        time.sleep(0.02)  # until the thread that writes the ledger has tried
+    until(lambda: "ledger" in running.get("/health/ready").json()["degraded"])
     assert running.get("/dashboard").status == 503
     assert "Install the newer one" in caplog.text
     with ledger.database.write() as connection:
         connection.execute(meta.delete().where(meta.c.version > VERSION))
-    while ledger.receipt(asked.header("x-request-id") or "") is None:
-        assert time.monotonic() < deadline_s, "it is not in the ledger"
-        time.sleep(0.02)  # until it is written after all
+    until(lambda: ledger.receipt(asked.header("x-request-id") or ""))  # it is written after all
     ledger.close()
     assert not [r for r in caplog.records if r.exc_info]

@@ -18,6 +18,7 @@ from proxy import siblings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
 from tests.joulegate_server import Config, Joulegate, config_of
+from tests.waiting import until_in_loop
 
 Start = Callable[[Config], Joulegate]
 
@@ -116,10 +117,7 @@ async def test_a_board_that_is_gone_is_tried_again(tmp_path: Path) -> None:
     try:
         await asyncio.sleep(0)
         os.unlink(folder)
-        deadline_s = time.monotonic() + 5
-        while not (folder / "a.activities").exists():
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.01)
+        await until_in_loop((folder / "a.activities").exists)
     finally:
         await first.stop()
 

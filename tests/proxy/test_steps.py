@@ -15,6 +15,7 @@ from proxy import relaying, sse
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -25,13 +26,6 @@ STREAM = {**ASK, "stream": True}
 def upstream() -> Iterator[Upstream]:
     with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
         yield running
-
-
-def until(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not come true"
-        time.sleep(0.005)  # between two looks at another thread's state
 
 
 # -- the backend's state ---------------------------------------------------------------------------

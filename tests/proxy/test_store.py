@@ -17,6 +17,7 @@ from proxy.store_local import ENTRY_BYTES, HELD_S, LocalStore
 from proxy.store_redis import RedisStore
 from tests.servers import Server, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
+from tests.waiting import until_in_loop
 
 NOW_S = 1_790_000_000.0
 _numbers = itertools.count()
@@ -421,7 +422,7 @@ async def test_without_the_ledger_a_counter_begins_at_nothing_and_is_raised_once
     assert (await desk.used(rule), asked) == (2.0, 1), "not asked again at once"
     clock.now_s += AGAIN_S
     await desk.used(rule)
-    await until(lambda: asked == 2)
+    await until_in_loop(lambda: asked == 2)
     for _ in range(100):
         if await desk.used(rule) == 8.0:
             break
@@ -463,13 +464,6 @@ def own_redis() -> Iterator[Server]:
     server.close()
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    end_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not come true in time"
-        await asyncio.sleep(0.005)
-
-
 @pytest.mark.alone
 @pytest.mark.parametrize("how", ["kill", "pause"])
 async def test_while_redis_is_away_serving_goes_on_and_nothing_used_is_lost(
@@ -503,7 +497,7 @@ async def test_while_redis_is_away_serving_goes_on_and_nothing_used_is_lost(
     assert (await desk.admit([], cache_key="k")).cached == b"answer"
 
     own_redis.resume() if how == "pause" else own_redis.start()
-    await until(lambda: not store.down)
+    await until_in_loop(lambda: not store.down)
     await desk.settle(during, Amounts(energy_j=7.0))
     seen = await desk.admit([rule], amounts=Amounts(requests=0))
     assert not seen.degraded

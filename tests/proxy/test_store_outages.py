@@ -20,6 +20,7 @@ from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.servers import Server, move_slots, start_redis, start_redis_cluster, start_sentinel
 from tests.tls import TlsEndpoint
+from tests.waiting import until, until_in_loop
 
 
 class Outage:
@@ -77,19 +78,13 @@ class Outage:
     def charges(self, amounts: Amounts) -> list[Charge]:
         return list(charges([self.rule], amounts, time.time()))
 
-    async def until(self, condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-        end_s = time.monotonic() + timeout_s
-        while not condition():
-            assert time.monotonic() < end_s, "it did not come true in time"
-            await asyncio.sleep(0.01)
+    async def is_over(self) -> None:
+        await until_in_loop(lambda: not self.store.down)
 
 
 def _wait_until(server: Server, condition: Callable[[Any], bool]) -> None:
-    end_s = time.monotonic() + 20.0
     with redis.Redis(port=server.port) as client:
-        while not condition(client):
-            assert time.monotonic() < end_s, "it did not come true in time"
-            time.sleep(0.01)
+        until(lambda: condition(client))
 
 
 async def test_what_a_stuck_redis_did_not_acknowledge_is_counted_once(
@@ -104,7 +99,7 @@ async def test_what_a_stuck_redis_did_not_acknowledge_is_counted_once(
     second = await outage.ask()
     await outage.settle(second, 7.0)
     server.resume()
-    await outage.until(lambda: not outage.store.down)
+    await outage.is_over()
     assert await outage.used() == 12.0
     assert len(outage.warnings) == 1
     await outage.store.close()
@@ -166,7 +161,7 @@ async def test_a_redis_that_is_slow_now_and_then_is_left_alone_with_one_warning(
         assert outage.store.down
         line.delay_s = 0.0
         began_s = time.monotonic()
-        await outage.until(lambda: not outage.store.down)
+        await outage.is_over()
         away_s.append(time.monotonic() - began_s)
         for request in asked:
             await outage.settle(request, 1.0)
@@ -259,7 +254,7 @@ async def test_sentinel_s_new_master_is_found_and_told_what_was_used_meanwhile(
     during = await outage.ask()
     assert outage.store.down
     await outage.settle(during, 3.0)
-    await outage.until(lambda: not outage.store.down, 30.0)
+    await outage.is_over()
     after = await outage.ask()
     await outage.settle(after, 4.0)
     assert await outage.used() == 9.0
@@ -291,7 +286,7 @@ async def test_a_cluster_with_a_node_gone_is_away_until_all_of_it_is_back(
     await asyncio.sleep(0.2)  # ten probes, each of which finds the other two nodes
     assert outage.store.down
     nodes[2].start()
-    await outage.until(lambda: not outage.store.down, 30.0)
+    await outage.is_over()
     for holder in holders:
         await outage.ask(holder)
     assert outage.changes == [True, False]
@@ -350,7 +345,7 @@ async def test_a_burst_that_meets_a_stuck_redis_waits_for_one_time_limit_only(
     server.resume()
     assert outage.store.down
     assert took_s < 12 * 0.3  # of the 16 that a thousand would take, 64 at once; one is usual
-    await outage.until(lambda: not outage.store.down)
+    await outage.is_over()
     await outage.store.close()
     server.close()
 

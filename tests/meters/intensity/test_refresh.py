@@ -11,6 +11,7 @@ from meters.intensity.refresh import Breaker, IntensityRefresher
 from meters.intensity.table import AnnualTable
 from meters.intensity.types import HOUR_S, Observation, SourceUnavailable, Tier
 from tests.fakes.grid_server import Asked, grid_server
+from tests.waiting import until
 
 DAY_S = 24 * HOUR_S
 NOW_S = 1_790_000_000.0
@@ -132,9 +133,7 @@ def test_the_thread_fills_the_book_and_stops() -> None:
         refresher = IntensityRefresher(book, {"DE": source, "FR": refused})
         refresher.start()
         assert source.asked.wait(5)
-        deadline_s = time.monotonic() + 5
-        while not (book.zones and refresher.health()[1].error) and time.monotonic() < deadline_s:
-            threading.Event().wait(0.005)
+        until(lambda: book.zones and refresher.health()[1].error)
         refresher.stop()
     assert book.at("DE", time.time()).tier is Tier.HOURLY
     assert "403" in (refresher.health()[1].error or "")

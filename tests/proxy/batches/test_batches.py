@@ -20,6 +20,7 @@ from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
 from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
 from tests.servers import new_database, start_postgres
+from tests.waiting import until
 
 Start = Callable[[Config], Joulegate]
 OTHER = "sk-other-0123456789abcdef"
@@ -47,14 +48,10 @@ def made(client: openai.OpenAI, lines: Iterable[object], **more: Any) -> Batch:
     )
 
 
-def ended(client: openai.OpenAI, batch_id: str, within_s: float = 20.0) -> Batch:
-    deadline_s = time.monotonic() + within_s
-    while True:
-        batch = client.batches.retrieve(batch_id)
-        if batch.status in ("completed", "failed", "expired", "cancelled"):
-            return batch
-        assert time.monotonic() < deadline_s, batch
-        time.sleep(0.02)  # between two looks at another thread's batch
+def ended(client: openai.OpenAI, batch_id: str) -> Batch:
+    over = ("completed", "failed", "expired", "cancelled")
+    until(lambda: client.batches.retrieve(batch_id).status in over)
+    return client.batches.retrieve(batch_id)
 
 
 def lines_of(client: openai.OpenAI, file_id: str | None) -> list[dict[str, Any]]:
@@ -389,10 +386,7 @@ def test_what_was_not_sent_in_its_day_is_said(joulegate: Start, upstream: Upstre
     client = client_of(running)
     batch = made(client, [line("a"), line("b")])
     assert running.proxy is not None
-    deadline_s = time.monotonic() + 10
-    while client.batches.retrieve(batch.id).status != "in_progress":
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)  # between two looks at another thread's batch
+    until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
     assert not upstream.received  # it waits for a cleaner grid
     with running.proxy.kept.write() as connection:
         connection.exec_driver_sql("UPDATE batches SET expires_s = 1, owner = NULL")
@@ -434,12 +428,12 @@ def test_another_process_goes_on_where_one_died(
         lines = [line(f"{n}", f"word {n}") for n in range(30)]
         batch = made(client_of(first), lines)
         assert gate.reached.wait(20)
-        deadline_s = time.monotonic() + 10
-        counts = None
-        while counts is None or counts.completed < 5:  # some are kept
+
+        def completed() -> int:
             counts = client_of(first).batches.retrieve(batch.id).request_counts
-            assert time.monotonic() < deadline_s
-            time.sleep(0.05)  # between two looks at another process's batch
+            return counts.completed if counts else 0
+
+        until(lambda: completed() >= 5)  # some are kept
         assert first.process is not None
         first.process.send_signal(signal.SIGTERM if kind == "sqlite" else signal.SIGKILL)
         first.process.wait(30)
@@ -449,7 +443,7 @@ def test_another_process_goes_on_where_one_died(
         gate.open()
         second = joulegate_process(config)
         client = client_of(second)
-        batch = ended(client, batch.id, within_s=25)
+        batch = ended(client, batch.id)
         assert batch.status == "completed"
         output = lines_of(client, batch.output_file_id)
     assert sorted(int(one["custom_id"]) for one in output) == list(range(30))
@@ -471,7 +465,7 @@ def test_a_database_that_dies_loses_no_answer(joulegate: Start) -> None:
                 client.batches.retrieve(batch.id)
             assert refused.value.status_code == 503
             postgres.start()
-            batch = ended(client, batch.id, within_s=30)
+            batch = ended(client, batch.id)
             output = lines_of(client, batch.output_file_id)
         finally:
             postgres.close()
@@ -495,13 +489,12 @@ def test_the_requests_of_a_revoked_key_are_not_sent(joulegate: Start) -> None:
         kept = {h: c for h, c in running.proxy.keys._callers.items() if c.team != "physics"}
         running.proxy.keys.replace(kept)
         gate.open()
-        deadline_s = time.monotonic() + 10
-        while (row := running.proxy.batches.batches.get("physics", batch.id)) is not None:
-            if row["status"] == "failed":
-                break
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)  # between two looks at another thread's batch
+        kept_in = running.proxy.batches.batches
+
+        def row() -> Any:
+            return kept_in.get("physics", batch.id)
+
+        until(lambda: row()["status"] == "failed")
         assert len(upstream.received) == 1
-        assert row is not None
-        assert row["completed"] == 1
-        assert row["error_file_id"] is not None
+        assert row()["completed"] == 1
+        assert row()["error_file_id"] is not None
