@@ -12,7 +12,6 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -62,17 +61,6 @@ _USUAL = (500.0, 300.0)  # prompt and output at which unknown loads are compared
 _MARGINAL_FACTOR = 1.5
 
 _log, _exp, _hypot = math.log, math.exp, math.hypot
-
-
-class Standing(NamedTuple):
-    """How a backend's estimates stand; what ``joulegate estimators`` shows."""
-
-    backend: str
-    source: str  # "prior seen", "prior new_gpu", "own windows", "ecologits", "unknown"
-    outcomes: int
-    recent_error: float | None  # mean relative error of late, each before it was learnt from
-    offset: float  # of ln joules
-    slope: float  # per e-fold of batch
 
 
 class _Known:
@@ -213,20 +201,6 @@ class EnergyEstimator:
                 correction.observe(batch, math.log(outcome.energy_j / found[0][ENERGY]))
         if known.of_prior.outcomes >= _CALIBRATED_AFTER and known not in known.taught:
             known.taught.append(known)
-
-    def standings(self) -> list[Standing]:
-        """How every backend's estimates stand."""
-        return [
-            Standing(
-                known.facts.name,
-                known.source,
-                known.correction.outcomes,
-                known.correction.recent_error,
-                known.correction.offset,
-                known.correction.slope,
-            )
-            for _, known in sorted(self._known.items())
-        ]
 
     def _work_out_physics(self, backend: Backend) -> StepPhysics | None:
         subject, sheet = self._subject(backend), self._roofline(backend)

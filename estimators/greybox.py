@@ -411,7 +411,6 @@ FEATURES: dict[str, float] = {
     "hybrid": 1.0,
     "log_limit": 0.7,
 }
-ARCHITECTURE = ("log_active", "log_sparsity", "log_weight_bytes", "log_kv", "hybrid", "experts")
 
 
 def features(rows: Cases, found: Physics) -> Array:

@@ -108,11 +108,6 @@ def facts_from_config(
     )
 
 
-def count_params(config: Mapping[str, Any]) -> tuple[float, float]:
-    """(all, active per token) parameters of the shape in a Hugging Face text config."""
-    return _counted(config, _sizes(config))
-
-
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a config, with what its family assumes filled in."""
     text = config

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from meters.carbon import R_ICE_PUE, R_ICE_UTILISATION, kwh
+from meters.carbon import R_ICE_UTILISATION
 
 DEVICE_MEMORY_GB = 80.0  # A100-80GB
 DEVICE_LIMIT_W = 400.0
@@ -22,8 +22,6 @@ WEIGHT_BYTES = 2.0
 # The weights, and as much again for cache and activations: the smallest round factor that gives
 # all three device counts of its table II back (6 B and 17 B on one, 52 B on four).
 ROOM = 2.0
-WORLD_G_PER_KWH = 475.0  # its default intensity
-MAX_CONTEXT = 10_000
 
 
 class Sample(NamedTuple):
@@ -59,17 +57,6 @@ class Rice(msgspec.Struct, frozen=True):
         """Joules of all devices for a request on its own."""
         seconds = self.prefill_s(params_b, prompt_tokens) + output_tokens * self.token_s(params_b)
         return devices(params_b) * DEVICE_LIMIT_W * R_ICE_UTILISATION * seconds
-
-    def grams(
-        self,
-        params_b: float,
-        prompt_tokens: float,
-        output_tokens: float,
-        intensity_g_per_kwh: float = WORLD_G_PER_KWH,
-    ) -> float:
-        """Grams of CO2e with its default PUE of 1.1."""
-        joules = self.energy_j(params_b, prompt_tokens, output_tokens)
-        return kwh(joules) * R_ICE_PUE * intensity_g_per_kwh
 
 
 def devices(params_b: float) -> int:

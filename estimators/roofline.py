@@ -7,7 +7,6 @@ between idle and the limit, by how busy memory and arithmetic are.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import msgspec
@@ -185,8 +184,3 @@ def compute_flops(gpu: GpuFacts, precision: str) -> float:
         "fp32": fp16 / 2.0,
     }.get(precision) or fp16
     return max(tflops, 1e-3) * 1e12
-
-
-def finite(value: float) -> bool:
-    """Whether a figure can be shown: a number, not infinite, not negative."""
-    return math.isfinite(value) and value >= 0.0

@@ -329,10 +329,6 @@ class StepLearner:
         energy = self._energy.coefficients if together is None else together * self._energy.prior
         return _physics([self._idle.coefficients, energy, self._time.coefficients])
 
-    def uncertainty(self) -> StepPhysics:
-        """The standard error of each coefficient, in its own unit."""
-        return _physics([self._idle.errors, self._errors(), self._time.errors])
-
     def _errors(self) -> Floats:
         together = self._memory.errors
         return self._energy.errors if together is None else together * self._energy.prior
@@ -377,54 +373,6 @@ class StepLearner:
         if "together" in saved:  # not in files of earlier versions
             learner._memory.restore(saved["together"])
         return learner
-
-
-class StepLearners:
-    """A learner for each engine, by name; engines without a prior learn nothing."""
-
-    def __init__(self) -> None:
-        self._learners: dict[str, StepLearner] = {}
-
-    def observe(
-        self,
-        name: str,
-        window: Window,
-        work: Regressors,
-        prior: StepPhysics | None,
-        engine: str | None = None,
-    ) -> None:
-        """Learn from a window of the engine ``name``; ``engine`` is its version and model."""
-        learner = self._learners.get(name)
-        if learner is None:
-            if prior is None:
-                return
-            learner = self._learners[name] = StepLearner(prior)
-        if engine is not None:
-            learner.serves(engine)
-        learner.observe(window, work)
-
-    def learner(self, name: str) -> StepLearner | None:
-        """The learner of an engine; None before its first window."""
-        return self._learners.get(name)
-
-    def physics(self, name: str) -> StepPhysics | None:
-        """What an engine's windows taught; None before they taught anything."""
-        learner = self._learners.get(name)
-        return learner.physics() if learner is not None and learner.windows > 0 else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """All of them, for a file."""
-        return {name: learner.as_dict() for name, learner in self._learners.items()}
-
-    def restore(self, saved: dict[str, Any]) -> list[str]:
-        """Take back what ``as_dict`` saved; the names of those that could not be read."""
-        failed = []
-        for name, one in saved.items():
-            try:
-                self._learners[name] = StepLearner.from_dict(one)
-            except (KeyError, TypeError, ValueError, IndexError):
-                failed.append(name)
-        return failed
 
 
 def _usable(prior: StepPhysics, names: tuple[str, ...]) -> Floats:

@@ -78,18 +78,6 @@ def default_embodied() -> Range:
     return Range(*each)
 
 
-def water_l(energy_j: float, pue: float, on_site: float | None, grid: float | None) -> float | None:
-    """Litres: cooling (``on_site`` L per IT kWh, WUE) and power stations (``grid`` L per kWh).
-
-    None when neither factor is known; a factor that is not known is left out, not taken as 0
-    by the caller: it must say which parts are in the sum.
-    """
-    if on_site is None and grid is None:
-        return None
-    it_kwh = kwh(energy_j)
-    return it_kwh * (on_site or 0.0) + it_kwh * pue * (grid or 0.0)
-
-
 def sci(operational: float, embodied: float, units: float) -> float | None:
     """ISO/IEC 21031: ``(E x I + M) / R`` in grams per functional unit; None for no units.
 

@@ -34,32 +34,15 @@ def was_idle(window: Window) -> bool | None:
 class IdlePower:
     """One node's idle power, in watts, all devices together. Windows in order, by ``learn``."""
 
-    def __init__(self, prior_w: float | None = None) -> None:
-        """``prior_w``: what to say before anything was seen (a setting, a data sheet)."""
-        self._prior_w = prior_w
+    def __init__(self) -> None:
         self._seen_w: deque[float] = deque(maxlen=KEEP)
         self._busy_until_s = float("-inf")
         self._devices: tuple[str, ...] | None = None
 
     @property
     def power_w(self) -> float | None:
-        """The present figure; None when there is neither idle time nor a prior."""
-        if not self._seen_w:
-            return self._prior_w
-        level_w = median(self._seen_w)
-        if len(self._seen_w) >= SWITCH:
-            recent = list(self._seen_w)[-SWITCH:]
-            if min(recent) > 1.05 * level_w or max(recent) < 0.95 * level_w:
-                return median(recent)
-        return level_w
-
-    @property
-    def band_w(self) -> tuple[float, float] | None:
-        """The 80 % range of what was seen lately; None before three idle windows."""
-        if len(self._seen_w) < 3:
-            return None
-        ordered = sorted(self._seen_w)
-        return ordered[len(ordered) // 10], ordered[-1 - len(ordered) // 10]
+        """The present figure; None before any idle time was seen."""
+        return median(self._seen_w) if self._seen_w else None
 
     def learn(self, window: Window) -> None:
         """Take a window in. Busy ones, ones right after work and unclear ones teach nothing."""

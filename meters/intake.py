@@ -130,14 +130,6 @@ class WindowIntake:
             return self._say(401, "The meter's token is wrong. Set the one the proxy's config has.")
         return 200, self._encoder.encode({"unix_s": self._clock()})
 
-    def offer(self, window: Window) -> bool:
-        """A window of a meter in this process, by the same rules; whether it was accepted."""
-        with self._lock:
-            verdict, now_s = Verdict(), self._clock()
-            handed = self._take(window, _ALL, now_s, 0.0, 0.0, verdict)
-            self._heard(window, now_s, 0.0)
-            return handed and verdict.accepted == 1
-
     def remember(self, window: Window) -> None:
         """Know a window of the ledger again after a restart, without handing it over."""
         with self._lock:
@@ -165,7 +157,7 @@ class WindowIntake:
     def _take(
         self,
         window: Window,
-        allowed: set[str] | None,
+        allowed: set[str],
         now_s: float,
         move_s: float,
         clock_error_s: float,
@@ -222,10 +214,10 @@ class WindowIntake:
         verdict.accepted += 1
         return True
 
-    def _why_not(self, window: Window, allowed: set[str] | None) -> str | None:
+    def _why_not(self, window: Window, allowed: set[str]) -> str | None:
         if window.node not in self.known_nodes:
             return "unknown_node"
-        if allowed is not _ALL and allowed is not None and window.node not in allowed:
+        if allowed is not _ALL and window.node not in allowed:
             return "foreign_node"
         numbers = [
             window.energy_j,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
@@ -224,8 +223,3 @@ def unix_time(text: str) -> float:
     """The Unix time of an ISO 8601 time; UTC where it names no zone. Raises ValueError."""
     at = datetime.fromisoformat(text)
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-
-
-def same_secret(given: str, expected: str) -> bool:
-    """Compare two secrets in constant time."""
-    return hmac.compare_digest(given.encode(), expected.encode())

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -38,7 +38,6 @@ class Restatement(msgspec.Struct, frozen=True, kw_only=True):
     before_g_per_kwh: float
     after_g_per_kwh: float
     source: str
-    noticed_s: float | None
 
 
 class _Series:
@@ -72,7 +71,6 @@ class IntensityBook:
         self._digest = 0
         self._version = self._name_version()
         self._climates: dict[tuple[str, int], tuple[float | None, ...]] = {}
-        self._listeners: list[Callable[[str, Sequence[int]], None]] = []
 
     @property
     def version(self) -> str:
@@ -83,10 +81,6 @@ class IntensityBook:
     def zones(self) -> tuple[str, ...]:
         """Zones with hourly figures."""
         return tuple(sorted(self._series))
-
-    def on_change(self, listener: Callable[[str, Sequence[int]], None]) -> None:
-        """Call ``listener(zone, hours)`` after hours that were already known changed."""
-        self._listeners.append(listener)
 
     def at(self, zone: str | None, unix_s: float) -> Intensity:
         """The average intensity of ``zone`` in the hour of ``unix_s``.
@@ -159,7 +153,6 @@ class IntensityBook:
 
         Returns the restatements of more than one percent, which are also logged.
         """
-        changed: dict[str, list[int]] = {}
         restated: list[Restatement] = []
         with self._lock:
             fresh: dict[tuple[bool, str], dict[int, Observation]] = {}
@@ -173,9 +166,8 @@ class IntensityBook:
                 before = fresh[key].get(seen.hour_s)
                 fresh[key][seen.hour_s] = seen
                 self._digest ^= (_digest(before) if before else 0) ^ _digest(seen)
-                if before is None or marginal or before.g_per_kwh == seen.g_per_kwh:
+                if before is None or marginal:
                     continue
-                changed.setdefault(seen.zone, []).append(seen.hour_s)
                 change = abs(seen.g_per_kwh - before.g_per_kwh)
                 if change > RESTATED_SHARE * before.g_per_kwh:
                     restated.append(_restatement(before, seen))
@@ -194,9 +186,6 @@ class IntensityBook:
                 one.after_g_per_kwh,
                 one.source,
             )
-        for zone, hours in changed.items():
-            for listener in self._listeners:
-                listener(zone, tuple(sorted(hours)))
         return restated
 
     def _answer(self, found: Observation, hour_s: int, tier: Tier) -> Intensity:
@@ -256,5 +245,4 @@ def _restatement(before: Observation, after: Observation) -> Restatement:
         before_g_per_kwh=before.g_per_kwh,
         after_g_per_kwh=after.g_per_kwh,
         source=after.source,
-        noticed_s=after.fetched_s,
     )

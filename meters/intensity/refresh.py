@@ -52,7 +52,6 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     last_success_s: float | None
     failures: int  # in a row
     error: str | None
-    next_try_s: float
 
 
 class _Feed:
@@ -125,7 +124,6 @@ class IntensityRefresher:
                 last_success_s=feed.last_success_s,
                 failures=feed.breaker.failures,
                 error=feed.error,
-                next_try_s=feed.due_s,
             )
             for feed in self._feeds
         ]

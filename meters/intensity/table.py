@@ -40,7 +40,6 @@ class Country(msgspec.Struct, frozen=True, kw_only=True):
     code: str  # ISO 3166-1 alpha-2
     g_per_kwh: float
     water_l_per_kwh: float | None  # off site, at the power stations
-    water_is_world: bool  # the world's water figure stands in for the country's
 
 
 class CloudRegion(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +50,6 @@ class CloudRegion(msgspec.Struct, frozen=True, kw_only=True):
     place: str
     zone: str
     g_per_kwh: float | None = None  # the provider's own published annual figure
-    carbon_free: float | None = None  # share of hourly matched carbon-free energy, 0..1
     source: str = "our reading of the provider's region list"
     edited: bool = False  # changed by the organisation's own settings
 
@@ -112,11 +110,6 @@ class AnnualTable:
         country = self.countries.get(country_of(zone)) if zone else None
         return country.water_l_per_kwh if country else None
 
-    def zone_of(self, region: str) -> str | None:
-        """The grid zone of a cloud region ("gcp:europe-west3"); None when not in the map."""
-        found = self.regions.get(region)
-        return found.zone if found else None
-
     def _name_version(self) -> str:
         text = repr(sorted(self._zones.items()))
         text += repr(sorted((c.code, c.g_per_kwh) for c in self.countries.values()))
@@ -155,7 +148,6 @@ def _countries() -> dict[str, Country]:
             code=code,
             g_per_kwh=float(mix["gwp"]) * G_PER_KG,
             water_l_per_kwh=None if mix.get("wue") is None else float(mix["wue"]),
-            water_is_world="electricity-mix-wue-world" in (mix.get("warnings") or ()),
         )
     return found
 
@@ -182,7 +174,6 @@ def _cloud_regions(edits: Mapping[str, str]) -> dict[str, CloudRegion]:
                 place=row["place"],
                 zone=row["zone"],
                 g_per_kwh=float(row["g_per_kwh"]) if row["g_per_kwh"] else None,
-                carbon_free=float(row["carbon_free"]) if row["carbon_free"] else None,
                 source=row["source"],
             )
             found[region.name] = region

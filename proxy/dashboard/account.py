@@ -129,7 +129,6 @@ class Factor(msgspec.Struct, frozen=True, kw_only=True):
     operational_ug: int
     sources: tuple[str, ...]
     tiers: dict[str, int]  # micro-grams by tier
-    estimated_ug: int  # micro-grams of hours that were estimated
     water_ml: int | None  # at power stations
 
 
@@ -316,7 +315,7 @@ def build(
     zones = _Names()
     parts = [
         _active(raw, simulated, nodes),
-        _estimated(raw, simulated, sites, nodes),
+        _estimated(raw, simulated, nodes),
     ]
     idle = idle_of(raw, team, trailing, sites, simulated)
     parts.append(_idle(idle, simulated, nodes))
@@ -430,7 +429,7 @@ def _active(raw: Raw, simulated: bool, nodes: _Names) -> _Base:
     )
 
 
-def _estimated(raw: Raw, simulated: bool, sites: Sites, nodes: _Names) -> _Base:
+def _estimated(raw: Raw, simulated: bool, nodes: _Names) -> _Base:
     """Estimates of requests that no window has a share of."""
     rows = asked_of(raw, simulated)
     energy = rows[:, ASKED["energy_uj"]] - rows[:, ASKED["metered_estimate_uj"]]
@@ -577,7 +576,6 @@ def _weigh(
     hours = int(hour_place.max()) + 1 if len(hour_place) else 1
     g = np.zeros((len(zones.names) or 1, hours))
     tier = np.zeros_like(g, dtype=np.int64)
-    estimated = np.zeros_like(g, dtype=bool)
     market = np.zeros_like(g)
     sources: list[set[str]] = [set() for _ in zones.names]
     for z, name in enumerate(zones.names):
@@ -587,14 +585,12 @@ def _weigh(
         if name in fixed:
             g[z, used] = fixed[name]
             tier[z, used] = TIERS.index(Tier.ANNUAL_ZONE)
-            estimated[z, used] = True
             if len(used):
                 sources[z].add("set by this organisation")
         else:
             answers = [book.at(name or None, s) for s in (first_s + used * HOUR_S).tolist()]
             g[z, used] = [answer.g_per_kwh for answer in answers]
             tier[z, used] = [_TIER_PLACES[answer.tier] for answer in answers]
-            estimated[z, used] = [answer.estimated for answer in answers]
             sources[z].update(answer.source for answer in answers)
         market[z, used] = instrument.g_per_kwh if instrument else g[z, used]
     cell_g = g[zone, hour_place] if len(zone) else np.zeros(0)
@@ -618,8 +614,7 @@ def _weigh(
         ),
         embodied_ug=_embodied(base, raw, nodes, sites, simulated),
     )
-    flags = estimated[zone, hour_place] if len(zone) else np.zeros(0, dtype=bool)
-    return cells, _factors(cells, zones, grids, sources, flags, book), dim_zone
+    return cells, _factors(cells, zones, grids, sources, book), dim_zone
 
 
 def _round(values: NDArray[Any]) -> Ints:
@@ -652,7 +647,6 @@ def _factors(
     zones: _Names,
     grids: Mapping[str, str],
     sources: Sequence[set[str]],
-    estimated: NDArray[np.bool_],
     book: IntensityBook,
 ) -> tuple[Factor, ...]:
     found = []
@@ -675,7 +669,6 @@ def _factors(
                 operational_ug=ug,
                 sources=tuple(sorted(sources[z])),
                 tiers=tiers,
-                estimated_ug=int(cells.operational_ug[of_zone & estimated].sum()),
                 water_ml=None if water is None else round(facility / 3.6e12 * water * 1000),
             )
         )

@@ -10,7 +10,6 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from decimal import Decimal
 
 import msgspec
@@ -402,8 +401,3 @@ def file_name(snapshot: Snapshot, ending: str) -> str:
     team = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in snapshot.team)
     book = "-simulated" if snapshot.simulated else ""
     return f"joulegate-{team}-{snapshot.period}{book}-{snapshot.hash[:8]}.{ending}"
-
-
-def today_utc() -> str:
-    """Today, for a printed page."""
-    return datetime.now(UTC).date().isoformat()

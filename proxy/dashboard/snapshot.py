@@ -114,11 +114,6 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     hash: str = ""
 
     @property
-    def previous_words(self) -> str:
-        """The period compared with, said shortly."""
-        return self.previous_period.replace("..", " to ")
-
-    @property
     def score(self) -> float:
         """What the grade is made of, 0 to 1: lower with each step down, of evidence or ladder."""
         return score(

@@ -45,9 +45,3 @@ def test_embodied_spans_the_published_factors() -> None:
 def test_r_ice_is_devices_times_tdp_times_their_usual_use() -> None:
     # 8 x 700 W x 0.26 x 1 h x 1.1 x 0.4 kg/kWh
     assert carbon.r_ice_g(8, 700.0, 3600.0, 400.0) == pytest.approx(1.456 * 1.1 * 400.0)
-
-
-def test_water_adds_what_is_known_and_is_none_when_nothing_is() -> None:
-    assert carbon.water_l(3.6e6, 1.2, None, None) is None
-    assert carbon.water_l(3.6e6, 1.2, 0.5, 2.0) == pytest.approx(0.5 + 2.4)
-    assert carbon.water_l(3.6e6, 1.2, 0.5, None) == 0.5

@@ -23,14 +23,12 @@ def window(at_s: float, power_w: float, running: float | None = 0.0, **more: obj
     )
 
 
-def test_before_anything_was_seen_the_prior_is_all_there_is() -> None:
+def test_before_any_idle_time_it_is_not_known() -> None:
     assert IdlePower().power_w is None
-    assert IdlePower(60.0).power_w == 60.0
-    assert IdlePower(60.0).band_w is None
 
 
 def test_idle_windows_teach_it_and_busy_ones_do_not() -> None:
-    rng, idle = random.Random(1), IdlePower(50.0)
+    rng, idle = random.Random(1), IdlePower()
     for n in range(300):
         busy = 40 <= n % 100 < 80
         power_w = 600.0 if busy else 75.0 + rng.gauss(0, 1)
@@ -39,8 +37,6 @@ def test_idle_windows_teach_it_and_busy_ones_do_not() -> None:
             power_w = 140.0
         idle.learn(window(n, power_w, running=8.0 if busy else 0.0))
     assert idle.power_w == pytest.approx(75.0, abs=1.0)
-    low, high = idle.band_w or (0, 0)
-    assert 70 < low < 75 < high < 80
 
 
 def test_a_new_level_is_taken_over_after_some_agreement() -> None:
@@ -65,9 +61,9 @@ def test_other_devices_are_another_node() -> None:
 def test_without_the_engines_counters_nobody_knows() -> None:
     unclear = window(0, 500.0, running=None)
     assert was_idle(unclear) is None
-    idle = IdlePower(60.0)
+    idle = IdlePower()
     for n in range(30):
         idle.learn(window(n, 500.0, running=None))
-    assert idle.power_w == 60.0
+    assert idle.power_w is None
     assert was_idle(window(0, 60.0)) is True
     assert was_idle(window(0, 60.0, generated_tokens=3.0)) is False

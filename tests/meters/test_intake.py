@@ -254,14 +254,6 @@ def test_after_a_restart_remembered_windows_are_duplicates() -> None:
     assert (verdict.accepted, verdict.duplicates) == (0, 1)
 
 
-def test_a_meter_in_this_process_goes_by_the_same_rules() -> None:
-    desk = Desk()
-    assert desk.intake.offer(window(0))
-    assert not desk.intake.offer(window(0))
-    assert not desk.intake.offer(window(1, energy_j=-1.0))
-    assert desk.kept == [window(0)]
-
-
 def test_the_clock_is_told_to_who_has_a_token() -> None:
     status, body = Desk().intake.time("right")
     assert (status, msgspec.json.decode(body)) == (200, {"unix_s": NOW_S})

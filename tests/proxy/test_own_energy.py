@@ -63,6 +63,17 @@ def test_after_a_long_pause_the_counter_may_have_wrapped_unseen(tmp_path: Path) 
     assert meter.look().metered_j == pytest.approx(10.0)
 
 
+def test_a_counter_that_fell_is_not_known_in_between(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    meter = machine.meter()
+    meter.look()
+    machine.at(200.0, 8.0, 2.0)
+    assert meter.look().metered_j == pytest.approx(50.0)
+    machine.at(5.0, 16.0, 4.0)
+    used = meter.look()
+    assert (used.metered_j, used.modelled_j) == (pytest.approx(50.0), pytest.approx(10.0))
+
+
 def test_a_counter_that_can_no_longer_be_read_loses_nothing(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     meter = machine.meter()

@@ -28,8 +28,7 @@ def test_the_region_map_can_be_edited_and_says_that_it_was() -> None:
     assert (edited.zone, edited.edited, edited.place) == ("AT", True, "Frankfurt")
     # the provider's figure was for the zone that is no longer believed
     assert table.annual("gcp:europe-west3").g_per_kwh == table.annual("AT").g_per_kwh
-    assert table.zone_of("own:cellar") == "FR"
-    assert table.zone_of("gcp:nowhere") is None
+    assert table.annual("own:cellar").g_per_kwh == table.annual("FR").g_per_kwh
 
 
 def test_every_mapped_region_has_an_annual_figure_better_than_the_worlds() -> None:
