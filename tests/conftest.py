@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
 from proxy.serving import spare_the_collector
@@ -22,6 +23,8 @@ pytest_plugins = [
 
 _numbers = itertools.count()
 
+settings.register_profile("no deadline", deadline=None)  # a machine may stall
+settings.load_profile("no deadline")
 threadpool_limits(1)  # as when serving: servers under test share the cores with this process
 
 

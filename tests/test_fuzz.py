@@ -24,7 +24,6 @@ def test_no_request_makes_it_fail_or_hang(
 
         @settings(
             max_examples=EXAMPLES,
-            deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         )

@@ -302,7 +302,7 @@ def test_ten_candidates_cost_the_request_path_next_to_nothing() -> None:
     assert best(lambda: estimator.estimate(features, candidates, loads)) < 12 * yardstick_s
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     params_b=st.floats(0.2, 1000),
     active=st.floats(0.02, 1),

@@ -80,7 +80,7 @@ GAMES = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GAMES)
 def test_is_finite_and_ordered_however_one_sided_the_games_are(games: list[Game]) -> None:
     for each in judged(games, {}, rounds=20):
@@ -88,7 +88,7 @@ def test_is_finite_and_ordered_however_one_sided_the_games_are(games: list[Game]
         assert each.games >= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(GAMES)
 def test_the_order_of_the_two_answers_makes_no_difference(games: list[Game]) -> None:
     turned = [Game(g.second, g.first, 1.0 - g.points, g.weight, g.prompt) for g in games]

@@ -51,7 +51,7 @@ def test_short_texts_share_when_they_are_the_same_words() -> None:
     assert number[0] == number[1] != number[2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.text(max_size=40), max_size=12), st.randoms())
 def test_any_texts_will_do_in_any_order(texts: list[str], rng: random.Random) -> None:
     number = sharing(texts)

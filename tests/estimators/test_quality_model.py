@@ -204,7 +204,7 @@ def test_nothing_is_learnt_from_nothing() -> None:
         learn([])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text())
 def test_bands_are_ordered_and_finite_for_any_text(model: QualityModel, text: str) -> None:
     said = model.predict(read(text))

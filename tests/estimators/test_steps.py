@@ -210,7 +210,7 @@ amounts = st.floats(0, 1e7, allow_nan=False, allow_subnormal=False)
 
 
 @given(st.lists(st.tuples(amounts, amounts, amounts, amounts, amounts), max_size=12))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_coefficients_stay_finite_and_never_turn_negative(seen):
     learner = StepLearner(StepPhysics(**(ZERO | {"step_j": 1.0})))
     for i, (energy_j, *did) in enumerate(seen):

@@ -51,7 +51,7 @@ activities = st.builds(
 
 
 @given(st.lists(windows, max_size=12), st.lists(activities, max_size=12), st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_books_balance_exactly_whatever_comes_in(some_windows, some_activities, physics_known):
     names = ("a", "a/", "a/x", "a/y")
     physics = dict.fromkeys(names, LLAMA_8B_BF16) if physics_known else None
@@ -72,7 +72,7 @@ def test_the_books_balance_exactly_whatever_comes_in(some_windows, some_activiti
 
 
 @given(st.lists(windows, max_size=8), st.lists(activities, max_size=8), st.randoms())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_order_of_requests_changes_nothing(some_windows, some_activities, order):
     unique = list({a.request_id: a for a in some_activities}.values())
     shuffled = unique.copy()

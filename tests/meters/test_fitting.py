@@ -13,7 +13,7 @@ squares = st.lists(st.lists(st.floats(-3, 3), min_size=3, max_size=3), min_size=
 
 
 @given(squares, st.lists(st.floats(-5, 5), min_size=3, max_size=3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_other_choice_of_zeros_is_better(rows, wanted):
     matrix = np.array(rows)
     normal = matrix.T @ matrix + np.eye(3)

@@ -15,7 +15,7 @@ def slack(n, band=100.0):
 
 
 @given(st.lists(st.floats(-24, 24), min_size=1, max_size=200))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_jitter_at_edges_is_never_called_foreign(edges):
     ours = np.full(len(edges), 1_000.0)
     # What one window is counted too much the next lacks.

@@ -342,9 +342,7 @@ ENTRIES = st.lists(
 
 
 @given(entries=ENTRIES, cuts=st.lists(st.integers(1, 5), min_size=25, max_size=25))
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_books_balance_whatever_comes_in_whatever_order(
     entries: list[UsageRecord | Attribution],
     cuts: list[int],

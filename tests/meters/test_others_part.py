@@ -66,7 +66,7 @@ amounts = st.lists(st.floats(0, 1e4), min_size=4, max_size=30)
 
 
 @given(amounts, amounts, amounts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_is_metered_parts_are_finite_and_not_negative(
     ours: list[float], external: list[float], above: list[float]
 ) -> None:

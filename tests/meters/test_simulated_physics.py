@@ -116,7 +116,7 @@ jobs = st.lists(
 
 
 @given(jobs, st.integers(0, 2**16), st.floats(0, 2))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_requests_and_engine_agree_on_every_joule(asked, seed, look_s):
     config = EngineConfig(max_num_seqs=6, max_batched_tokens=700, seed=seed)
     engine = Engine(config)

@@ -71,9 +71,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 def test_policy(name: str, check: Check) -> None:
     policy = POLICIES[name]()
 
-    @settings(
-        max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck), database=None)
     @given(requests, fleets(), st.one_of(st.just(Limits()), limits))
     def holds(request: Request, candidates: list[Candidate], within: Limits) -> None:
         check(policy, request, candidates, within)

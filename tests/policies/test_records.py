@@ -48,9 +48,7 @@ def outcome_of(kept: Record, policy: Policy) -> Decision | tuple[Rejection, ...]
 def test_a_record_replays_to_the_same_answer(name: str) -> None:
     policy = POLICIES[name]()
 
-    @settings(
-        max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None
-    )
+    @settings(max_examples=12, suppress_health_check=list(HealthCheck), database=None)
     @given(requests, fleets(), limits)
     def holds(asked: Request, fleet: list[Candidate], within: Limits) -> None:
         decided = outcome(policy, asked, fleet, within)

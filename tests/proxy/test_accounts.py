@@ -348,4 +348,4 @@ async def test_a_disk_that_hangs_holds_up_one_answer_and_then_none_for_a_while(
     started_s = time.monotonic()
     for _ in range(20):
         await account.on_disk(never)
-    assert time.monotonic() - started_s < 0.1
+    assert time.monotonic() - started_s < 1.0  # of the 2 s if each waited

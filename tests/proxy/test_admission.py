@@ -143,7 +143,7 @@ def test_an_attempt_that_was_given_up_is_charged_too(joulegate: Start, upstream:
             config_of(
                 {"url": slow.base_url, **PRICED},
                 {"url": upstream.base_url, **PRICED},
-                time={"first_byte_s": 0.2},
+                time={"first_byte_s": 0.7},
                 teams=with_budgets(PLENTY),
             )
         )
@@ -199,7 +199,7 @@ def test_an_attempt_that_was_given_up_is_in_the_record_and_outlives_a_restart(
         config = config_of(
             {"url": slow.base_url, **PRICED},
             {"url": upstream.base_url, **PRICED},
-            time={"first_byte_s": 0.2},
+            time={"first_byte_s": 0.7},
             teams=with_budgets(PLENTY),
         )
         running = joulegate(config)

@@ -72,9 +72,7 @@ def test_an_account_is_made_signed_in_with_and_removed(
     until(lambda: enter(running, "ada", "another pass phrase").status == 303)
     cookie = cookie_of(enter(running, "ada", "another pass phrase"))
     assert command(tmp_path, monkeypatch, "remove", "ada") == 0
-    begun_s = time.monotonic()
-    until(lambda: running.get(PAGE, cookie=cookie).status == 303)
-    assert time.monotonic() - begun_s < 1.5
+    until(lambda: running.get(PAGE, cookie=cookie).status == 303, within_s=5.0)
     capsys.readouterr()
     config = str(tmp_path / "joulegate-0" / "config.yaml")
     assert main(["teams", "--config", config, "audit", "--json"]) == 0
@@ -127,10 +125,11 @@ def test_a_password_is_kept_as_a_salted_hash_that_takes_its_time() -> None:
     assert passwords.matches(PASSWORD, kept)
     assert not passwords.matches(PASSWORD + " ", kept)
     assert not passwords.matches(PASSWORD, None)
-    begun_s = time.perf_counter()
-    passwords.matches(PASSWORD, kept)
-    known_s = time.perf_counter() - begun_s
-    begun_s = time.perf_counter()
-    passwords.matches(PASSWORD, None)
-    nobodys_s = time.perf_counter() - begun_s
+
+    def took_s(hashed: str | None) -> float:
+        begun_s = time.perf_counter()
+        passwords.matches(PASSWORD, hashed)
+        return time.perf_counter() - begun_s
+
+    known_s, nobodys_s = (min(took_s(hashed) for _ in range(3)) for hashed in (kept, None))
     assert 0.3 < nobodys_s / known_s < 3.0

@@ -56,7 +56,7 @@ def test_a_client_that_stops_reading_is_no_fault_of_the_backend(
     word = answers.event(answers.chat_events(["w" * 60_000])[1])
     upstream.play(answers.stream([word] * 800, end=False))
     rules = {"failures": 1, "cooldown_s": 60, "health_check_s": 0, "wait_s": 0}
-    running = joulegate(config_of(upstream.base_url, retries=rules, time={"between_chunks_s": 0.3}))
+    running = joulegate(config_of(upstream.base_url, retries=rules, time={"between_chunks_s": 0.7}))
     assert running.proxy is not None
     connection = running.connect()
     connection.sock = socket.socket()

@@ -487,11 +487,11 @@ async def test_while_redis_is_away_serving_goes_on_and_nothing_used_is_lost(
     own_redis.pause() if how == "pause" else own_redis.kill()
     start_s = time.monotonic()
     assert (await store.admit(during)).degraded
-    assert time.monotonic() - start_s < 1.0
+    assert time.monotonic() - start_s < 2.0
     start_s = time.monotonic()
     for _ in range(20):
         assert (await desk.admit([rule])).allowed
-    assert time.monotonic() - start_s < 0.2, "only the first request waits"
+    assert time.monotonic() - start_s < 2.0, "of 4 s: only the first request waits"
     await desk.settle(before, Amounts(energy_j=5.0))
     await store.put(desk.holder, "k", b"answer", 60.0)
     assert (await desk.admit([], cache_key="k")).cached == b"answer"

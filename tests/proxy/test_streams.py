@@ -179,7 +179,7 @@ def test_a_refusal_that_only_quotes_the_request_stops_nobody_from_asking_for_usa
 def test_a_refusal_of_a_stream_that_does_not_come_to_its_end_is_a_status(
     joulegate: Start, upstream: Upstream, end: End, status: int
 ) -> None:
-    limits = {"between_chunks_s": 0.3}
+    limits = {"between_chunks_s": 0.7}
     running = joulegate(config_of(upstream.base_url, time=limits, retries={"attempts": 1}))
     upstream.play([answers.head(400, content_length="1000") + b"{", end])
     assert running.post(ASK).status == status
@@ -261,7 +261,7 @@ def test_a_whole_answer_to_who_asked_for_a_stream_is_passed_on(
 def test_an_answer_of_unknown_type_that_never_begins_is_a_status(
     joulegate: Start, upstream: Upstream, end: End, status: int
 ) -> None:
-    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.3}))
+    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.7}))
     upstream.play([answers.head(200, transfer_encoding="chunked"), end])
     failed = running.post(ASK)
     assert failed.status == status
@@ -385,7 +385,7 @@ def test_an_error_in_an_event_is_no_token_and_no_answer(
 def test_what_happens_after_done_is_no_failure(
     joulegate: Start, upstream: Upstream, end: End
 ) -> None:
-    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.2}))
+    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.7}))
     whole = written(answers.chat_events(usage=True))
     upstream.play(answers.stream([whole, end], end=False))
     got = running.post(ASK_USAGE)

@@ -58,8 +58,8 @@ def test_the_wait_for_the_first_byte_is_limited_and_the_next_backend_asked(
     joulegate: Start, upstream: Upstream
 ) -> None:
     with Upstream([HANG]) as slow:
-        running = joulegate(config_of(slow.base_url, upstream.base_url, time={"first_byte_s": 0.2}))
-        for body in (ASK, STREAM, ASK, STREAM):
+        running = joulegate(config_of(slow.base_url, upstream.base_url, time={"first_byte_s": 0.7}))
+        for body in (ASK, STREAM):
             got = running.post(body)
             assert got.status == 200
             assert got.header("x-joulegate-backend") == "tiny-1"
@@ -69,7 +69,7 @@ def test_the_wait_for_the_first_byte_is_limited_and_the_next_backend_asked(
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_a_gap_in_an_answer_is_limited(joulegate: Start, upstream: Upstream, stream: bool) -> None:
-    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.2}))
+    running = joulegate(config_of(upstream.base_url, time={"between_chunks_s": 0.7}))
     if stream:
         first = answers.event(answers.chat_events()[0])
         upstream.play(answers.stream([first, HANG], end=False))
@@ -86,15 +86,15 @@ def test_a_gap_in_an_answer_is_limited(joulegate: Start, upstream: Upstream, str
 
 
 def test_no_limit_cuts_a_stream_that_lives(joulegate: Start, upstream: Upstream) -> None:
-    limits = {"first_byte_s": 0.2, "between_chunks_s": 0.3, "total_s": 0.2}
+    limits = {"first_byte_s": 0.7, "between_chunks_s": 0.8, "total_s": 0.2}
     running = joulegate(config_of(upstream.base_url, time=limits))
     script: list[Any] = []
     for one in answers.chat_events(["word"] * 8):
-        script += [answers.event(one), Pace(0.1)]
+        script += [answers.event(one), Pace(0.15)]
     upstream.play(answers.stream(script))
     started_s = time.monotonic()
     got = running.post(STREAM)
-    assert time.monotonic() - started_s > 0.8
+    assert time.monotonic() - started_s > 1.0
     assert got.body.endswith(b"data: [DONE]\n\n")
     assert running.record(got.header("x-request-id")).outcome == "ok"
 
@@ -196,7 +196,7 @@ def test_a_request_that_all_of_its_group_failed_goes_to_the_fallbacks(
             failing.base_url,
             {"url": upstream.base_url, "model": "small", "name": "second"},
         ]
-        config = config_of(*backends, fallbacks={"tiny": ["small"]}, time={"first_byte_s": 0.2})
+        config = config_of(*backends, fallbacks={"tiny": ["small"]}, time={"first_byte_s": 0.7})
         running = joulegate(config | {"retries": {**config["retries"], "attempts": 2}})
         got = running.post(body)
         assert got.status == 200
@@ -224,7 +224,7 @@ def test_a_failing_backend_is_left_alone_then_probed_by_one(
     joulegate: Start, upstream: Upstream
 ) -> None:
     with Upstream([CUT]) as shaky:
-        rules = {"failures": 2, "cooldown_s": 0.5, "health_check_s": 0, "wait_s": 0}
+        rules = {"failures": 2, "cooldown_s": 60, "health_check_s": 0, "wait_s": 0}
         backends = [
             {"url": shaky.base_url, "gpu": "H100-SXM", "params_b": 1.0},  # it would be chosen
             {"url": upstream.base_url, "gpu": "H100-SXM", "params_b": 70.0},
@@ -238,8 +238,7 @@ def test_a_failing_backend_is_left_alone_then_probed_by_one(
         assert not engine.healthy
         gate = Gate()
         shaky.play([gate, *answers.answer(answers.CHAT)])
-        while not engine.available(time.monotonic()):
-            time.sleep(0.01)  # until its cooldown is over
+        engine.cooldown_until_s = time.monotonic()
         probe = running.open(ASK)
         shaky.wait_for(3)
         for _ in range(3):  # while one request probes it, others go elsewhere
@@ -252,7 +251,7 @@ def test_a_failing_backend_is_left_alone_then_probed_by_one(
 
 def test_a_probe_that_fails_begins_another_cooldown(joulegate: Start, upstream: Upstream) -> None:
     with Upstream([CUT]) as shaky:
-        rules = {"failures": 1, "cooldown_s": 0.2, "health_check_s": 0, "wait_s": 0}
+        rules = {"failures": 1, "cooldown_s": 60, "health_check_s": 0, "wait_s": 0}
         backends = [
             {"url": shaky.base_url, "gpu": "H100-SXM", "params_b": 1.0},
             {"url": upstream.base_url, "gpu": "H100-SXM", "params_b": 70.0},
@@ -261,8 +260,7 @@ def test_a_probe_that_fails_begins_another_cooldown(joulegate: Start, upstream: 
         assert running.proxy is not None
         engine = running.proxy.pool.by_name["tiny-0"]
         for probes in (1, 2, 3):
-            while not engine.available(time.monotonic()):
-                time.sleep(0.01)
+            engine.cooldown_until_s = time.monotonic()
             assert running.post(ASK).status == 200
             assert running.post(ASK).status == 200
             assert len(shaky.received) == probes

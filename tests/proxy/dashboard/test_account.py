@@ -295,9 +295,7 @@ rows = st.lists(
 )
 
 
-@settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=rows, idle_j=st.floats(0, 1e6))
 def test_groupings_sum_to_the_total_and_the_books_balance_for_any_mix(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple], idle_j: float
@@ -383,7 +381,6 @@ def test_a_restated_hour_changes_every_view_that_is_not_frozen(tmp_path: Path) -
     assert [(r.before_g_per_kwh, r.after_g_per_kwh) for r in book.restatements] == [(50.0, 100.0)]
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.integers(100, 160),

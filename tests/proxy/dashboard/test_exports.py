@@ -360,9 +360,7 @@ def turn() -> Iterator[tuple[Turn, str]]:
         made.ledger.close()
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(asked=st.lists(REQUEST, min_size=1, max_size=12))
 def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
     turn: tuple[Turn, str], asked: list[dict[str, Any]]

@@ -60,7 +60,7 @@ def users_in(line: Line) -> int:
     return int(found[1]) if found else 0
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     joules=st.lists(st.tuples(st.integers(0, 30), st.floats(0.001, 1e5)), min_size=1, max_size=60)
 )
