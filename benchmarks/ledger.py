@@ -31,7 +31,6 @@ from meters.ledger import Ledger, add_dims
 from meters.rows import record_row
 from meters.schema import request_hours, requests
 from meters.types import Attribution, Evidence, Share, UsageRecord, Window
-from meters.usage import nodes
 from tests.servers import new_database, start_postgres
 
 MONTH_S = 30 * 86_400
@@ -227,8 +226,6 @@ def month(kind: str, url: str, count: int, repeat: int) -> None:
             ask()
             took_ms.append((time.perf_counter() - began_s) * 1e3)
         print(f"{kind:10} {name:26} median {statistics.median(took_ms):8.1f} ms")
-    with ledger.database.read() as connection:
-        nodes(connection, START_S, end_s)
     ledger.close()
 
 

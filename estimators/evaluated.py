@@ -53,7 +53,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     on_front: bool = False
 
 
-def table(answers: Sequence[Answered], *, seed: int = 0) -> list[Row]:
+def table(answers: Sequence[Answered]) -> list[Row]:
     """A row for each backend, the thriftiest first; those of unknown energy last."""
     rows = []
     for name in dict.fromkeys(answer.backend for answer in answers):
@@ -65,8 +65,8 @@ def table(answers: Sequence[Answered], *, seed: int = 0) -> list[Row]:
                 backend=name,
                 answered=len(good),
                 failed=len(own) - len(good),
-                quality=mean([a.score for a in good if a.score is not None], seed),
-                energy_j=mean([a.energy_j for a in good if a.energy_j is not None], seed),
+                quality=mean([a.score for a in good if a.score is not None]),
+                energy_j=mean([a.energy_j for a in good if a.energy_j is not None]),
                 evidence=", ".join(known) or "unknown",
                 output_tokens=_middle([a.output_tokens for a in good]),
                 latency_s=_middle([a.latency_s for a in good]),
@@ -90,13 +90,13 @@ def by_task(answers: Sequence[Answered], least: int) -> Mapping[str, Mapping[str
     return found
 
 
-def mean(values: Sequence[float], seed: int = 0) -> Mean | None:
+def mean(values: Sequence[float]) -> Mean | None:
     """The mean with its interval; None of nothing. Scores that are all alike have one too: as if
     one more answer had been half good."""
     if not values:
         return None
     given = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(given), (ROUNDS, len(given)))
+    picks = np.random.default_rng(0).integers(0, len(given), (ROUNDS, len(given)))
     low, high = np.quantile(given[picks].mean(axis=1), [0.025, 0.975])
     mid = float(given.mean())
     if float(given.min()) == float(given.max()) and mid in (0.0, 1.0):

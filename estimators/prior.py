@@ -204,13 +204,13 @@ class Prior:
         self.about = dict(about)
         self.version = str(about.get("version", "prior"))
 
-    def tier(self, gpu: str, case: Cases, row: int = 0) -> str:
+    def tier(self, gpu: str, case: Cases) -> str:
         """What of a case was measured: "seen", "new_model", "new_gpu" or "both_new"."""
         own = (
-            math.log(case.params[row]),
-            math.log(case.active[row]),
-            math.log(case.weight_bytes[row]),
-            float(case.old[row] - case.plain[row]),
+            math.log(case.params[0]),
+            math.log(case.active[0]),
+            math.log(case.weight_bytes[0]),
+            float(case.old[0] - case.plain[0]),
         )
         known_model = any(
             all(abs(a - b) < 0.05 for a, b in zip(own, known, strict=True))

@@ -87,8 +87,7 @@ def sci(operational: float, embodied: float, units: float) -> float | None:
     return (operational + embodied) / units if units > 0 else None
 
 
-def r_ice_g(
-    devices: int, tdp_w: float, seconds: float, intensity_g_per_kwh: float, pue: float = R_ICE_PUE
-) -> float:
+def r_ice_g(devices: int, tdp_w: float, seconds: float, intensity_g_per_kwh: float) -> float:
     """The parametric tier: never the headline where anything better is known."""
-    return operational_g(devices * tdp_w * R_ICE_UTILISATION * seconds, pue, intensity_g_per_kwh)
+    energy_j = devices * tdp_w * R_ICE_UTILISATION * seconds
+    return operational_g(energy_j, R_ICE_PUE, intensity_g_per_kwh)

@@ -12,11 +12,8 @@ from meters.exact import MICRO, NANO
 from meters.rows import hour_of
 from meters.schema import (
     DIMENSIONS,
-    NODE_SUMS,
     REQUEST_SUMS,
     dims,
-    energy_hours,
-    node_hours,
     request_hours,
     requests,
     shares,
@@ -177,57 +174,3 @@ def _spent_in_rows(
 def _in_proportion(carbon: Any, energy: Any, estimated: Any) -> Any:
     """Estimated carbon, at the energy that it came to."""
     return case((estimated > 0, carbon * (cast(energy, Double) / estimated)), else_=carbon)
-
-
-def drawn(
-    connection: Connection,
-    team: str | None,
-    from_s: float,
-    to_s: float,
-    group_by: Sequence[str] = (),
-) -> list[tuple[dict[str, Any], int]]:
-    """Metered energy of requests by the hour it was drawn: groups with micro-joules.
-
-    For carbon, which depends on that hour, and for what reconciles with ``nodes``. ``group_by``:
-    any of GROUPS, ``metered_node``, ``metered_evidence``.
-    """
-    own = ("hour_s", "team", "metered_node", "metered_evidence")
-    bad = set(group_by) - set(GROUPS) - set(own)
-    if bad:
-        raise ValueError(f"cannot group by {', '.join(sorted(bad))}")
-    h = energy_hours.c
-    columns = [h[name] if name in own else dims.c[name] for name in group_by]
-    query = select(*columns, func.sum(h.energy_uj).label("energy_uj"))
-    if set(group_by) - set(own):
-        query = query.select_from(energy_hours.outerjoin(dims, dims.c.dim_id == h.dim_id))
-    query = query.where(h.hour_s >= from_s, h.hour_s < to_s)
-    if team is not None:
-        query = query.where(h.team == team)
-    if columns:
-        query = query.group_by(*columns).order_by(*columns)
-    return [
-        ({name: row[name] for name in group_by}, int(row["energy_uj"]))
-        for row in connection.execute(query).mappings()
-        if row["energy_uj"] is not None
-    ]
-
-
-def nodes(
-    connection: Connection, from_s: float, to_s: float, group_by: Sequence[str] = ("node",)
-) -> list[tuple[dict[str, Any], dict[str, int]]]:
-    """All metered energy by the hour it was drawn: groups with the sums of NODE_SUMS.
-
-    ``group_by``: any of node, hour_s, evidence, meter. In every group
-    ``attributed + idle + external + unattributed == metered``.
-    """
-    h = node_hours.c
-    columns = [h[name] for name in group_by]
-    query = select(*columns, *(func.sum(h[name]).label(name) for name in NODE_SUMS))
-    query = query.where(h.hour_s >= from_s, h.hour_s < to_s)
-    if columns:
-        query = query.group_by(*columns).order_by(*columns)
-    return [
-        ({name: row[name] for name in group_by}, {name: int(row[name] or 0) for name in NODE_SUMS})
-        for row in connection.execute(query).mappings()
-        if row["metered_uj"] is not None
-    ]

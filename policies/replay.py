@@ -28,6 +28,7 @@ from policies.types import Candidate, Limits, NoBackendWithinLimits, Policy, Req
 JOULES_PER_KWH = 3.6e6
 PROGRESS_EVERY = 2000
 DEFAULT_SEQS = 256  # vLLM's own default batch limit on most GPUs
+MOST_MOVES = 12  # kinds of moves that are told
 
 
 class Arrival(NamedTuple):
@@ -159,13 +160,13 @@ def moved(first: Choices, other: Choices) -> Iterator[Moved]:
             yield Moved(place, before, after)
 
 
-def compared(first: Choices, other: Choices, result: Replayed, most: int = 12) -> Replayed:
+def compared(first: Choices, other: Choices, result: Replayed) -> Replayed:
     """The result with which requests moved, against the choices of another policy."""
     pairs = Counter(
         f"{a or 'refused'} -> {b or 'refused'}" for a, b in zip(first, other, strict=True) if a != b
     )
     return msgspec.structs.replace(
-        result, moved=sum(pairs.values()), moves=dict(pairs.most_common(most))
+        result, moved=sum(pairs.values()), moves=dict(pairs.most_common(MOST_MOVES))
     )
 
 

@@ -534,7 +534,7 @@ class Proxy:
         self.snapshots = snapshots_of(self.settings, self.facts(), self.grid.book, ledger)
         self.snapshots.take(self.carbon.sites, budgets_of(self.directory.teams))
         replays = TeamReplay(
-            lambda: ledger,
+            ledger,
             self.facts,
             lambda: self.router.policies,
             lambda: self.settings.default_policy,

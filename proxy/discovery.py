@@ -47,12 +47,12 @@ PROVIDER_KEYS = {
 }
 
 
-def discovered(environment: Mapping[str, str], host: str = "127.0.0.1") -> list[BackendSettings]:
+def discovered(environment: Mapping[str, str]) -> list[BackendSettings]:
     """Backends that answer here and now, and providers whose keys are in the environment."""
     found = [
         backend
         for port, engine in USUAL_PORTS
-        for backend in engines_at(f"http://{host}:{port}/v1", engine)
+        for backend in engines_at(f"http://127.0.0.1:{port}/v1", engine)
     ]
     found = named_apart(found)
     if any(not engine.simulated for engine in found):

@@ -63,7 +63,6 @@ class Judging:
         finished: Callable[[Flight], object],
         counted: Tally,
         compared: Callable[[Flight, str, float], None],
-        seed: int | None = None,
     ) -> None:
         self.settings = settings
         self.router = router
@@ -75,7 +74,7 @@ class Judging:
         self.compared = compared
         self.path = Path(settings.state_dir) / "judging.json"
         self.book = self._loaded()
-        self._random = random.Random(seed)
+        self._random = random.Random()
         self._waiting: asyncio.Queue[Flight] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
         self._saved_s = 0.0

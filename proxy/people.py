@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 from sqlalchemy import Connection, select, update
@@ -39,9 +39,8 @@ class Person(msgspec.Struct, frozen=True, kw_only=True):
 class People:
     """Reads and changes local accounts. Calls block; use a thread from the event loop."""
 
-    def __init__(self, database: Database, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._clock = clock
 
     def create(
         self, name: str, password: str, *, role: str, teams: tuple[str, ...], actor: str
@@ -63,7 +62,7 @@ class People:
                 "password_hash": kept,
                 "role": role,
                 "teams": msgspec.json.encode(teams).decode(),
-                "created_s": self._clock(),
+                "created_s": time.time(),
                 "disabled_s": None,
             }
             if known is None:
@@ -71,7 +70,7 @@ class People:
             else:
                 connection.execute(update(accounts).where(accounts.c.name == name).values(values))
             detail = {"role": role, "teams": list(teams)}
-            note(connection, self._clock(), actor, "account.create", name, detail)
+            note(connection, time.time(), actor, "account.create", name, detail)
 
     def set_password(self, name: str, password: str, actor: str) -> None:
         """Set a new password, which ends all sessions. Raises TeamsError, BadPassword."""
@@ -80,7 +79,7 @@ class People:
 
     def remove(self, name: str, actor: str) -> None:
         """Let nobody in by that account from now on. Raises TeamsError."""
-        self._change(name, {"disabled_s": self._clock()}, actor, "account.remove")
+        self._change(name, {"disabled_s": time.time()}, actor, "account.remove")
 
     def all(self) -> dict[str, Person]:
         """Every account that is not removed, by name."""
@@ -93,7 +92,7 @@ class People:
         """Note in the audit log that somebody signed in."""
         with self._database.write() as connection:
             detail = {"by": how, "role": role}
-            note(connection, self._clock(), name, "sign_in", name, detail, change=False)
+            note(connection, time.time(), name, "sign_in", name, detail, change=False)
 
     def _change(self, name: str, values: Mapping[str, object], actor: str, action: str) -> None:
         with self._database.write() as connection:
@@ -101,7 +100,7 @@ class People:
             if known is None or known.disabled_s is not None:
                 raise TeamsError(f"There is no account {name!r}.")
             connection.execute(update(accounts).where(accounts.c.name == name).values(values))
-            note(connection, self._clock(), actor, action, name)
+            note(connection, time.time(), actor, action, name)
 
     @staticmethod
     def _of(connection: Connection, name: str) -> Person | None:

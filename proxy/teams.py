@@ -130,17 +130,11 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 class TeamStore:
     """Reads and changes teams and keys. Calls block; use a thread from the event loop."""
 
-    def __init__(
-        self,
-        database: Database,
-        settings: Settings,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
         self._settings = settings
         self._config = settings.teams
         self._organisations = settings.organisations
-        self._clock = clock
 
     # -- teams -------------------------------------------------------------------------------------
 
@@ -160,14 +154,14 @@ class TeamStore:
                 "organisation": settings.organisation or "",
                 "time_zone": settings.timezone,
                 "settings": msgspec.json.encode(settings).decode(),
-                "created_s": self._clock(),
+                "created_s": time.time(),
                 "archived_s": None,
             }
             if known is None:
                 connection.execute(teams.insert().values(values))
             else:
                 connection.execute(update(teams).where(teams.c.team == team).values(values))
-            c, now_s = api_keys.c, self._clock()
+            c, now_s = api_keys.c, time.time()
             good = c.revoked_s.is_(None) & (c.expires_s.is_(None) | (c.expires_s > now_s))
             again = select(func.count()).select_from(api_keys).where(c.team == team, good)
             count = int(connection.scalar(again) or 0)
@@ -196,7 +190,7 @@ class TeamStore:
         with self._database.write() as connection:
             self._require_team(connection, team, own=True)
             connection.execute(
-                update(teams).where(teams.c.team == team).values(archived_s=self._clock())
+                update(teams).where(teams.c.team == team).values(archived_s=time.time())
             )
             self._note(connection, actor, "team.archive", team)
 
@@ -209,7 +203,7 @@ class TeamStore:
             if self._row(connection, projects, where) is not None:
                 raise TeamsError(f"The team {team!r} has a project {project!r} already.")
             connection.execute(
-                projects.insert().values(team=team, project=project, created_s=self._clock())
+                projects.insert().values(team=team, project=project, created_s=time.time())
             )
             self._note(connection, actor, "project.create", f"{team}/{project}")
 
@@ -250,7 +244,7 @@ class TeamStore:
         this = organisations.c.organisation == name
         with self._database.write() as connection:
             if connection.execute(update(organisations).where(this).values(told)).rowcount == 0:
-                made = {"organisation": name, "created_s": self._clock(), **told}
+                made = {"organisation": name, "created_s": time.time(), **told}
                 connection.execute(organisations.insert().values(made))
             self._note(connection, actor, "organisation.set", name, _told(settings))
 
@@ -329,7 +323,7 @@ class TeamStore:
 
         Raises TeamsError.
         """
-        now_s = self._clock()
+        now_s = time.time()
         with self._database.write() as connection:
             old = self._own_key(connection, key_id, "Rotate")
             if old["revoked_s"] is not None:
@@ -368,7 +362,7 @@ class TeamStore:
             known = self._row(connection, api_keys, api_keys.c.key_id == key_id)
             if known is None and configured is None:
                 raise TeamsError(f"There is no key {key_id}. `joulegate keys list` shows them.")
-            now_s = self._clock()
+            now_s = time.time()
             if known is None and configured is not None:
                 hashed, caller = configured
                 connection.execute(
@@ -538,7 +532,7 @@ class TeamStore:
             where = (projects.c.team == team) & (projects.c.project == project)
             if self._row(connection, projects, where) is None:
                 connection.execute(
-                    projects.insert().values(team=team, project=project, created_s=self._clock())
+                    projects.insert().values(team=team, project=project, created_s=time.time())
                 )
         key = KEY_PREFIX + secrets.token_urlsafe(32)
         hashed = digest(key)
@@ -551,7 +545,7 @@ class TeamStore:
                 role=role,
                 name=name,
                 settings=msgspec.json.encode(rules).decode(),
-                created_s=self._clock(),
+                created_s=time.time(),
                 expires_s=expires_s,
             )
         )
@@ -589,7 +583,7 @@ class TeamStore:
         subject: str,
         detail: Mapping[str, Any] | None = None,
     ) -> None:
-        note(connection, self._clock(), actor, action, subject, detail)
+        note(connection, time.time(), actor, action, subject, detail)
 
 
 def note(

@@ -52,13 +52,13 @@ class TokenCounter:
     remembered, by a hash of the text and not by the text. May be used from several threads.
     """
 
-    def __init__(self, encoding: str = "o200k_base") -> None:
+    def __init__(self) -> None:
         self._remembered: dict[tuple[int, int], int] = {}
         folder = bundled_encodings()
         if folder is not None:
             os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(folder))
         try:
-            self._encoding: tiktoken.Encoding | None = tiktoken.get_encoding(encoding)
+            self._encoding: tiktoken.Encoding | None = tiktoken.get_encoding("o200k_base")
         except Exception as error:  # no folder, no network: counting is not worth failing for
             log.warning("tokens are guessed from bytes: no encoding could be read (%s)", error)
             self._encoding = None

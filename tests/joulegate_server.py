@@ -141,7 +141,9 @@ class Joulegate:
         """The records that are wanted, as soon as there are any."""
         assert self.proxy is not None
         recent = self.proxy.accounts.recent
-        return until(lambda: [record for record in list(recent.values()) if wanted(record)])
+        return until(
+            lambda: [record for record in list(recent.values()) if wanted(record)], every_s=0.002
+        )
 
     def hang_up(self, said: str) -> None:
         """SIGHUP to the process; waits until its log has that."""

@@ -9,16 +9,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-LOOK_EVERY_S = 0.005
+LOOK_EVERY_S = 0.02  # often enough; strangers may only ask so many times a minute
 
 
-def until(look: Callable[[], T], within_s: float = 60.0, told: Callable[[], object] = str) -> T:
+def until(
+    look: Callable[[], T],
+    within_s: float = 60.0,
+    every_s: float = LOOK_EVERY_S,
+    told: Callable[[], object] = str,
+) -> T:
     """The first true value of ``look``, asked for again and again. The test fails where none comes
     in time, with what ``told`` gives then."""
     deadline_s = time.monotonic() + within_s
     while not (value := look()):
         assert time.monotonic() < deadline_s, f"it did not come true in time {told()}"
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(every_s)
     return value
 
 

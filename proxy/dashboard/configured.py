@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from estimators.types import Backend
 from meters.carbon import Range
@@ -71,7 +71,7 @@ def snapshots_of(
     settings: Settings,
     backends: Iterable[Backend],
     book: IntensityBook,
-    ledger: Ledger | Callable[[], Ledger | None],
+    ledger: Ledger,
 ) -> Snapshots:
     """What makes snapshots under this config."""
     return Snapshots(

@@ -21,7 +21,6 @@ from estimators.types import Backend
 from policies.replay import Arrival, Replayed
 from proxy.dashboard.advice import Option, Study
 from proxy.dashboard.replays import PINNED, TeamReplay
-from proxy.dashboard.snapshot import LedgerAway
 
 log = logging.getLogger("joulegate.dashboard")
 
@@ -39,9 +38,8 @@ LIGHTER = {"bf16": "fp8", "fp16": "fp8"}
 class Studies:
     """Studies by team and period. ``of`` never waits: None while one is being made."""
 
-    def __init__(self, replays: TeamReplay, kept_s: float = KEPT_S) -> None:
+    def __init__(self, replays: TeamReplay) -> None:
         self._replays = replays
-        self._kept_s = kept_s
         self._kept: dict[tuple[str, float, float], tuple[float, Study]] = {}
         self._running: dict[tuple[str, float, float], threading.Thread] = {}
         self._lock = threading.Lock()
@@ -53,7 +51,7 @@ class Studies:
         key = team, start_s, end_s
         with self._lock:
             kept = self._kept.get(key)
-            old = kept is None or time.monotonic() - kept[0] > self._kept_s
+            old = kept is None or time.monotonic() - kept[0] > KEPT_S
             if old and key not in self._running:
                 thread = threading.Thread(
                     target=self._make, args=(key,), name="replay", daemon=True
@@ -76,7 +74,7 @@ class Studies:
                 if len(self._kept) >= REMEMBERED:
                     self._kept.clear()
                 self._kept[key] = time.monotonic(), study
-        except (LedgerAway, SQLAlchemyError) as error:
+        except SQLAlchemyError as error:
             log.warning("traffic could not be replayed: %s", type(error).__name__)
         except Exception:
             log.exception("traffic could not be replayed")

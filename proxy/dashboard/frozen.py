@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import msgspec
 from sqlalchemy import select
@@ -17,8 +16,8 @@ from proxy.dashboard.snapshot import Snapshot, encode, is_genuine
 class FrozenSnapshots:
     """Keeps and finds snapshots in the ledger's database."""
 
-    def __init__(self, ledger: Callable[[], Ledger]) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger) -> None:
+        self._database = ledger.database
 
     def keep(self, snapshot: Snapshot) -> str:
         """Keep it; gives its hash. Keeping the same twice changes nothing."""
@@ -30,7 +29,7 @@ class FrozenSnapshots:
         }
         if self.find(snapshot.hash) is None:
             try:
-                with self._ledger().database.write() as connection:
+                with self._database.write() as connection:
                     connection.execute(dashboard_frozen.insert(), values)
             except IntegrityError:
                 pass  # another replica was first, with the same bytes
@@ -39,7 +38,7 @@ class FrozenSnapshots:
     def find(self, name: str) -> Snapshot | None:
         """The snapshot of that hash; None when there is none or its contents do not match it."""
         frozen = dashboard_frozen.c
-        with self._ledger().database.read() as connection:
+        with self._database.read() as connection:
             body = connection.scalar(select(frozen.body).where(frozen.hash == name))
         if body is None:
             return None

@@ -29,7 +29,7 @@ from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.links import PAGES, ROOT, View
 from proxy.dashboard.numbers import LANGUAGES, Numbers, language_of
 from proxy.dashboard.periods import BadPeriod, parse, this_month
-from proxy.dashboard.snapshot import LedgerAway, Snapshot, Snapshots, without_keys
+from proxy.dashboard.snapshot import Snapshot, Snapshots, without_keys
 from proxy.dashboard.viewers import FormTokens, Viewer
 from proxy.dashboard.views import PolicyOutcome
 
@@ -92,8 +92,8 @@ class Dashboard:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.snapshots = snapshots
-        self.frozen = FrozenSnapshots(lambda: snapshots.ledger)
-        self.teams = teams or (lambda: snapshots.ledger.teams())
+        self.frozen = FrozenSnapshots(snapshots.ledger)
+        self.teams = teams or snapshots.ledger.teams
         self.health = health or (lambda: ())
         self.estimator = estimator
         self.gpus = dict(gpus or {})
@@ -121,7 +121,7 @@ class Dashboard:
             values |= views.overview(self, view, snapshot, values["n"], {}, nobody)
             self.page("overview.html", **values)
             values["n"].significant(1.5)
-        except (LedgerAway, SQLAlchemyError, OSError):
+        except (SQLAlchemyError, OSError):
             pass  # then the first page makes them
 
     def page(self, template: str, status: int = 200, **values: Any) -> HTMLResponse:
@@ -144,7 +144,7 @@ def _html_errors(dashboard: Dashboard) -> type[APIRoute]:
                     return await handle(request)
                 except HTTPException as error:
                     return _refusal(dashboard, request, error)
-                except (LedgerAway, SQLAlchemyError) as error:
+                except SQLAlchemyError as error:
                     log.warning("the dashboard cannot read the ledger: %s", type(error).__name__)
                     text = "The ledger cannot be read now. Serving goes on; try again shortly."
                     return _refusal(dashboard, request, HTTPException(503, text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ PAGE_ROWS = 50
 BATCH_ROWS = 512
 TEXT_SPAN_S = 32 * DAY_S  # so that a year's columns are never one text
 RECENT_KEPT_S = 60.0
+SETTLED_KEPT_S = 3600.0
 
 
 class Dim(NamedTuple):
@@ -283,9 +284,8 @@ def _columns(
 class Trailing:
     """Energy by node, day and team, for the rule that allots idle; whole days are remembered."""
 
-    def __init__(self, ledger: Callable[[], Ledger], kept_s: float = 3600.0) -> None:
-        self._ledger = ledger
-        self._kept_s = kept_s
+    def __init__(self, ledger: Ledger) -> None:
+        self._database = ledger.database
         self._days: dict[int, Mapping[tuple[str, str], int]] = {}
         self._read_at_s: dict[int, float] = {}
 
@@ -297,7 +297,7 @@ class Trailing:
             day
             for day in range(first_day, last_day + 1)
             if now_s - self._read_at_s.get(day, 0.0)
-            > (self._kept_s if day <= settled else RECENT_KEPT_S)
+            > (SETTLED_KEPT_S if day <= settled else RECENT_KEPT_S)
         ]
         if missing:
             fresh = self._query(missing[0], missing[-1])
@@ -309,7 +309,7 @@ class Trailing:
     def _query(self, first_day: int, last_day: int) -> dict[int, Mapping[tuple[str, str], int]]:
         d = team_days.c
         found: dict[int, dict[tuple[str, str], int]] = defaultdict(dict)
-        with self._ledger().database.ask() as connection:
+        with self._database.ask() as connection:
             query = select(d.day, d.node, d.team, d.energy_uj).where(
                 d.day >= first_day, d.day <= last_day
             )

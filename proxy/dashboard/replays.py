@@ -20,7 +20,6 @@ from meters.ledger import Ledger
 from meters.schema import requests
 from policies.replay import Arrival, Estimating, Replayed, replay
 from policies.types import Limits, Policy
-from proxy.dashboard.snapshot import LedgerAway
 from proxy.dashboard.views import PolicyOutcome
 
 MOST_REQUESTS = 250
@@ -34,7 +33,7 @@ class TeamReplay:
 
     def __init__(
         self,
-        ledger: Callable[[], Ledger | None],
+        ledger: Ledger,
         backends: Callable[[], Sequence[Backend]],
         policies: Callable[[], Mapping[str, Policy]],
         first: Callable[[], str],
@@ -99,9 +98,6 @@ class TeamReplay:
 
     def trace(self, team: str, start_s: float, end_s: float) -> tuple[list[Arrival], int]:
         """The latest requests with both token counts, oldest first, and how many there were."""
-        ledger = self._ledger()
-        if ledger is None:
-            raise LedgerAway
         c = requests.c
         rules = (
             c.team == team,
@@ -112,7 +108,7 @@ class TeamReplay:
         )
         columns = c.start_s, c.prompt_tokens, c.output_tokens, c.task, c.model_asked, c.tags
         zone = ZoneInfo(self._zone(team))
-        with ledger.database.read() as connection:
+        with self._ledger.database.read() as connection:
             count = int(connection.scalar(select(func.count()).where(*rules)) or 0)
             latest = select(*columns).where(*rules).order_by(c.start_s.desc()).limit(MOST_REQUESTS)
             rows = connection.execute(latest).all()[::-1]

@@ -67,7 +67,8 @@ from proxy.dashboard.sites import Sites
 GROUPINGS = ("model", "backend", "key", "tag", "project", "task", "policy", "evidence", "zone")
 SERIES = ("day", "hour")
 REMEMBERED = 64  # periods
-SETTLED_TIMES = 20  # longer for a period that is long over
+KEEP_S = 15.0  # what was read of a period stands for so long,
+SETTLED_TIMES = 20  # and so many times as long for one that is long over
 PROVISIONAL_S = 90 * DAY_S  # sources restate their figures for about three months
 
 
@@ -152,10 +153,6 @@ def without_keys(snapshot: Snapshot) -> Snapshot:
     return msgspec.structs.replace(snapshot, lines={**snapshot.lines, "key": ()})
 
 
-class LedgerAway(Exception):
-    """There is no ledger to read now."""
-
-
 class _Made(NamedTuple):
     """A snapshot with what it was made from; it stands while all of that is the same."""
 
@@ -168,41 +165,29 @@ class _Made(NamedTuple):
 class Snapshots:
     """Makes snapshots from a ledger; keeps the last few, since a page is asked for often.
 
-    ``ledger`` may be a function for one that opens later; it gives None while there is none.
-
     ``budgets_g``: grams CO2e per calendar month by team. ``attributions``: licence lines of the
     intensity sources in use. ``clock`` gives Unix time.
     """
 
     def __init__(
         self,
-        ledger: Ledger | Callable[[], Ledger | None],
+        ledger: Ledger,
         book: IntensityBook,
         sites: Sites | None = None,
-        budgets_g: Mapping[str, float] | Callable[[str], float | None] | None = None,
+        budgets_g: Mapping[str, float] | None = None,
         attributions: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.time,
-        keep_s: float = 15.0,
     ) -> None:
-        self._open = ledger if callable(ledger) else (lambda: ledger)
+        self.ledger = ledger
         self.book = book
         self.sites = sites or Sites()
-        self._budgets = budgets_g
+        self._budgets = dict(budgets_g or {})
         self._attributions = dict(attributions or {})
         self._clock = clock
-        self._keep_s = keep_s
-        self._trailing = Trailing(lambda: self.ledger)
+        self._trailing = Trailing(ledger)
         self._raws: dict[tuple[str, int, int], tuple[float, Raw]] = {}
         self._kept: dict[tuple[Any, ...], tuple[Account, Raw]] = {}
         self._made: dict[tuple[Any, ...], _Made] = {}
-
-    @property
-    def ledger(self) -> Ledger:
-        """The ledger. Raises LedgerAway while there is none."""
-        found = self._open()
-        if found is None:
-            raise LedgerAway
-        return found
 
     def of(self, team: str, period: Period, simulated: bool | None = None) -> Snapshot:
         """The snapshot, now. ``simulated`` None: the real book, or the simulated one when nothing
@@ -289,12 +274,12 @@ class Snapshots:
 
     def _keep_for(self, period: Period, now_s: float) -> float:
         """How long what was read stands: longer for periods that receive nothing any more."""
-        return self._keep_s if now_s < period.end_s + 2 * DAY_S else self._keep_s * SETTLED_TIMES
+        return KEEP_S if now_s < period.end_s + 2 * DAY_S else KEEP_S * SETTLED_TIMES
 
     def take(self, sites: Sites, budgets_g: Mapping[str, float]) -> None:
         """Use other places and budgets from now on."""
         self.sites = sites
-        self._budgets = budgets_g
+        self._budgets = dict(budgets_g)
         self.forget()
 
     def forget(self) -> None:
@@ -305,8 +290,7 @@ class Snapshots:
 
     def budget_ug(self, team: str, period: Period) -> int | None:
         """The team's monthly budget for the period, by its days; None when there is none."""
-        source = self._budgets
-        monthly = source(team) if callable(source) else (source or {}).get(team)
+        monthly = self._budgets.get(team)
         if monthly is None:
             return None
         share = sum(1.0 / _days_of_month(day.year, day.month) for day in period.days)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from psycopg import pq
-from sqlalchemy import delete, text, update
+from sqlalchemy import delete, select, text, update
 
 from meters import usage
 from meters.ledger import Ledger
@@ -167,8 +167,9 @@ def test_a_late_share_is_added_to_the_hour_of_its_request(ledger: Ledger) -> Non
     assert hour.group["hour_s"] == NOON_S - 3600
     assert hour.metered_j == 5.0
     with ledger.database.read() as connection:
-        drawn = usage.drawn(connection, None, NOON_S, NOON_S + 3600, ["hour_s", "team"])
-    assert drawn == [({"hour_s": int(NOON_S), "team": "search"}, 5_000_000)]
+        c = energy_hours.c
+        drawn = connection.execute(select(c.hour_s, c.team, c.energy_uj)).all()
+    assert drawn == [(int(NOON_S), "search", 5_000_000)]
     assert ledger.check().balanced
 
 

@@ -364,7 +364,7 @@ def test_a_restated_hour_changes_every_view_that_is_not_frozen(tmp_path: Path) -
     ledger = Ledger(str(tmp_path / "ledger.db"))
     ledger.write([record(1, 1)], [divided(1, {"r1": 90.0})])
     snapshots = Snapshots(ledger, book, clock=lambda: DAY.end_s + 1e6)
-    frozen = FrozenSnapshots(lambda: ledger)
+    frozen = FrozenSnapshots(ledger)
     before = snapshots.of("t", DAY)
     name = frozen.keep(before)
     said(100.0)
@@ -432,7 +432,7 @@ def test_both_databases_give_the_same_account_and_every_page(
         sites = Sites(nodes={"n": Site(node="n", zone="FR", gpus=2)})
         snapshots = Snapshots(ledger, IntensityBook(AnnualTable()), sites, clock=lambda: DAY.end_s)
         made = snapshots.of("t", DAY)
-        frozen = FrozenSnapshots(lambda: ledger)
+        frozen = FrozenSnapshots(ledger)
         assert frozen.find(frozen.keep(made)) == made
         with served(app_of(snapshots, DAY.end_s)) as site:
             for page in (*PAGES, "requests/r1"):

@@ -319,17 +319,17 @@ REQUEST = st.fixed_dictionaries(
 class Turn:
     """A dashboard on a socket over one ledger after another."""
 
-    def __init__(self) -> None:
-        self.ledger: Ledger | None = None
-        self.snapshots = Snapshots(
-            lambda: self.ledger,
-            IntensityBook(AnnualTable()),
-            Sites(nodes={"n": Site(node="n", zone="FR", pue=1.3, gpus=2)}, hosted=frozenset()),
-        )
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.dashboard = Dashboard(self._snapshots())
+
+    def _snapshots(self) -> Snapshots:
+        sites = Sites(nodes={"n": Site(node="n", zone="FR", pue=1.3, gpus=2)}, hosted=frozenset())
+        book = IntensityBook(AnnualTable())
+        return Snapshots(self.ledger, book, sites, clock=lambda: DAY.end_s + 1e7)
 
     def take(self, folder: str, asked: list[dict[str, Any]]) -> None:
-        if self.ledger is not None:
-            self.ledger.close()
+        self.ledger.close()
         self.ledger = Ledger(f"{folder}/ledger.db")
         by_hour: dict[int, dict[str, float]] = {}
         records = []
@@ -342,22 +342,17 @@ class Turn:
                 by_hour.setdefault(hour, {})[f"r{number}"] = share_j
         windows = [divided(hour, shares, 1000.0) for hour, shares in by_hour.items()]
         self.ledger.write(records, windows)
-        self.snapshots = Snapshots(
-            self.ledger, self.snapshots.book, self.snapshots.sites, clock=lambda: DAY.end_s + 1e7
-        )
+        self.dashboard.snapshots = self._snapshots()
 
 
 @pytest.fixture(scope="module")
-def turn() -> Iterator[tuple[Turn, str]]:
-    made = Turn()
+def turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Turn, str]]:
+    made = Turn(Ledger(str(tmp_path_factory.mktemp("turn") / "ledger.db")))
     app = FastAPI()
-    dashboard = Dashboard(made.snapshots)
-    app.include_router(router(dashboard, lambda: Viewer(name="root", role="admin")))
-    made.dashboard = dashboard  # type: ignore[attr-defined]
+    app.include_router(router(made.dashboard, lambda: Viewer(name="root", role="admin")))
     with served(app) as url:
         yield made, url
-    if made.ledger is not None:
-        made.ledger.close()
+    made.ledger.close()
 
 
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -368,7 +363,6 @@ def test_whatever_was_asked_page_api_csv_and_pdf_agree_under_every_grouping(
     made, url = turn
     with TemporaryDirectory() as folder:
         made.take(folder, asked)
-        made.dashboard.snapshots = made.snapshots  # type: ignore[attr-defined]
         base, query = f"{url}/dashboard/t", f"period={DAY.name}&tz=UTC"
         api = msgspec.json.decode(get(f"{base}/export.json?{query}"))["snapshot"]
         total = msgspec.convert(api["total"], Line)

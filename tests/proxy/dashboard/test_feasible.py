@@ -26,7 +26,7 @@ def study(ledger: Ledger, backends: list[Backend], limits: Limits | None = None)
     estimator.know(known)
     studies = Studies(
         TeamReplay(
-            lambda: ledger,
+            ledger,
             lambda: known,
             lambda: POLICIES,
             lambda: "least_energy",
@@ -83,7 +83,7 @@ def test_a_lighter_precision_is_tried_where_there_is_one(ledger: Ledger) -> None
 @pytest.mark.parametrize("team", ["nobody"])
 def test_no_traffic_is_no_study(ledger: Ledger, team: str) -> None:
     replays = TeamReplay(
-        lambda: ledger, lambda: BACKENDS, lambda: POLICIES, lambda: "x", Predictors(), Limits
+        ledger, lambda: BACKENDS, lambda: POLICIES, lambda: "x", Predictors(), Limits
     )
     studies = Studies(replays)
     studies.of(team, MONTH.start_s, MONTH.end_s)

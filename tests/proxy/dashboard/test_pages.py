@@ -376,8 +376,8 @@ def test_words_are_numbers_and_boundaries(page: Page, site: str, snapshots: Snap
 
 
 def test_without_a_ledger_the_page_says_later(page: Page) -> None:
-    book, when = hourly_book(), NOW_S
-    away = Snapshots(lambda: None, book, clock=lambda: when)
+    nobody = Ledger("postgresql+psycopg://127.0.0.1:9/none", lazy=True)
+    away = Snapshots(nobody, hourly_book(), clock=lambda: NOW_S)
     with chromium.served(app_of(away)) as url:
         answer = page.goto(f"{url}/dashboard/search/overview")
         assert answer is not None

@@ -33,7 +33,7 @@ BACKENDS = [backend("llama-3.3-70b", 70.0, "DE", 330.0), backend("llama-3.1-8b",
 @pytest.fixture(scope="module")
 def replayed(ledger: Ledger) -> TeamReplay:
     return TeamReplay(
-        lambda: ledger,
+        ledger,
         lambda: BACKENDS,
         lambda: {"pinned": Pinned(), "least_energy": LeastEnergy()},
         lambda: "least_energy",
@@ -66,7 +66,7 @@ def test_hours_are_of_the_teams_day(ledger: Ledger) -> None:
     hours = []
     for zone in ("UTC", "Asia/Kolkata"):
         replays = TeamReplay(
-            lambda: ledger,
+            ledger,
             lambda: BACKENDS,
             lambda: {"pinned": Pinned()},
             lambda: "pinned",

@@ -194,12 +194,12 @@ def test_the_page_and_its_export_show_groups_to_a_lead_and_to_nobody_else(
     page.context.close()
 
 
-def test_off_is_the_default(site: tuple[str, set[str]]) -> None:
+def test_off_is_the_default(tmp_path: Path) -> None:
     from proxy.dashboard.pages import Dashboard
     from proxy.settings import Team
 
     assert Team().user_groups is False
-    snapshots = Snapshots(lambda: None, BOOK, clock=lambda: OVER_S)
+    snapshots = Snapshots(Ledger(str(tmp_path / "ledger.db")), BOOK, clock=lambda: OVER_S)
     assert Dashboard(snapshots).user_groups("search") is False
 
 
