@@ -58,7 +58,7 @@ bench-gateway: $(VENV)/dev.done  ## what a request costs, beside other gateways
 	$(PY) -m benchmarks.gateway $(ARGS)
 
 docs: $(VENV)/dev.done  ## write the pages that are generated
-	$(PY) -m proxy.settings > docs/settings.md
+	$(PY) -m proxy.settings_page > docs/settings.md
 	$(PY) -m proxy.openapi > docs/openapi.json
 
 audit: $(VENV)/bin/uv  ## known vulnerabilities of what is pinned; asks a service on the network

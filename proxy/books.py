@@ -13,8 +13,7 @@ import msgspec
 from sqlalchemy.exc import SQLAlchemyError
 
 from meters.ledger import Ledger
-from proxy import config_file
-from proxy import settings as settings_file
+from proxy import config_file, loading
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document
 from proxy.settings import Settings, Team
@@ -49,7 +48,7 @@ def settings_of(config: str | None) -> Settings:
     if config is None and Path("config.yaml").exists():
         config = "config.yaml"
     try:
-        return Settings() if config is None else settings_file.load(config)
+        return Settings() if config is None else loading.load(config)
     except ConfigError as error:
         raise CommandError(str(error)) from None
 

@@ -22,8 +22,7 @@ from meters.intensity.table import AnnualTable
 from meters.intensity.types import Tier
 from policies.language import Book
 from policies.wording import nearest
-from proxy import config_file, facts, policy_book, predicting
-from proxy import settings as settings_file
+from proxy import config_file, facts, loading, policy_book, predicting
 from proxy.backends import provider_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
 from proxy.settings import BackendSettings, Settings
@@ -40,7 +39,7 @@ def check(path: str) -> dict[str, Any]:
     """A report on a config file. Raises ConfigError with every mistake."""
     document = config_file.read(path)
     problems: list[Problem] = []
-    loaded = settings_file.interpret(document, problems)
+    loaded = loading.interpret(document, problems)
     settings = loaded.settings
     known, book, unwise = understood(settings, loaded.document, problems)
     unwise += map(str, policy_book.unkept(settings, book, known))

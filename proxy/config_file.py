@@ -60,6 +60,10 @@ class Document(msgspec.Struct, frozen=True):
             path = path[:-1]
         return self.lines.get(path, 0)
 
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """A mistake at that key; ``message`` says what to do."""
+        return Problem(self.line(path), key_text(path), message)
+
 
 def read(path: str, environment: Mapping[str, str] | None = None) -> Document:
     """The file's value, ``os.environ/NAME`` replaced. Raises ConfigError when it is not YAML."""
@@ -176,39 +180,35 @@ def _pairs(node: yaml.MappingNode) -> Iterator[tuple[yaml.Node, yaml.Node, bool]
     yield from ((k, v, True) for k, v in node.value if k.tag != _MERGE)
 
 
-def convert(document: Document, kind: type[T], at: KeyPath = ()) -> T:
+def convert(document: Document, kind: type[T]) -> T:
     """The document as ``kind``, a msgspec Struct. Raises ConfigError with every mistake where it
     cannot be that; what else is in ``document.problems`` is the caller's to raise."""
-    value = document.value
-    for step in at:
-        value = value[step]
     problems: list[Problem] = []
-    _check(value, kind, at, document, problems)
+    _check(document.value, kind, (), document, problems)
     if problems:
         raise ConfigError(document.path, [*document.problems, *problems])
     try:
-        return msgspec.convert(value, kind, strict=False)
+        return msgspec.convert(document.value, kind, strict=False)
     except msgspec.ValidationError as error:  # pragma: no cover - _check finds these first
-        problem = Problem(document.line(at), key_text(at), str(error))
-        raise ConfigError(document.path, [problem]) from None
+        raise ConfigError(document.path, [document.problem((), str(error))]) from None
 
 
 def _check(
     value: Any, kind: Any, path: KeyPath, document: Document, problems: list[Problem]
 ) -> None:
     whole = kind  # with its bounds, for the last check
-    kind = _bare(kind)
+    kind = bare(kind)
     if value is None and type(None) in get_args(kind):
         return
     for option in get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,):
-        option = _bare(option)
+        option = bare(option)
         if isinstance(option, type) and issubclass(option, msgspec.Struct):
             if isinstance(value, dict):
                 _check_struct(value, option, path, document, problems)
                 return
             if kind is option:
                 message = f"should be a mapping of keys to values, not {_named(value)}."
-                problems.append(Problem(document.line(path), key_text(path), message))
+                problems.append(document.problem(path, message))
                 return
         origin, args = get_origin(option), get_args(option)
         if origin in (list, tuple) and isinstance(value, list):
@@ -231,7 +231,7 @@ def _check(
             close = nearest(value, words)
             hint = f" Did you mean {close!r}?" if close else ""
             message = f"should be one of {', '.join(words)}, not {value!r}.{hint}"
-        problems.append(Problem(document.line(path), key_text(path), message))
+        problems.append(document.problem(path, message))
 
 
 def _check_struct(
@@ -252,14 +252,14 @@ def _check_struct(
     for name, field in fields.items():
         if field.required and name not in value:
             message = f"{name!r} is missing. Add it."
-            problems.append(Problem(document.line(path), key_text(path), message))
+            problems.append(document.problem(path, message))
 
 
 def unknown_key(document: Document, path: KeyPath, known: list[str]) -> Problem:
     """The mistake of a key nobody reads, with the nearest known one."""
     close = nearest(path[-1], known)
     hint = f"Did you mean {close!r}?" if close else f"Known keys: {', '.join(sorted(known))}."
-    return Problem(document.line(path), key_text(path), f"unknown key {path[-1]!r}. {hint}")
+    return document.problem(path, f"unknown key {path[-1]!r}. {hint}")
 
 
 def key_text(path: KeyPath) -> str:
@@ -272,10 +272,10 @@ def key_text(path: KeyPath) -> str:
 
 def _words(kind: Any) -> list[str]:
     """The words that a setting may be; empty where it may be something else, too."""
-    kind = _bare(kind)
+    kind = bare(kind)
     options = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     words: list[str] = []
-    for option in map(_bare, options):
+    for option in map(bare, options):
         if get_origin(option) is Literal:
             words += map(str, get_args(option))
         elif isinstance(option, type) and issubclass(option, Enum):
@@ -285,7 +285,8 @@ def _words(kind: Any) -> list[str]:
     return words
 
 
-def _bare(kind: Any) -> Any:
+def bare(kind: Any) -> Any:
+    """A type without its bounds and help."""
     return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 

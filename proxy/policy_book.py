@@ -11,6 +11,7 @@ from estimators.types import Backend, Features, Load
 from policies.findings import Finding, TeamRules, check_figures, check_policies
 from policies.language import Book, mistakes, read_policies
 from policies.types import Candidate
+from proxy import contradictions
 from proxy.auth import limits_of
 from proxy.config_file import ConfigError, Document, Problem, key_text
 from proxy.predicting import Predictors
@@ -21,9 +22,6 @@ from proxy.settings import (
     Organisation,
     Settings,
     Team,
-    contradictions_of_key,
-    contradictions_of_organisation,
-    contradictions_of_team,
 )
 
 _NOWHERE = Document("", None, {}, [])  # no file stands behind it
@@ -107,7 +105,7 @@ def _unknown(settings: Settings, book: Book) -> list[Finding]:
 
 def mistakes_of_team(name: str, team: Team, settings: Settings) -> list[str]:
     """Why a team that is not in the config file cannot be set like this; empty where it can."""
-    found = [str(problem) for problem in contradictions_of_team(name, team, settings, _NOWHERE)]
+    found = [str(problem) for problem in contradictions.of_team(name, team, settings, _NOWHERE)]
     book = book_of(settings)
     alone = msgspec.structs.replace(settings, teams={name: team}, organisations={})
     found += [f"{key_text(f.path)}: {f.message}" for f in _unknown(alone, book)]
@@ -119,7 +117,7 @@ def mistakes_of_team(name: str, team: Team, settings: Settings) -> list[str]:
 def mistakes_of_key(key_id: str, rules: KeyRules, settings: Settings) -> list[str]:
     """Why a key that is not in the config file cannot be ruled like this; empty where it can."""
     path = ("keys", key_id) if key_id else ("key",)
-    found = [str(p) for p in contradictions_of_key(path, rules, settings, _NOWHERE)]
+    found = [str(p) for p in contradictions.of_key(path, rules, settings, _NOWHERE)]
     return found + _unknown_fallbacks(path, rules.budgets, settings)
 
 
@@ -127,7 +125,7 @@ def mistakes_of_organisation(
     name: str, organisation: Organisation, settings: Settings
 ) -> list[str]:
     """The same of an organisation."""
-    found = [str(p) for p in contradictions_of_organisation(name, organisation, settings, _NOWHERE)]
+    found = [str(p) for p in contradictions.of_organisation(name, organisation, settings, _NOWHERE)]
     path = ("organisations", name)
     return found + _unknown_fallbacks(path, organisation.budgets, settings)
 

@@ -31,11 +31,11 @@ from threadpoolctl import threadpool_limits
 
 from estimators.types import Backend
 from meters import simulated_engine
-from proxy import app, checking, config_file, discovery, sample_traffic
-from proxy import settings as settings_file
+from proxy import app, checking, config_file, discovery, loading, sample_traffic
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document, Problem
 from proxy.connection import Connection
+from proxy.contradictions import contradictions
 from proxy.settings import BackendSettings, MeterSource, Settings, SignInSettings
 from proxy.worker_metrics import metrics_folder
 
@@ -91,7 +91,7 @@ def prepare(
     if path is not None:
         document = config_file.read(path, environment)
         problems: list[Problem] = []
-        loaded = settings_file.interpret(document, problems)
+        loaded = loading.interpret(document, problems)
         settings, document = loaded.settings, loaded.document
         if problems:
             checking.understood(settings, document, problems)  # raises, with those it finds itself
@@ -112,7 +112,7 @@ def prepare(
     refuse_open_network(settings)
     if workers is not None:
         nowhere = Document("", None, {}, [])
-        if told := list(settings_file.contradictions(settings, document or nowhere)):
+        if told := list(contradictions(settings, document or nowhere)):
             raise ConfigError(path or "--workers", told)
     if not settings.backends:
         if path is not None:

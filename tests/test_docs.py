@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import settings
+from proxy import settings_page
 from proxy.__main__ import main
 from proxy.commands import COMMANDS, load
 from proxy.front import ENDPOINTS
@@ -33,11 +33,11 @@ def in_code(pattern: str) -> set[str]:
 
 
 def test_the_page_of_settings_is_up_to_date() -> None:
-    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == settings.markdown()
+    assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == settings_page.markdown()
 
 
 def test_every_setting_has_its_help() -> None:
-    assert [name for name, _, _, text in settings.table() if not text] == []
+    assert [name for name, _, _, text in settings_page.table() if not text] == []
 
 
 @pytest.mark.parametrize("header", sorted(in_code(r"x-joulegate-[a-z0-9-]+[a-z0-9]")))

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy import config_file, settings
+from proxy import config_file, loading, settings
 from proxy.config_file import ConfigError
 
 
 def problems(text: str, environment: dict[str, str] | None = None) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        settings.from_document(config_file.parse(text, "c.yaml", environment or {}))
+        loading.from_document(config_file.parse(text, "c.yaml", environment or {}))
     return [str(p) for p in caught.value.problems]
 
 
@@ -64,7 +64,7 @@ def test_an_environment_variable_that_is_not_set_is_a_mistake() -> None:
 
 def test_environment_variables_are_read() -> None:
     document = config_file.parse("redis: {url: os.environ/R}", "c.yaml", {"R": "redis://h"})
-    assert settings.from_document(document).redis.url == "redis://h"
+    assert loading.from_document(document).redis.url == "redis://h"
 
 
 def test_text_that_is_not_yaml_names_its_line() -> None:
@@ -79,7 +79,7 @@ def test_a_file_that_is_not_there_says_what_to_do(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_all_defaults() -> None:
     document = config_file.parse("", "c.yaml", {})
-    assert settings.from_document(document) == settings.Settings()
+    assert loading.from_document(document) == settings.Settings()
 
 
 def test_two_backends_of_one_name_are_a_contradiction() -> None:
@@ -111,7 +111,7 @@ backends:
   - {<<: [*small, *big], model: other, num_gpus: 4}
 """
     document = config_file.parse(text, "c.yaml", {})
-    found = settings.from_document(document).backends
+    found = loading.from_document(document).backends
     assert [(b.model, b.precision, b.num_gpus, b.url) for b in found] == [
         ("m", "bf16", 2, "http://x/v1"),
         ("m", "int4", 1, "http://x/v1"),
@@ -141,7 +141,7 @@ def test_a_date_is_text_with_or_without_quotes() -> None:
     text = (
         "teams: {a: {keys: [{key: sk-1, expires: 2027-01-31}, {key: sk-2, expires: '2027-01-31'}]}}"
     )
-    keys = settings.from_document(config_file.parse(text, "c.yaml", {})).teams["a"].keys
+    keys = loading.from_document(config_file.parse(text, "c.yaml", {})).teams["a"].keys
     assert [key.expires for key in keys if not isinstance(key, str)] == ["2027-01-31"] * 2
     assert problems(text.replace("-31,", "-41,").replace("-31}", "-41}", 1))  # none is a day
 
@@ -211,4 +211,4 @@ def test_addresses_and_names_that_cannot_work_are_mistakes(text: str, says: str)
     ],
 )
 def test_addresses_and_names_that_work_are_none(text: str) -> None:
-    settings.from_document(config_file.parse(text, "c.yaml", {}))
+    loading.from_document(config_file.parse(text, "c.yaml", {}))

@@ -14,8 +14,7 @@ from estimators.energy import EnergyEstimator
 from estimators.types import Features, Load
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
-from proxy import discovery, facts, serving
-from proxy import settings as settings_file
+from proxy import discovery, facts, loading, serving
 from proxy.__main__ import main
 from proxy.commands import CommandError
 from proxy.settings import MeterSource, Settings
@@ -81,7 +80,7 @@ def test_the_one_gpu_here_is_metered_for_the_one_engine_here(
     assert engine.meter == MeterSource(kind="nvml")
     assert (adapter.gpu, adapter.meter) == (None, None)
     assert engine.node == adapter.node  # whose joules it shares
-    assert settings_file.load(str(path), {}).backends == [engine, adapter]
+    assert loading.load(str(path), {}).backends == [engine, adapter]
     (facts_, _) = facts.all_facts(Settings(backends=[engine, adapter])).values()
     (found,) = EnergyEstimator().estimate(Features(prompt_tokens=100), [facts_], [Load()])
     assert found.energy_j is not None
@@ -107,7 +106,7 @@ def test_what_init_finds_can_be_served(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "os.environ/GROQ_API_KEY" in path.read_text()
     assert [engine.model for engine in found[:4]] == ["llama-8b", 'C:\\models\\"x".gguf'] * 2
     assert len({engine.full_name for engine in found}) == len(found)
-    written = settings_file.load(str(path), os.environ).backends
+    written = loading.load(str(path), os.environ).backends
     assert [each.full_name for each in written] == [each.full_name for each in found]
 
 

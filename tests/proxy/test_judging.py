@@ -15,7 +15,8 @@ from meters import simulated_engine
 from meters.simulated_physics import LLAMA_8B_BF16, EngineConfig
 from proxy.config_file import ConfigError
 from proxy.judged import JudgedBook
-from proxy.settings import OVERHEAD, load
+from proxy.loading import load
+from proxy.settings import OVERHEAD
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
 from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy import config_file, settings
+from proxy import config_file, loading, settings
 from proxy.backends import facts_without_hardware
 from proxy.config_file import ConfigError
 
@@ -39,7 +39,7 @@ environment_variables: {REDIS_PASSWORD: secret}
 
 
 def loaded(text: str = TEXT) -> settings.Loaded:
-    return settings.interpret(config_file.parse(text, "c.yaml", {"OPENAI_KEY": "sk-o"}))
+    return loading.interpret(config_file.parse(text, "c.yaml", {"OPENAI_KEY": "sk-o"}))
 
 
 def test_deployments_become_backends() -> None:
