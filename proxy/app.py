@@ -39,6 +39,7 @@ from proxy.admission import Gate
 from proxy.aftermath import Aftermath
 from proxy.alerts import Alerts
 from proxy.asgi import Receive, Scope, Send
+from proxy.audit_log import note
 from proxy.auth import Caller
 from proxy.batches.files import Files
 from proxy.batches.routes import BatchRoutes
@@ -62,6 +63,7 @@ from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_elsewhere, note_load
 from proxy.judging import Judging
+from proxy.key_watch import KeyWatch
 from proxy.leftovers import Leftovers
 from proxy.lessons import Lessons
 from proxy.measuring import Learning, Measuring, divide, wanted
@@ -87,7 +89,7 @@ from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
 from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore, connect
-from proxy.teams import Directory, KeyWatch, TeamStore, configured, note
+from proxy.teams import Directory, TeamStore, configured
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
@@ -622,7 +624,7 @@ class Proxy:
         try:
             with self.ledger.database.write() as connection:
                 actor, detail = f"SIGHUP at {self.replica}", {"changed": parts}
-                note(connection, time.time(), actor, "config.reload", config, detail, change=False)
+                note(connection, actor, "config.reload", config, detail, change=False)
         except (SQLAlchemyError, OSError) as error:
             log.warning("this is not in the audit log: %s", type(error).__name__)
 

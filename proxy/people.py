@@ -16,7 +16,8 @@ from sqlalchemy import Connection, select, update
 from meters.database import Database
 from meters.schema import accounts
 from proxy import passwords
-from proxy.teams import ROLES, TeamsError, note
+from proxy.audit_log import note
+from proxy.teams import ROLES, TeamsError
 
 LONGEST_NAME = 100
 
@@ -70,7 +71,7 @@ class People:
             else:
                 connection.execute(update(accounts).where(accounts.c.name == name).values(values))
             detail = {"role": role, "teams": list(teams)}
-            note(connection, time.time(), actor, "account.create", name, detail)
+            note(connection, actor, "account.create", name, detail)
 
     def set_password(self, name: str, password: str, actor: str) -> None:
         """Set a new password, which ends all sessions. Raises TeamsError, BadPassword."""
@@ -92,7 +93,7 @@ class People:
         """Note in the audit log that somebody signed in."""
         with self._database.write() as connection:
             detail = {"by": how, "role": role}
-            note(connection, time.time(), name, "sign_in", name, detail, change=False)
+            note(connection, name, "sign_in", name, detail, change=False)
 
     def _change(self, name: str, values: Mapping[str, object], actor: str, action: str) -> None:
         with self._database.write() as connection:
@@ -100,7 +101,7 @@ class People:
             if known is None or known.disabled_s is not None:
                 raise TeamsError(f"There is no account {name!r}.")
             connection.execute(update(accounts).where(accounts.c.name == name).values(values))
-            note(connection, time.time(), actor, action, name)
+            note(connection, actor, action, name)
 
     @staticmethod
     def _of(connection: Connection, name: str) -> Person | None:

@@ -8,13 +8,9 @@ log in the same transaction, and raises a number that replicas look at to notice
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from shlex import quote
 from typing import Any
 
@@ -22,28 +18,24 @@ import msgspec
 from sqlalchemy import Connection, func, select, update
 
 from meters.database import Database
-from meters.rows import clean
-from meters.schema import api_keys, audit_log, changes, organisations, projects, teams
+from meters.schema import api_keys, organisations, projects, teams
+from proxy import audit_log
+from proxy.audit_log import AuditEntry, note
 from proxy.auth import (
     UNRULED,
     Caller,
-    KeyRing,
     caller_of,
     callers_in,
     callers_of_team,
     digest,
     hash_of,
 )
-from proxy.background import ended
 from proxy.policy_book import mistakes_of_key, mistakes_of_organisation, mistakes_of_team
 from proxy.settings import KeyRules, KeySettings, Organisation, Settings, Team
-
-log = logging.getLogger("joulegate.teams")
 
 ROLES = ("admin", "lead", "member")
 KEY_PREFIX = "jg-"
 MOST_LETTERS = 200  # of a name: it is in every record and every index
-_WATCHED = "teams"
 
 
 class TeamsError(Exception):
@@ -117,16 +109,6 @@ def configured(settings: Settings) -> Directory:
     return Directory(callers_in(settings), dict(settings.teams), dict(settings.organisations))
 
 
-class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One admin action. Holds no secret."""
-
-    at_s: float
-    actor: str
-    action: str
-    subject: str
-    detail: dict[str, Any]
-
-
 class TeamStore:
     """Reads and changes teams and keys. Calls block; use a thread from the event loop."""
 
@@ -166,7 +148,7 @@ class TeamStore:
             again = select(func.count()).select_from(api_keys).where(c.team == team, good)
             count = int(connection.scalar(again) or 0)
             detail = {**_told(settings), **({"keys_good_again": count} if count else {})}
-            self._note(connection, actor, "team.create", team, detail)
+            note(connection, actor, "team.create", team, detail)
         return count
 
     def change_team(self, team: str, settings: Team, actor: str) -> None:
@@ -183,7 +165,7 @@ class TeamStore:
                     settings=msgspec.json.encode(settings).decode(),
                 )
             )
-            self._note(connection, actor, "team.change", team, _told(settings))
+            note(connection, actor, "team.change", team, _told(settings))
 
     def archive_team(self, team: str, actor: str) -> None:
         """Refuse all keys of a team from now on; its books stay. Raises TeamsError."""
@@ -192,7 +174,7 @@ class TeamStore:
             connection.execute(
                 update(teams).where(teams.c.team == team).values(archived_s=time.time())
             )
-            self._note(connection, actor, "team.archive", team)
+            note(connection, actor, "team.archive", team)
 
     def create_project(self, team: str, project: str, actor: str) -> None:
         """Add a project to a team. Raises TeamsError."""
@@ -205,7 +187,7 @@ class TeamStore:
             connection.execute(
                 projects.insert().values(team=team, project=project, created_s=time.time())
             )
-            self._note(connection, actor, "project.create", f"{team}/{project}")
+            note(connection, actor, "project.create", f"{team}/{project}")
 
     def list_teams(self) -> list[TeamInfo]:
         """Every team, of config and ledger, by name."""
@@ -246,7 +228,7 @@ class TeamStore:
             if connection.execute(update(organisations).where(this).values(told)).rowcount == 0:
                 made = {"organisation": name, "created_s": time.time(), **told}
                 connection.execute(organisations.insert().values(made))
-            self._note(connection, actor, "organisation.set", name, _told(settings))
+            note(connection, actor, "organisation.set", name, _told(settings))
 
     def remove_organisation(self, name: str, actor: str) -> None:
         """Set nothing for an organisation any more; its teams stay. Raises TeamsError."""
@@ -255,7 +237,7 @@ class TeamStore:
             this = organisations.c.organisation == name
             if connection.execute(organisations.delete().where(this)).rowcount == 0:
                 raise TeamsError(f"Nothing is set for an organisation {name!r}.")
-            self._note(connection, actor, "organisation.remove", name)
+            note(connection, actor, "organisation.remove", name)
 
     def list_organisations(self) -> list[OrganisationInfo]:
         """Every organisation, of config, ledger and teams that are not archived, by name."""
@@ -298,7 +280,7 @@ class TeamStore:
             given = {"project": project, "name": name, "expires_s": expires_s}
             told = {k: value for k, value in given.items() if value}
             detail = {"team": team, "role": role, **told, **_told(rules)}
-            self._note(connection, actor, "key.create", made.key_id, detail)
+            note(connection, actor, "key.create", made.key_id, detail)
         return made
 
     def change_key(self, key_id: str, rules: KeyRules, actor: str) -> None:
@@ -316,7 +298,7 @@ class TeamStore:
                 .where(api_keys.c.key_id == key_id)
                 .values(settings=msgspec.json.encode(rules).decode())
             )
-            self._note(connection, actor, "key.change", key_id, _told(rules))
+            note(connection, actor, "key.change", key_id, _told(rules))
 
     def rotate_key(self, key_id: str, *, overlap_s: float, actor: str) -> NewKey:
         """A new key with the old one's rights; the old one is good for ``overlap_s`` more.
@@ -352,7 +334,7 @@ class TeamStore:
                 .values(expires_s=ends_s, replaced_by=made.key_id)
             )
             detail = {"new": made.key_id, "overlap_s": overlap_s}
-            self._note(connection, actor, "key.rotate", old["key_id"], detail)
+            note(connection, actor, "key.rotate", old["key_id"], detail)
         return made
 
     def revoke_key(self, key_id: str, actor: str) -> None:
@@ -381,7 +363,7 @@ class TeamStore:
                 connection.execute(
                     update(api_keys).where(api_keys.c.key_id == key_id).values(revoked_s=now_s)
                 )
-            self._note(connection, actor, "key.revoke", key_id)
+            note(connection, actor, "key.revoke", key_id)
 
     def list_keys(self, team: str | None = None) -> list[KeyInfo]:
         """Every key, of config and ledger, the newest last."""
@@ -461,23 +443,12 @@ class TeamStore:
     def number(self) -> int:
         """Raised by every change; cheap to ask."""
         with self._database.ask() as connection:
-            query = select(changes.c.number).where(changes.c.name == _WATCHED)
-            return int(connection.scalar(query) or 0)
+            return audit_log.number(connection)
 
     def audit(self, limit: int = 100) -> list[AuditEntry]:
         """The latest admin actions, newest first."""
         with self._database.ask() as connection:
-            query = select(audit_log).order_by(audit_log.c.at_s.desc()).limit(limit)
-            return [
-                AuditEntry(
-                    at_s=row["at_s"],
-                    actor=row["actor"],
-                    action=row["action"],
-                    subject=row["subject"],
-                    detail=msgspec.json.decode(row["detail"]),
-                )
-                for row in connection.execute(query).mappings()
-            ]
+            return audit_log.latest(connection, limit)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -574,113 +545,6 @@ class TeamStore:
     def _row(connection: Connection, table: Any, where: Any) -> Mapping[str, Any] | None:
         row = connection.execute(select(table).where(where)).mappings().first()
         return None if row is None else dict(row)
-
-    def _note(
-        self,
-        connection: Connection,
-        actor: str,
-        action: str,
-        subject: str,
-        detail: Mapping[str, Any] | None = None,
-    ) -> None:
-        note(connection, time.time(), actor, action, subject, detail)
-
-
-def note(
-    connection: Connection,
-    at_s: float,
-    actor: str,
-    action: str,
-    subject: str,
-    detail: Mapping[str, Any] | None = None,
-    *,
-    change: bool = True,
-) -> None:
-    """Write an admin action into the audit log, in the transaction that makes it, and, where it is
-    a ``change``, raise the number that replicas look at."""
-    connection.execute(
-        audit_log.insert().values(
-            entry_id=os.urandom(12).hex(),
-            at_s=at_s,
-            actor=clean(actor),
-            action=action,
-            subject=clean(subject),
-            detail=msgspec.json.encode(detail or {}).decode(),
-        )
-    )
-    if not change:
-        return
-    raised = connection.execute(
-        update(changes).where(changes.c.name == _WATCHED).values(number=changes.c.number + 1)
-    )
-    if raised.rowcount == 0:
-        connection.execute(changes.insert().values(name=_WATCHED, number=1))
-
-
-class KeyWatch:
-    """Keeps a key ring as the ledger has it: a change anywhere holds here within a second."""
-
-    def __init__(
-        self,
-        store: TeamStore,
-        ring: KeyRing,
-        interval_s: float = 0.5,
-        also: Callable[[Directory], None] = lambda found: None,
-    ) -> None:
-        """``also`` is called after each change that was seen, in the same thread."""
-        self._also = also
-        self._store = store
-        self._ring = ring
-        self._interval_s = interval_s
-        self._number = -1
-        self._failing = False
-        # Its own: a few long exports keep all threads that are shared busy.
-        self._thread = ThreadPoolExecutor(1, "joulegate-keys")
-        self._task: asyncio.Task[None] | None = None
-
-    def watch(self, store: TeamStore) -> None:
-        """Look there from now on, as after a change of the config."""
-        self._store = store
-        self._number = -1
-
-    def refresh(self) -> bool:
-        """Look once; True when there was a change. Blocks, and raises what the ledger raises."""
-        store = self._store
-        number = store.number()
-        if number == self._number:
-            return False
-        found = store.directory()
-        self._ring.replace(found.callers)
-        self._also(found)
-        if store is self._store:  # else the config has changed meanwhile: look again
-            self._number = number
-        return True
-
-    def start(self) -> None:
-        """Go on looking, from the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def stop(self) -> None:
-        await ended(self._task)
-        self._thread.shutdown(wait=False)
-
-    async def look(self) -> None:
-        """Look now, from the event loop. What cannot be read is looked for again soon."""
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.refresh)
-            self._failing = False
-        except Exception as error:  # looking on matters more than why it failed
-            if not self._failing:
-                log.warning(
-                    "Keys cannot be read from the ledger (%s): those known stay in use.",
-                    type(error).__name__,
-                )
-            self._failing = True
-
-    async def _run(self) -> None:
-        while True:
-            await self.look()
-            await asyncio.sleep(self._interval_s)
 
 
 def _require_name(name: str, whose: str) -> None:

@@ -20,10 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from meters import transfer
 from meters.ledger import Ledger
 from proxy import books, tables
+from proxy.audit_log import note
 from proxy.commands import CommandError
 from proxy.commands.keys import seconds
 from proxy.commands.progress import progress
-from proxy.teams import note
 
 EXAMPLE = "joulegate ledger check --config config.yaml"
 
@@ -67,7 +67,7 @@ def _note(
     teams or keys: replicas that run are to notice it."""
     try:
         with ledger.database.write() as connection:
-            note(connection, time.time(), books.actor(), action, subject, detail, change=change)
+            note(connection, books.actor(), action, subject, detail, change=change)
     except SQLAlchemyError as error:
         told = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         print(f"joulegate: this is not in the audit log: {told}", file=sys.stderr)

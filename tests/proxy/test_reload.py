@@ -11,8 +11,9 @@ import yaml
 from meters import simulated_engine
 from meters.ledger import Ledger
 from meters.simulated_physics import EngineConfig
+from proxy.audit_log import AuditEntry
 from proxy.settings import Settings
-from proxy.teams import AuditEntry, TeamStore
+from proxy.teams import TeamStore
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, config_of, in_process
 from tests.waiting import until
 

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from meters.ledger import Ledger
 from meters.schema import metadata
 from proxy.auth import Caller, KeyRing, digest
+from proxy.key_watch import KeyWatch
 from proxy.settings import (
     Budget,
     KeyRules,
@@ -22,7 +23,7 @@ from proxy.settings import (
     Team,
 )
 from proxy.spending import Rules
-from proxy.teams import Directory, KeyWatch, TeamsError, TeamStore
+from proxy.teams import Directory, TeamsError, TeamStore
 from tests.waiting import until_in_loop
 
 CONFIG = Settings(
