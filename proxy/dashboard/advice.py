@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
-from proxy.dashboard.account import ACTIVE, IDLE, IDLE_LINE, Account, Line
+from proxy.dashboard.account import ACTIVE, IDLE, Account
+from proxy.dashboard.lines import IDLE_LINE, Line
 from proxy.dashboard.queries import ASKED
 
 SMALLEST_UG = 1_000_000  # less than a gram is not worth a line

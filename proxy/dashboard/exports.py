@@ -15,8 +15,8 @@ from decimal import Decimal
 import msgspec
 
 from meters.intensity.hours import iso
-from proxy.dashboard.account import COUNTED, WEIGHED, Line
 from proxy.dashboard.accounting import METHOD
+from proxy.dashboard.lines import COUNTED, WEIGHED, Line
 from proxy.dashboard.periods import Period, parse
 from proxy.dashboard.snapshot import GROUPINGS, SERIES, Snapshot
 from proxy.dashboard.user_groups import RULES

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from policies.experiment import t_80
-from proxy.dashboard.account import Account, unknown_requests
+from proxy.dashboard.account import Account
+from proxy.dashboard.lines import unknown_requests
 from proxy.dashboard.queries import ASKED, DAY_S
 
 HELD_OUT, TREATED = "hold_out", "treated"

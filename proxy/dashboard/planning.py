@@ -17,7 +17,7 @@ from estimators.types import Backend, Band, Estimate, Estimator, Features, Load,
 from meters.carbon import R_ICE_PUE, operational_g, r_ice_g
 from meters.intensity import IntensityBook
 from meters.types import Evidence
-from proxy.dashboard.account import Line
+from proxy.dashboard.lines import Line
 
 ENGINES = ("vllm", "sglang", "tensorrt-llm", "tgi", "llama.cpp", "transformers")
 COMPARED_GPUS = ("L40S", "H200-SXM", "H100-SXM")

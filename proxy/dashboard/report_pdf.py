@@ -8,9 +8,9 @@ from typing import Any
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
 
-from proxy.dashboard.account import Line
 from proxy.dashboard.accounting import METHOD
 from proxy.dashboard.exports import kg, kwh
+from proxy.dashboard.lines import Line
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.snapshot import GROUPINGS, Snapshot
 

@@ -17,7 +17,7 @@ from meters.carbon import sci
 from meters.intensity import IntensityBook, Tier
 from meters.ledger import Ledger
 from meters.types import CACHE_HITS, Evidence
-from proxy.dashboard import account as cells
+from proxy.dashboard import lines as summed
 from proxy.dashboard import user_groups
 from proxy.dashboard.account import (
     ACTIVE,
@@ -26,10 +26,10 @@ from proxy.dashboard.account import (
     IDLE,
     TIERS,
     Account,
-    Charge,
     Factor,
-    Line,
     Reconciliation,
+    build,
+    of_others,
 )
 from proxy.dashboard.accounting import (
     HOST_MODEL_ERROR,
@@ -50,6 +50,7 @@ from proxy.dashboard.accounting import (
 )
 from proxy.dashboard.decomposition import Bars, Group, decompose
 from proxy.dashboard.holdout import HoldOut, hold_out
+from proxy.dashboard.lines import Charge, Line
 from proxy.dashboard.node_books import BookRow, node_books
 from proxy.dashboard.periods import Period, local_day
 from proxy.dashboard.queries import (
@@ -242,7 +243,7 @@ class Snapshots:
         if kept and kept[1] is raw:
             return kept
         trailing = self._trailing_of(raw)
-        account = cells.build(raw, team, trailing, self.book, self.sites, simulated)
+        account = build(raw, team, trailing, self.book, self.sites, simulated)
         if len(self._kept) >= REMEMBERED:
             self._kept.clear()
         self._kept[key] = (account, raw)
@@ -306,18 +307,18 @@ class Snapshots:
         before: Account,
     ) -> Snapshot:
         now_s = self._clock()
-        table = cells.tabled(account)
-        per_dim, old_dim = cells.by_dim(account, table), cells.by_dim(before)
-        total = cells.add("total", per_dim)
+        table = summed.tabled(account)
+        per_dim, old_dim = summed.by_dim(account, table), summed.by_dim(before)
+        total = summed.add("total", per_dim)
         lines = {
-            name: cells.group_by_dims(account, per_dim, name)
+            name: summed.group_by_dims(account, per_dim, name)
             for name in GROUPINGS
             if name not in ("evidence", "zone")
         }
-        lines["evidence"] = cells.by_evidence(account)
-        lines["zone"] = cells.by_zone(account)
-        lines["day"] = cells.by_day(account, period)
-        lines["hour"] = cells.by_hour(account)
+        lines["evidence"] = summed.by_evidence(account)
+        lines["zone"] = summed.by_zone(account)
+        lines["day"] = summed.by_day(account, period)
+        lines["hour"] = summed.by_hour(account)
         evidence = dict.fromkeys(Evidence, 0)
         tiers = dict.fromkeys(Tier, 0)
         c = account.cells
@@ -325,7 +326,7 @@ class Snapshots:
             evidence[e] = int(c.operational_ug[c.evidence == place].sum())
         for place, t in enumerate(TIERS):
             tiers[t] = int(c.operational_ug[c.tier == place].sum())
-        old = cells.add("total", old_dim)
+        old = summed.add("total", old_dim)
         has_before = bool(len(before.cells.dim) or len(before.asked))
         own, hosted, own_market, hosted_market = self._scopes(account, per_dim)
         instruments = bool(self.sites.instruments)
@@ -350,7 +351,7 @@ class Snapshots:
             evidence=tuple((e.value, ug) for e, ug in evidence.items() if ug),
             tiers=tuple((t.value, ug) for t, ug in tiers.items() if ug),
             factors=account.factors,
-            charges=cells.charges(account, table),
+            charges=summed.charges(account, table),
             scopes=scope_rows(
                 own,
                 hosted,
@@ -409,10 +410,10 @@ class Snapshots:
             if d.backend
         ]
         own, others = (
-            cells.add("", [line for is_hosted, line in sent if is_hosted is kind])
+            summed.add("", [line for is_hosted, line in sent if is_hosted is kind])
             for kind in (False, True)
         )
-        hosted = cells.of_others(account.dims, c.dim, c.evidence, self.sites)
+        hosted = of_others(account.dims, c.dim, c.evidence, self.sites)
         hosted &= c.component == ACTIVE  # others' hosts are within the model of them
         kinds = (
             (~hosted, own.is_unknown and not c.operational_ug[~hosted].any()),
@@ -508,11 +509,11 @@ def _bars(
 
 def models_of(account: Account, per_dim: Sequence[Line] | None = None) -> dict[str, Group]:
     """An account by model, as the decomposition takes it; ``per_dim`` are its lines if known."""
-    lines = cells.group_by_dims(account, per_dim or cells.by_dim(account), "model")
+    lines = summed.group_by_dims(account, per_dim or summed.by_dim(account), "model")
     return {
         line.key: Group(line.requests, line.active_uj + line.host_uj, line.operational_ug)
         for line in lines
-        if line.key != cells.IDLE_LINE
+        if line.key != summed.IDLE_LINE
     }
 
 

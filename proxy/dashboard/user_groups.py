@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from meters.exact import apportion
-from proxy.dashboard.account import IDLE_LINE, SUMMED, Account, Line, add, by_dim
+from proxy.dashboard.account import Account
+from proxy.dashboard.lines import IDLE_LINE, SUMMED, Line, add, by_dim
 from proxy.dashboard.periods import Period
 from proxy.dashboard.queries import UserUse
 

@@ -21,11 +21,12 @@ from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import IDLE_LINE, SET, Account, Line, add, by_dim, group_by_dims
+from proxy.dashboard.account import SET, Account
 from proxy.dashboard.accounting import EVIDENCE_WEIGHT, GRADES, METHOD, TIER_WEIGHT
 from proxy.dashboard.advice import advise
 from proxy.dashboard.decomposition import by_model
 from proxy.dashboard.holdout import HELD_OUT, TREATED
+from proxy.dashboard.lines import IDLE_LINE, Line, add, by_dim, group_by_dims
 from proxy.dashboard.links import View
 from proxy.dashboard.node_books import OTHER_NODES, TERMS
 from proxy.dashboard.numbers import Numbers

@@ -14,8 +14,9 @@ from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Attribution, Evidence, Share, UsageRecord, Window
 from proxy.dashboard import account as cells
-from proxy.dashboard.account import SUMMED, Line
+from proxy.dashboard import lines as summed
 from proxy.dashboard.frozen import FrozenSnapshots
+from proxy.dashboard.lines import SUMMED, Line
 from proxy.dashboard.links import PAGES
 from proxy.dashboard.periods import parse
 from proxy.dashboard.sites import Instrument, Site, Sites
@@ -342,7 +343,7 @@ def test_idle_of_all_teams_and_the_platform_closes_the_meter(snapshots: Snapshot
 def test_cells_are_empty_for_a_team_that_never_asked(snapshots: Snapshots) -> None:
     s = snapshots.of("nobody", MONTH)
     assert (s.total.requests, s.total.facility_uj, s.grade, s.bars) == (0, 0, "E", None)
-    assert cells.IDLE_LINE not in [line.key for line in s.lines["model"]]
+    assert summed.IDLE_LINE not in [line.key for line in s.lines["model"]]
 
 
 def test_a_restated_hour_changes_every_view_that_is_not_frozen(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from meters.ledger import Ledger
 from meters.ourselves import OwnSums
 from meters.types import Evidence, Window
 from proxy.dashboard import exports
-from proxy.dashboard.account import SUMMED, Line
+from proxy.dashboard.lines import SUMMED, Line
 from proxy.dashboard.numbers import Numbers
 from proxy.dashboard.pages import Dashboard, router, written
 from proxy.dashboard.report_pdf import as_pdf

@@ -8,7 +8,7 @@ from estimators.hardware import GPUS
 from estimators.types import Backend, Features, Load, ModelFacts, Outcome
 from meters.types import Evidence, StepPhysics
 from proxy.dashboard import planning
-from proxy.dashboard.account import Line
+from proxy.dashboard.lines import Line
 from proxy.dashboard.planning import Plan, Planned
 from tests.seed_ledger import MONTH, hourly_book
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, expect
 
 from meters.ledger import Ledger
 from meters.types import UsageRecord
-from proxy.dashboard.account import IDLE_LINE, SUMMED, Line, add
+from proxy.dashboard.lines import IDLE_LINE, SUMMED, Line, add
 from proxy.dashboard.periods import parse
 from proxy.dashboard.sites import Sites
 from proxy.dashboard.snapshot import Snapshots
