@@ -17,13 +17,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from meters.fitting import Fit, columns, fit
 from meters.foreign import Foreign
 from meters.others_part import Level, split
 from meters.phases import Floats
-from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, scaled
+from meters.shared import Bill, added_up, engines_of, fit_together, of_engine, part_of
 from meters.types import Activity, Around, Attribution, Share, StepPhysics, Window
 from meters.windows import MAX_POWER_W
 from meters.work import Work, moved, rebuild
@@ -397,12 +398,10 @@ class Regressors(NamedTuple):
     external: float  # part of the generated tokens that are others'
 
 
-def regressors(
-    window: Window, activities: Sequence[Activity], foreign: Foreign | None = None
-) -> Regressors:
+def regressors(window: Window, activities: Sequence[Activity]) -> Regressors:
     """The work in one window, as ``estimators.steps`` learns from it."""
     with np.errstate(all="ignore"):
-        return _regressors(window, rebuild([window], activities, foreign))
+        return _regressors(window, rebuild([window], activities))
 
 
 def regressors_among(windows: Sequence[Window], activities: Sequence[Activity]) -> list[Regressors]:
@@ -480,30 +479,14 @@ def _apart(
             kept.append(window)
         elif over <= OVERLAP_TOLERATED:
             # Jitter: both counters ran on, only the edge was noted twice.
-            kept.append(_moved(window, until_s))
+            kept.append(msgspec.structs.replace(window, start_s=until_s))
         elif over <= 0.5:
             repaired["trimmed"] += 1
-            kept.append(_scaled(_moved(window, until_s), 1 - over))
+            cut = msgspec.structs.replace(window, start_s=until_s)
+            kept.append(part_of(cut, 1 - over))
         else:
             refused["overlapping"] += 1
     return kept
-
-
-def _moved(window: Window, start_s: float) -> Window:
-    fields = {name: getattr(window, name) for name in window.__struct_fields__}
-    return Window(**(fields | {"start_s": start_s}))
-
-
-def _scaled(window: Window, part: float) -> Window:
-    fields = {name: getattr(window, name) for name in window.__struct_fields__}
-    for name in (
-        "energy_j", "prompt_tokens", "cached_prompt_tokens", "generated_tokens", "steps",
-        "flops", "read_bytes", "host_energy_j",
-    ):  # fmt: skip
-        if fields[name] is not None:
-            fields[name] *= part
-    fields["engines"] = tuple(scaled(did, part) for did in window.engines)
-    return Window(**fields)
 
 
 def _divide(

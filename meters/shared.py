@@ -90,11 +90,18 @@ def of_engine(window: Window, engine: str) -> Window:
     )
 
 
-def scaled(did: EngineWork, part: float) -> EngineWork:
-    """A part of an engine's window."""
-    counts = {name: getattr(did, name) for name in COUNTERS}
-    known = {name: n * part for name, n in counts.items() if n is not None}
-    return msgspec.structs.replace(did, **known)
+def part_of(window: Window, part: float) -> Window:
+    """The window with that part of its energy and of what was done in it; its times stay."""
+    engines = tuple(
+        msgspec.structs.replace(did, **_times(did, COUNTERS, part)) for did in window.engines
+    )
+    whole = ("energy_j", "host_energy_j", *COUNTERS)
+    return msgspec.structs.replace(window, **_times(window, whole, part), engines=engines)
+
+
+def _times(one: Window | EngineWork, names: Sequence[str], part: float) -> dict[str, float]:
+    whole = {name: getattr(one, name) for name in names}
+    return {name: value * part for name, value in whole.items() if value is not None}
 
 
 def fit_together(windows: Sequence[Window], works: Sequence[Work]) -> list[Fit]:

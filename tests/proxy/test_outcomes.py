@@ -53,8 +53,7 @@ class Replica:
     def answers(self) -> int:
         """How many it learnt from."""
         assert isinstance(self.estimator.energy, EnergyEstimator)
-        (standing,) = self.estimator.energy.standings()
-        return standing.outcomes
+        return self.estimator.energy._known[FACTS.name].correction.outcomes
 
     def quality(self) -> float | None:
         (band,) = self.estimator.quality.predict(Features(prompt_tokens=9, task="code"), [FACTS])
