@@ -150,7 +150,7 @@ def _row(grouping: str, line: Line, snapshot: Snapshot) -> dict[str, str]:
     row |= {name: str(getattr(line, name)) for name in COUNTED}
     row |= {
         "active_kwh": kwh(line.known("active_uj")),
-        "idle_kwh": kwh(line.known("idle_uj")),
+        "idle_kwh": kwh(snapshot.idle_uj(line)),
         "host_kwh": kwh(line.known("host_uj")),
         "overhead_kwh": kwh(line.known("overhead_uj")),
         "facility_kwh": kwh(line.known("facility_uj")),
@@ -221,6 +221,8 @@ def as_parquet(snapshot: Snapshot) -> bytes:
         columns[field] = [line.known(field) for _, line in lines]
     if not snapshot.market_instruments:
         columns["market_ug"] = [None for _ in lines]
+    if not snapshot.idle_known:
+        columns["idle_uj"] = [None for _ in lines]
     if not snapshot.embodied_known:
         columns["embodied_ug"] = [None for _ in lines]
     types = {"grouping": pa.string(), "key": pa.string()}

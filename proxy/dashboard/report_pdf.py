@@ -92,6 +92,8 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
     )
     embodied = n.mass(s.total.known("embodied_ug")) if s.embodied_known else "not known"
 
+    idle = n.energy(s.idle_uj(s.total)) if s.idle_known else "not known"
+
     def energy(name: str) -> str:
         return n.energy(s.total.known(name))
 
@@ -99,7 +101,7 @@ def as_pdf(snapshot: Snapshot, n: Numbers) -> bytes:
     _say(
         pdf,
         f"{energy('facility_uj')} at the facility: active {energy('active_uj')}, idle share "
-        f"{energy('idle_uj')}, host {energy('host_uj')}, overhead {energy('overhead_uj')}.",
+        f"{idle}, host {energy('host_uj')}, overhead {energy('overhead_uj')}.",
     )
     _say(
         pdf,

@@ -29,6 +29,7 @@ from proxy.dashboard.account import (
     Factor,
     Reconciliation,
     build,
+    hours_of,
     of_others,
 )
 from proxy.dashboard.accounting import (
@@ -94,6 +95,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     scopes: tuple[ScopeRow, ...]
     market_instruments: bool
     embodied_known: bool
+    idle_known: bool = True  # a meter saw what the team drew from, or it drew nothing
     sci_g_per_request: float | None
     sci_g_per_mtok: float | None
     water_ml: int | None
@@ -130,6 +132,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         """Share of requests with a figure, or that needed none; None without requests."""
         n = self.total.requests
         return 1.0 - self.total.unknown_requests / n if n else None
+
+    def idle_uj(self, line: Line) -> int | None:
+        """The idle energy of a line; None where nothing is known of it."""
+        return line.known("idle_uj") if self.idle_known else None
 
 
 def encode(snapshot: Snapshot) -> bytes:
@@ -331,7 +337,8 @@ class Snapshots:
         own, hosted, own_market, hosted_market = self._scopes(account, per_dim)
         instruments = bool(self.sites.instruments)
         drawn_from = {account.nodes[place] for place in np.unique(c.node) if place >= 0}
-        embodied_known = any(self.sites.site(node).gpus for node in drawn_from)
+        metered = drawn_from & {row.node for row in hours_of(raw, simulated) if row.metered_uj}
+        embodied_known = any(self.sites.site(node).gpus for node in metered)
         units = total.operational_ug / 1e6, total.embodied_ug / 1e6
         waters = [f.water_ml for f in account.factors]
         savings, lost = _savings(account)
@@ -361,6 +368,7 @@ class Snapshots:
             ),
             market_instruments=instruments,
             embodied_known=embodied_known,
+            idle_known=bool(metered) or not drawn_from,
             sci_g_per_request=sci(*units, float(total.figured_requests)),
             sci_g_per_mtok=None
             if total.is_unknown

@@ -14,6 +14,7 @@ from meters.intensity.table import AnnualTable
 from meters.ledger import Ledger
 from meters.types import Attribution, Evidence, Share, UsageRecord, Window
 from proxy.dashboard import account as cells
+from proxy.dashboard import exports
 from proxy.dashboard import lines as summed
 from proxy.dashboard.frozen import FrozenSnapshots
 from proxy.dashboard.lines import SUMMED, Line
@@ -191,6 +192,18 @@ def test_embodied_accrues_while_idle_and_goes_where_the_energy_goes(tmp_path: Pa
     )
     unknown = snapshot(tmp_path, [], [], sites=Sites(nodes={"n": Site(node="n")}))
     assert not unknown.embodied_known
+
+
+def test_what_no_meter_saw_has_no_idle_energy_and_no_hardware_of_zero(tmp_path: Path) -> None:
+    s = snapshot(tmp_path, [record(1, 5)], [])  # an estimate only
+    assert s.total.active_uj > 0
+    assert not s.embodied_known
+    assert [scope.location_ug for scope in s.scopes if "hardware" in scope.what] == [None]
+    [total, *_] = exports.rows(s)
+    assert (total["idle_kwh"], total["co2e_embodied_kg"]) == ("", "")
+    assert total["active_kwh"] != ""
+    read = snapshot(tmp_path, [record(1, 5)], [divided(5, {"r1": 300.0})])
+    assert exports.rows(read)[0]["idle_kwh"] == "0"
 
 
 def test_hosted_apis_are_scope_3_and_get_no_host_of_their_own(tmp_path: Path) -> None:
