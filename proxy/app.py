@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -23,7 +22,6 @@ from prometheus_client import generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from estimators.hardware import GPUS
-from estimators.text import coarse_task
 from estimators.types import Backend, Estimate, Features, Load
 from meters.drain import Drain
 from meters.intake import WindowIntake
@@ -46,9 +44,6 @@ from proxy.batches.routes import BatchRoutes
 from proxy.batches.runner import Runner
 from proxy.batches.store import Batches
 from proxy.batches.tables import database_of
-from proxy.canaries import Canaries
-from proxy.canaries import FileBoard as FileCanaries
-from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.carbon_metrics import CarbonMetrics
 from proxy.config_file import ConfigError
 from proxy.corrections import Corrections
@@ -57,15 +52,13 @@ from proxy.dashboard.feasible import Studies
 from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.replays import TeamReplay
 from proxy.dashboard.snapshot import Snapshots
-from proxy.features import Prompt
 from proxy.flight import Flight, TimeWatch
 from proxy.front import Front
 from proxy.grid import Grid
-from proxy.health import HealthChecks, note_elsewhere, note_load
+from proxy.health import HealthChecks, note_load
 from proxy.judging import Judging
 from proxy.key_watch import KeyWatch
 from proxy.leftovers import Leftovers
-from proxy.lessons import Lessons
 from proxy.measuring import Learning, Measuring, divide, wanted
 from proxy.meter_metrics import MeterMetrics
 from proxy.otlp import Otlp
@@ -76,19 +69,16 @@ from proxy.predicting import Predictors
 from proxy.providers import litellm_sdk
 from proxy.pseudonyms import Pseudonyms
 from proxy.receipts import of_record
+from proxy.replicas import canaries_of, lessons_of, replica_name, siblings_of, store_of
 from proxy.responses import ResponseRoutes
 from proxy.routes import Routes, handle_errors
 from proxy.routing import Router
 from proxy.savings import Validated, validated
 from proxy.settings import Settings, Team
-from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.sign_in import NotSignedIn, SignIn, secret_of, to_sign_in
 from proxy.spending import seed_from
 from proxy.steps import Steps
-from proxy.store import Seed, Store
 from proxy.store_fallback import FallbackStore
-from proxy.store_local import LocalStore
-from proxy.store_redis import RedisStore, connect
 from proxy.teams import Directory, TeamStore, configured
 from proxy.telemetry import Telemetry
 from proxy.tokens import TokenCounter
@@ -96,11 +86,6 @@ from proxy.upstream import Upstream
 from proxy.worker_metrics import WorkerMetrics, metrics_folder
 
 log = logging.getLogger("joulegate")
-
-
-def replica_name() -> str:
-    """Unique among the replicas that share a ledger."""
-    return f"{socket.gethostname()}-{os.getpid()}-{os.urandom(3).hex()}"
 
 
 PROMISES = "promises.json"  # in the state folder
@@ -135,55 +120,6 @@ def simulated_nodes(engines: Iterable[backends.Engine]) -> set[str]:
     """The nodes on which every engine is simulated."""
     real = {engine.node for engine in engines if not engine.facts.simulated}
     return {engine.node for engine in engines if engine.node} - real
-
-
-def store_of(settings: Settings, seed: Seed | None = None) -> Store:
-    """Shared state in Redis where it is configured, else in this process."""
-    local = LocalStore(
-        cache_bytes=settings.cache.max_bytes, seed=seed, degraded=settings.redis.url is not None
-    )
-    if settings.redis.url is None:
-        return local
-    redis = RedisStore(settings.redis.url, timeout_s=settings.redis.timeout_s, seed=seed)
-    return FallbackStore(redis, local)
-
-
-def siblings_of(
-    settings: Settings, replica: str, accounts: Accounts, pool: backends.Pool
-) -> Siblings | None:
-    """How this replica's requests get known to others, and theirs here; None when it is alone."""
-    board: Board
-    if settings.redis.url is not None:
-        board = RedisBoard(connect(settings.redis.url, settings.redis.timeout_s))
-    elif settings.server.workers > 1:
-        board = FileBoard(Path(settings.state_dir) / "activities")
-    else:
-        return None
-    return Siblings(replica, board, accounts.published, partial(note_elsewhere, pool))
-
-
-def lessons_of(settings: Settings, replica: str, worker: int, learning: Learning) -> Lessons | None:
-    """How replicas tell each other what windows taught them; None for one that is alone."""
-    if settings.redis.url is not None:
-        client = connect(settings.redis.url, settings.redis.timeout_s)
-        return Lessons(replica, RedisBoard(client, "joulegate:lessons"), learning)
-    if settings.server.workers > 1:
-        board = FileBoard(Path(settings.state_dir) / "lessons")
-        return Lessons(f"worker-{worker}", board, learning)
-    return None
-
-
-def canaries_of(settings: Settings, replica: str, worker: int) -> Canaries:
-    """The roll-outs of new backends, known to all replicas that share a store."""
-    if settings.redis.url is not None:
-        client = connect(settings.redis.url, settings.redis.timeout_s)
-        return Canaries(replica, RedisCanaries(client))
-    return Canaries(f"worker-{worker}", FileCanaries(Path(settings.state_dir) / "canaries"))
-
-
-def describe(prompt: Prompt) -> tuple[str | None, str]:
-    """The coarse kind of task of a prompt, and the text that predictors read."""
-    return coarse_task(prompt.last), prompt.last
 
 
 REMEMBERED_S = 3600.0  # of windows before a start that are known again
@@ -304,7 +240,6 @@ class Proxy:
                 alerts=self.alerts,
                 corrections=self.corrections,
             ),
-            describe=describe,
             pseudonyms=Pseudonyms(self.secret),
         )
         self.judging = self.steps.judging = Judging(

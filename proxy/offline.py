@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from estimators.text import coarse_task
 from estimators.types import Features
 from policies.types import NoBackendWithinLimits
-from proxy import app, backends, books, explanation, features, policy_book, serving
+from proxy import backends, books, explanation, features, policy_book, serving
 from proxy.auth import ANYONE, Caller, limits_of
 from proxy.commands import CommandError
 from proxy.grid import Grid
@@ -85,7 +86,6 @@ class Explainer:
 
     def features_of(self, request: features.Peek) -> Features:
         prompt = features.prompt_of(request)
-        task, text = app.describe(prompt)
         counted = self.counter.exact
         try:
             tokens = self.counter.count(prompt.texts)
@@ -96,7 +96,7 @@ class Explainer:
             prompt,
             tokens=tokens + prompt.overhead_tokens,
             counted=counted,
-            task=task,
-            text=text,
+            task=coarse_task(prompt.last),
+            text=prompt.last,
             team=self.caller.team,
         )

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable
 
 import msgspec
 
+from estimators.text import coarse_task
 from estimators.types import Features
 from meters.prefixes import blocks_of
 from proxy import errors, features
@@ -37,13 +37,10 @@ class Reading:
         self,
         router: Router,
         counter: TokenCounter,
-        describe: Callable[[Prompt], tuple[str | None, str]] | None,
         max_body_bytes: int,
     ) -> None:
-        """``describe`` says the task of a prompt, and which of its text tells most."""
         self.router = router
         self.counter = counter
-        self.describe = describe
         self.max_body_bytes = max_body_bytes
         self.small = Worker("joulegate-tokens")
         self.large = Worker("joulegate-tokens-large")
@@ -104,20 +101,18 @@ class Reading:
         is read and counted in a thread, and not waited for beyond PATIENCE_S.
         """
         prompt: Prompt | None
+        task: str | None
         counted = self.counter.exact
         if len(body) <= SHORT_BODY:
             prompt = features.prompt_of(request)
             tokens = self._count(request, prompt) + prompt.overhead_tokens
-            task, text = self._described(prompt)
+            task = coarse_task(prompt.last)
         else:
             reading = self.large.submit(lambda: self._read(request, flight))
             try:
-                tokens, prompt, task, text = await asyncio.wait_for(
-                    asyncio.shield(reading), PATIENCE_S
-                )
+                tokens, prompt, task = await asyncio.wait_for(asyncio.shield(reading), PATIENCE_S)
             except (TimeoutError, Uncountable):
-                tokens, counted, task, text = guess(len(body)), False, None, ""
-                prompt = None
+                tokens, counted, prompt, task = guess(len(body)), False, None, None
                 reading.add_done_callback(lambda done: _count_later(flight, done))
         cached = 0
         if prompt is not None:
@@ -132,26 +127,23 @@ class Reading:
             tokens=tokens,
             counted=counted,
             task=task,
-            text=text,
+            text="" if prompt is None else prompt.last,
             team=caller.team,
             cached_tokens=cached,
         )
         return flight.features
 
-    def _read(self, request: Peek, flight: Flight) -> tuple[int, Prompt, str | None, str]:
+    def _read(self, request: Peek, flight: Flight) -> tuple[int, Prompt, str | None]:
         if flight.end_s is not None:  # counting falls behind: only who still waits is served
             raise Uncountable
         prompt = features.prompt_of(request)
         tokens = self._count(request, prompt) + prompt.overhead_tokens
-        return tokens, prompt, *self._described(prompt)
+        return tokens, prompt, coarse_task(prompt.last)
 
     def _count(self, request: Peek, prompt: Prompt) -> int:
         if self.router.pool.remembers and not prompt.images:
             prompt.blocks = blocks_of(prompt.text, (request.model, bytes(request.tools)))
         return self.counter.count(prompt.texts)
-
-    def _described(self, prompt: Prompt) -> tuple[str | None, str]:
-        return self.describe(prompt) if self.describe is not None else (None, prompt.last)
 
 
 def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
@@ -170,7 +162,7 @@ def inflate(body: bytes, encoding: bytes, limit: int) -> bytes:
     return out
 
 
-def _count_later(flight: Flight, done: asyncio.Future[tuple[int, Prompt, str | None, str]]) -> None:
+def _count_later(flight: Flight, done: asyncio.Future[tuple[int, Prompt, str | None]]) -> None:
     """A count that came late still goes into the record."""
     if done.cancelled() or done.exception() is not None or flight.features is None:
         return

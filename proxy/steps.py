@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -29,7 +29,7 @@ from proxy.endings import left
 from proxy.endpoints import Endpoint
 from proxy.errors import ApiError
 from proxy.failed_keys import address_of
-from proxy.features import Peek, Prompt
+from proxy.features import Peek
 from proxy.flight import Flight, Sample, TimeWatch, connection_of
 from proxy.forms import is_form
 from proxy.forwarding import Forwarding
@@ -71,8 +71,7 @@ class Steps:
         watch: TimeWatch,
         accounts: Accounts,
         gate: Gate,
-        describe: Callable[[Prompt], tuple[str | None, str]] | None = None,
-        pseudonyms: Pseudonyms | None = None,
+        pseudonyms: Pseudonyms,
     ) -> None:
         self.settings = settings
         self.keys = keys
@@ -81,7 +80,7 @@ class Steps:
         self.gate = gate
         self.pseudonyms = pseudonyms
         self.judging: Judging | None = None
-        self.reading = Reading(router, counter, describe, settings.server.max_body_bytes)
+        self.reading = Reading(router, counter, settings.server.max_body_bytes)
         self.answering = Answering(accounts)
         self.cached = CachedAnswers(settings, gate, self.reading.small, self._watch)
         self.relaying = Relaying(settings, self.answering, self.cached)
@@ -187,7 +186,7 @@ class Steps:
         if len(request.model) > LONGEST_NAME:  # it would go into the books, whatever it is
             raise errors.model_not_found(request.model[:LONGEST_NAME], self.router.pool.names())
         flight.asked = request.model
-        if caller.user_groups and self.pseudonyms is not None:
+        if caller.user_groups:
             flight.user_hash = self.pseudonyms.of(caller.team, request.user)
         flight.stream = bool(request.stream) and endpoint.streams
         if endpoint.chat:

@@ -18,7 +18,7 @@ from proxy import siblings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
 from tests.joulegate_server import Config, Joulegate, config_of
-from tests.waiting import until_in_loop
+from tests.waiting import until, until_in_loop
 
 Start = Callable[[Config], Joulegate]
 
@@ -128,19 +128,14 @@ async def test_what_was_in_flight_is_not_for_ever_once_the_board_is_gone(tmp_pat
     second = Siblings("b", FileBoard(folder), list, lambda known: heard.append(len(known)))
     await first.exchange()
     second.start()
-    deadline_s = time.monotonic() + 10
     try:
-        while not heard:
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.01)
+        await until_in_loop(lambda: heard)
         assert heard[0] == 1
         (folder / "a.activities").unlink()
         (folder / "b.activities").unlink()
         folder.rmdir()
         folder.write_text("in the way")
-        while heard[-1] != 0:
-            assert time.monotonic() < deadline_s
-            await asyncio.sleep(0.01)
+        await until_in_loop(lambda: heard[-1] == 0)
         assert list(second("n", 100, 101)) == []
     finally:
         await second.stop()
@@ -161,12 +156,7 @@ def test_an_engine_is_as_busy_as_all_replicas_make_it(joulegate: Start, redis_ur
             "max_tokens": 2000,
         }
         going = [one.open(ask).getresponse() for _ in range(3)]
-        deadline_s = time.monotonic() + 10.0
-        while there.load(time.monotonic()).running < 3.0:
-            assert time.monotonic() < deadline_s, "the other replica does not know of them"
-            time.sleep(0.02)  # between two looks at another thread's engine
+        until(lambda: there.load(time.monotonic()).running >= 3.0)  # known to the other replica
         for response in going:
             response.close()
-        while there.load(time.monotonic()).running > 0.0:
-            assert time.monotonic() < deadline_s, "they are over"
-            time.sleep(0.02)  # likewise
+        until(lambda: there.load(time.monotonic()).running == 0.0)
