@@ -9,7 +9,7 @@ engines, two each of three kinds of GPU, all with the same 8B model: every sched
 not how well an estimator knows the hardware. They do not know how long answers are.
 
 - marginal: the policy least_energy within latency limits, on what a request adds above idle to
-  each engine at its present load (estimators.present_load)
+  each engine at its present load (benchmarks.present_load)
 - average: the same on a request's part of everything the engine draws at its present load
 - published: the same on one fixed figure per engine, as a benchmark would publish it
 - round robin, least busy (fewest requests running and waiting): as load balancers do
@@ -31,9 +31,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
+from benchmarks.present_load import one_more
 from estimators.energy import EnergyEstimator
 from estimators.hardware import gpu_named
-from estimators.present_load import one_more
 from estimators.types import Backend, Band, Estimate, Features, Load, ModelFacts
 from meters.simulated_physics import Engine, EngineConfig, Job
 from meters.types import Evidence, StepPhysics

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from estimators.present_load import one_more
+from benchmarks.present_load import one_more
 from estimators.types import Load
 from meters.simulated_physics import LLAMA_8B_BF16, Engine, EngineConfig, Job, Running
 
