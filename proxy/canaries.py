@@ -1,10 +1,10 @@
 """The roll-outs of new backends: what canaries showed, added up over replicas and restarts.
 
 policies/canary.py says what share a canary gets and when it is rolled back. Here every replica
-keeps sums of what its own requests showed and publishes them: in Redis where it is configured,
-else as a file in the state folder. The verdict follows from the sums of all, so replicas agree
-without asking each other, and one that was rolled back stays so after a restart. Another
-``attempt`` in the config forgets what was seen before.
+keeps sums of what its own requests showed and publishes them: as a file in the state folder, and
+where it is configured in Redis, which is told again what it forgot. The verdict follows from the
+sums of all, so replicas agree without asking each other, and one that was rolled back stays so
+after a restart. Another ``attempt`` in the config forgets what was seen before.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class FileBoard:
     def _read(self) -> dict[str, bytes]:
         return {path.stem: path.read_bytes() for path in self.folder.glob("*.json")}
 
+    def begun(self, name: str) -> str | None:
+        """What was published before under a name that begins so."""
+        return next((path.stem for path in sorted(self.folder.glob(f"{name}*.json"))), None)
+
 
 class RedisBoard:
     """For replicas anywhere that share a Redis."""
@@ -99,11 +103,33 @@ class RedisBoard:
         await self._client.aclose()
 
 
+class KeptBoard:
+    """A board of which this machine's part is in its state folder, too."""
+
+    def __init__(self, board: Board, kept: FileBoard) -> None:
+        self.board, self.kept = board, kept
+
+    async def publish(self, replica: str, value: bytes) -> None:
+        await self.kept.publish(replica, value)
+        await self.board.publish(replica, value)
+
+    async def all(self) -> dict[str, bytes]:
+        told = await self.board.all()
+        for replica, value in (await self.kept.all()).items():
+            if replica not in told:  # it was emptied
+                await self.board.publish(replica, value)
+                told[replica] = value
+        return told
+
+    async def close(self) -> None:
+        await self.board.close()
+
+
 class Canaries:
     """All roll-outs as this replica knows them. Used from the event loop only."""
 
     def __init__(self, replica: str, board: Board) -> None:
-        self.replica = replica  # the same after a restart where the board is a folder
+        self.replica = replica  # the same after a restart where the state folder is
         self.board = board
         self.roll_outs: dict[str, Canary] = {}  # policy -> its roll-out now
         self._mine: dict[str, Seen] = {}  # roll-out -> what was seen here

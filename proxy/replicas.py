@@ -12,6 +12,7 @@ from proxy.accounts import Accounts
 from proxy.backends import Pool
 from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
+from proxy.canaries import KeptBoard as KeptCanaries
 from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.health import note_elsewhere
 from proxy.lessons import Lessons
@@ -70,7 +71,9 @@ def _board(settings: Settings, name: str) -> Board | None:
 
 def canaries_of(settings: Settings, replica: str, worker: int) -> Canaries:
     """The roll-outs of new backends, known to all replicas that share a store."""
-    if settings.redis.url is not None:
-        client = connect(settings.redis.url, settings.redis.timeout_s)
-        return Canaries(replica, RedisCanaries(client))
-    return Canaries(f"worker-{worker}", FileCanaries(Path(settings.state_dir) / "canaries"))
+    kept, name = FileCanaries(Path(settings.state_dir) / "canaries"), f"worker-{worker}"
+    if settings.redis.url is None:
+        return Canaries(name, kept)
+    client = connect(settings.redis.url, settings.redis.timeout_s)
+    name = kept.begun(f"{name}-") or f"{name}-{replica}"  # another machine has its own
+    return Canaries(name, KeptCanaries(RedisCanaries(client), kept))

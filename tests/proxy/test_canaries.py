@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import Redis
 
 from policies.canary import Arm
 from proxy.canaries import together
@@ -151,6 +152,45 @@ def test_replicas_that_share_a_store_roll_back_together(
     for _ in range(20):
         assert other.post(ASK).header("x-joulegate-backend") == "m@large"
     assert len(small.received) == before
+
+
+def test_what_a_canary_showed_outlives_a_redis_that_forgot_it(
+    small: Upstream, large: Upstream, redis: str, tmp_path: Path
+) -> None:
+    config = both(small, large, **rolling_out(redis={"url": redis}))
+
+    def seen(running: Joulegate) -> int:
+        assert running.proxy is not None
+        roll_out = running.proxy.canaries.roll_outs["new"]
+        return roll_out.canary.requests + roll_out.control.requests
+
+    def forget() -> None:
+        with Redis.from_url(redis) as client:
+            client.flushdb()
+
+    forget()
+    one, stop_one = in_thread(config, tmp_path / "one")
+    other, stop_other = in_thread(config, tmp_path / "other")
+    try:
+        for running in (one, other, one):
+            running.post(ASK)
+        until(lambda: (seen(one), seen(other)) == (3, 3))
+        forget()
+        other.post(ASK)
+        until(lambda: (seen(one), seen(other)) == (4, 4))  # also what nothing was added to
+    finally:
+        stop_one()
+        stop_other()
+    forget()
+    other, stop_other = in_thread(config, tmp_path / "other")
+    one, stop_one = in_thread(config, tmp_path / "one")
+    try:
+        until(lambda: (seen(one), seen(other)) == (4, 4))
+        one.post(ASK)
+        until(lambda: (seen(one), seen(other)) == (5, 5))  # nothing counts twice
+    finally:
+        stop_one()
+        stop_other()
 
 
 def test_sums_of_replicas_are_those_of_all_their_requests() -> None:
