@@ -8,6 +8,7 @@ import time
 from typing import Protocol
 
 from estimators.types import Estimate
+from meters.types import Evidence
 from proxy.asgi import RawHeaders, Send
 from proxy.attempts import whole
 from proxy.backends import Engine
@@ -87,9 +88,7 @@ class Answering:
         if flight.policy:
             headers.append((b"x-joulegate-policy", flight.policy.encode("latin-1", "replace")))
         headers.append((b"x-joulegate-cache", flight.cache.encode()))
-        estimate = whole(flight)
-        if estimate is not None:
-            headers += estimate_headers(estimate)
+        headers += estimate_headers(whole(flight))
         headers.append(overhead(flight, time.monotonic()))
         headers.append(content_length(str(len(body))))
         try:
@@ -106,9 +105,7 @@ def own_headers(flight: Flight, engine: Engine, warnings: RawHeaders) -> RawHead
         (b"x-joulegate-policy", flight.policy.encode()),
         (b"x-joulegate-cache", flight.cache.encode()),
     ]
-    estimate = flight.estimate if not flight.earlier else whole(flight)
-    if estimate is not None:
-        headers += estimate_headers(estimate)
+    headers += estimate_headers(flight.estimate if not flight.earlier else whole(flight))
     if flight.budget is not None:
         headers.append((b"x-joulegate-answer-budget", flight.budget.name.encode()))
     if flight.earlier:
@@ -120,8 +117,10 @@ def own_headers(flight: Flight, engine: Engine, warnings: RawHeaders) -> RawHead
     return headers + warnings
 
 
-def estimate_headers(estimate: Estimate) -> RawHeaders:
+def estimate_headers(estimate: Estimate | None) -> RawHeaders:
     """The estimate as response headers; an unknown figure is left out."""
+    if estimate is None:
+        return [(b"x-joulegate-evidence", Evidence.UNKNOWN.encode())]
     headers = [(b"x-joulegate-evidence", estimate.evidence.encode())]
     energy = estimate.energy_j
     if energy is not None:

@@ -158,6 +158,7 @@ class Steps:
         caller = flight.caller = scope.get(CALLER) or self.keys.caller(
             scope["headers"], flight.start_wall_s, address_of(scope)
         )
+        flight.policy = caller.policy or self.router.default_policy
         if self.stopping:
             raise errors.overloaded("Joulegate is stopping. Try again.")
         if self.in_flight > self.settings.server.max_in_flight:

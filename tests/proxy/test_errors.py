@@ -244,6 +244,27 @@ def test_a_header_that_cannot_be_read_is_a_400_that_names_it(
 
 
 @pytest.mark.parametrize(
+    "refused",
+    [
+        lambda running: running.post({"model": "tiny"}),
+        lambda running: running.post({**ASK, "model": "nobody"}),
+        lambda running: running.post(ASK, headers={"x-joulegate-min-quality": "2"}),
+        lambda running: running.post(ASK, headers={"x-joulegate-max-energy-j": "0"}),
+    ],
+)
+def test_a_refusal_says_under_which_policy_and_that_its_energy_is_not_known(
+    running: Joulegate, refused: Callable[[Joulegate], Any]
+) -> None:
+    reply = refused(running)
+    assert reply.status in (400, 404, 422)
+    assert reply.header("x-joulegate-policy") == "least_energy"
+    assert reply.header("x-joulegate-evidence") == "unknown"
+    assert reply.header("x-joulegate-energy-j") is None
+    assert reply.header("x-joulegate-cache") == "off"
+    assert reply.header("x-joulegate-overhead-ms")
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("GET", "/v1/nothing-here", 404),
