@@ -96,6 +96,8 @@ def warnings(settings: Settings, known: Mapping[str, Backend]) -> Iterator[str]:
         yield "no backends: `joulegate serve` would refuse to start"
     if not settings.keys_configured:
         yield "no keys: anyone on this machine may call, and nobody else"
+        if not settings.server.loopback:
+            yield f"server.host {settings.server.host}: without keys `joulegate serve` refuses it"
     yield from addresses(settings)
     yield from precisions(settings)
     yield from zones(settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -107,7 +106,7 @@ def prepare(
         workers=workers or server.workers,
     )
     settings = msgspec.structs.replace(settings, server=server)
-    if simulated and not is_loopback(server.host):
+    if simulated and not server.loopback:
         settings = msgspec.structs.replace(settings, sign_in=SignInSettings())
     refuse_open_network(settings)
     if workers is not None:
@@ -168,9 +167,9 @@ def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:
 
 def refuse_open_network(settings: Settings) -> None:
     """Without keys only this machine may call, and see what guests see. Raises CommandError."""
-    host = settings.server.host
-    if is_loopback(host):
+    if settings.server.loopback:
         return
+    host = settings.server.host
     if settings.sign_in.guests:
         raise CommandError(
             "sign_in.guests shows the dashboard to anyone, so Joulegate does not listen on "
@@ -198,15 +197,6 @@ def require_state(settings: Settings) -> None:
         ) from None
 
 
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def serve(
     *,
     config: str | None = None,
@@ -227,8 +217,7 @@ def serve(
     origin = Origin(found_config(config, simulated=simulated), host, port, workers)
     require_state(settings)
     listening = listen(settings.server.host, settings.server.port)
-    host_, port_ = listening.getsockname()[:2]
-    end = beside(f"http://{host_}:{port_}") if beside is not None else lambda: None
+    end = beside(url_of(listening)) if beside is not None else lambda: None
     try:
         if settings.server.workers == 1:
             run_worker(prepared, origin, listening, 0)
@@ -456,15 +445,20 @@ def log_to_stderr(settings: Settings) -> None:
 
 def say_ready(settings: Settings, listening: socket.socket) -> None:
     """Say where to point a client."""
-    host, port = listening.getsockname()[:2]
+    url = url_of(listening)
     names = ", ".join(b.full_name for b in settings.backends)
     made_up = " SIMULATED" if any(b.simulated for b in settings.backends) else ""
     print(
-        f"Joulegate serves http://{host}:{port}/v1 ({names}){made_up}; "
-        f"dashboard at http://{host}:{port}/dashboard",
+        f"Joulegate serves {url}/v1 ({names}){made_up}; dashboard at {url}/dashboard",
         file=sys.stderr,
         flush=True,
     )
+
+
+def url_of(listening: socket.socket) -> str:
+    """Where it is reached, without a path."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -5,6 +5,7 @@ docs/settings.md is generated from this file and tested to be up to date.
 
 from __future__ import annotations
 
+import ipaddress
 import typing
 from typing import Annotated, Any
 
@@ -47,6 +48,16 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     failed_keys_per_minute: Annotated[
         int, Meta(ge=0, le=10_000), help_("Wrong keys a minute and address; then 429. 0: no limit.")
     ] = 60
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches it."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
 
 
 class Time(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

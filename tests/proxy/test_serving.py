@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -22,7 +23,7 @@ from meters.migrations import VERSION
 from meters.schema import meta
 from proxy.__main__ import main
 from proxy.config_file import ConfigError
-from proxy.serving import log_to_stderr, prepare
+from proxy.serving import listen, log_to_stderr, prepare, url_of
 from proxy.settings import Log, Settings
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
@@ -150,6 +151,14 @@ def counted(running: Joulegate) -> float:
     page = running.get("/metrics").body.decode()
     lines = [line for line in page.splitlines() if line.startswith("joulegate_requests_total{")]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_the_address_it_says_is_one_that_clients_take() -> None:
+    for host, shown in (("127.0.0.1", "http://127.0.0.1:"), ("::1", "http://[::1]:")):
+        with listen(host, 0) as listening:
+            url = url_of(listening)
+            assert url.startswith(shown)
+            assert urlsplit(url).port == listening.getsockname()[1]
 
 
 def test_it_may_open_as_many_connections_as_the_system_allows(

@@ -156,6 +156,19 @@ def test_mistakes_that_leave_a_config_readable_are_all_told_at_once(
         assert mistake in told[0]
 
 
+def test_check_warns_of_an_address_that_is_not_listened_on_without_keys(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(more: str) -> bool:
+        config.write_text(CONFIG.partition("teams:")[0] + more)
+        assert main(["check", str(config), "--json"]) == 0
+        return "without keys `joulegate serve` refuses it" in capsys.readouterr().out
+
+    assert refused("server: {host: 0.0.0.0}\n")
+    assert not refused("server: {host: 0.0.0.0}\nteams: {a: {keys: [{key: sk-a}]}}\n")
+    assert not refused("server: {host: '::1'}\n")
+
+
 def test_check_warns_of_a_grid_zone_that_nobody_knows(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
