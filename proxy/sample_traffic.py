@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
+import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
 import webbrowser
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from meters.ledger import Ledger
@@ -46,7 +49,16 @@ def write_history(state_dir: str, now_s: float) -> int:
     path = Path(state_dir) / "ledger.db"
     if path.exists():
         return 0
+    print("writing two months of simulated traffic, once ...", file=sys.stderr, flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="history-", dir=path.parent) as unfinished:
+        whole = Path(unfinished) / path.name
+        written = _write_hours(whole, now_s)
+        whole.replace(path)  # all of it or nothing: who stops it half-way gets it next time
+    return written
+
+
+def _write_hours(path: Path, now_s: float) -> int:
     hours = HISTORY_DAYS * 24
     start_s = int(now_s) // 3600 * 3600 - hours * 3600
     ledger = Ledger(f"sqlite:///{path}")
@@ -69,14 +81,20 @@ def of_rate(rate_per_s: float, *, open_dashboard: bool) -> Callable[[str], Calla
             target=_run, args=(url, rate_per_s, stopping), name="sample-traffic", daemon=True
         )
         thread.start()
-        if open_dashboard:
-            try:
-                webbrowser.open(f"{url}/dashboard")
-            except webbrowser.Error:
-                log.info("open %s/dashboard in a browser", url)
+        if open_dashboard and has_screen(sys.platform, os.environ):
+            # Not from here: a browser may be waited for, and it waits for the server.
+            page = f"{url}/dashboard"
+            threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
         return stopping.set
 
     return start
+
+
+def has_screen(platform: str, environment: Mapping[str, str]) -> bool:
+    """Whether a browser with windows can be opened. Without one a text browser would be, which
+    takes the terminal."""
+    shown = environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY")
+    return platform in ("darwin", "win32") or bool(shown)
 
 
 def _run(url: str, rate_per_s: float, stopping: threading.Event) -> None:

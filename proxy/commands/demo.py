@@ -24,7 +24,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    print("writing two months of simulated traffic, once ...", file=sys.stderr, flush=True)
     written = sample_traffic.write_history(sample_traffic.STATE_DIR, time.time())
     if written:
         print(f"{written} simulated requests written", file=sys.stderr, flush=True)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +35,50 @@ def test_history_is_simulated_and_written_once(
         assert ledger.check().problems == ()
     finally:
         ledger.close()
+
+
+def test_a_history_that_was_stopped_half_way_is_written_whole_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample_traffic, "HISTORY_DAYS", 2)
+    hours = sample_traffic.sample_hours
+
+    def stopped(*given: Any, **more: Any) -> Iterator[Any]:
+        yield from islice(hours(*given, **more), 20)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sample_traffic, "sample_hours", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            sample_traffic.write_history(str(tmp_path), NOW_S)
+    assert sample_traffic.write_history(str(tmp_path), NOW_S) > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.db"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "shown"),
+    [
+        ("linux", {"TERM": "xterm"}, False),
+        ("linux", {"DISPLAY": ":0"}, True),
+        ("linux", {"WAYLAND_DISPLAY": "wayland-0"}, True),
+        ("darwin", {}, True),
+    ],
+)
+def test_no_text_browser_takes_the_terminal(
+    platform: str, environment: dict[str, str], shown: bool
+) -> None:
+    assert sample_traffic.has_screen(platform, environment) is shown
+
+
+def test_a_browser_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = threading.Event()
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(sample_traffic.webbrowser, "open", lambda url: closed.wait(10))
+    begun_s = time.monotonic()
+    stop = sample_traffic.of_rate(0.01, open_dashboard=True)("http://127.0.0.1:9")
+    assert time.monotonic() - begun_s < 5
+    stop()
+    closed.set()
 
 
 def test_every_team_of_the_traffic_has_its_key() -> None:
