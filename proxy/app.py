@@ -252,7 +252,7 @@ class Proxy:
             counted=self.telemetry.judged,
             compared=self.aftermath.compared,
         )
-        self.siblings = siblings_of(settings, self.replica, self.accounts, self.pool)
+        self.siblings = siblings_of(settings, self.replica, self.accounts, self.router)
         self.accounts.others = self.siblings
         self.outcomes = Outcomes(
             self.estimator,

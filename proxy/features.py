@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from typing import Annotated, Any
 
 import msgspec
@@ -229,7 +230,7 @@ class Prompt(msgspec.Struct):
     messages: int
     images: int
     overhead_tokens: int  # what the chat template adds, images included
-    # Of a conversation: what tells its messages from all others' in this process, and likewise the
+    # Of a conversation: what tells its messages from all others', and likewise the
     # messages before its last answer, which are those of the request before.
     whole: int | None = None
     before: int | None = None
@@ -286,6 +287,17 @@ def prompt_of(request: Peek) -> Prompt:
     return prompt
 
 
+def _told_apart(texts: Sequence[str], answered: int) -> tuple[int | None, int]:
+    """What tells the texts before number ``answered``, and all of them, from all others; the same
+    in every process."""
+    digest, before = sha256(), None
+    if answered:
+        digest.update("\0".join((*texts[:answered], "")).encode("utf-8", "surrogatepass"))
+        before = int.from_bytes(digest.digest()[:8])
+    digest.update("\0".join((*texts[answered:], "")).encode("utf-8", "surrogatepass"))
+    return before, int.from_bytes(digest.digest()[:8])
+
+
 def _of_messages(messages: Sequence[_Message], tools: bytes, system: str) -> Prompt:
     texts = [system] if system else []
     last, images, answered, by_model = "", 0, 0, False
@@ -318,8 +330,7 @@ def _of_messages(messages: Sequence[_Message], tools: bytes, system: str) -> Pro
             for call in message.tool_calls or ()
             if call.function
         )
-    whole = hash(tuple(texts))
-    before_it = hash(tuple(texts[:answered])) if answered else None
+    before_it, whole = _told_apart(texts, answered)
     if tools:
         texts.append(tools.decode("utf-8", "replace"))
     overhead = TOKENS_PER_MESSAGE * len(messages) + TOKENS_PER_ANSWER + TOKENS_PER_IMAGE * images

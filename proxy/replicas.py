@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from proxy.accounts import Accounts
-from proxy.backends import Pool
 from proxy.canaries import Canaries
 from proxy.canaries import FileBoard as FileCanaries
 from proxy.canaries import KeptBoard as KeptCanaries
@@ -17,6 +16,7 @@ from proxy.canaries import RedisBoard as RedisCanaries
 from proxy.health import note_elsewhere
 from proxy.lessons import Lessons
 from proxy.measuring import Learning
+from proxy.routing import Router
 from proxy.settings import Settings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store import Seed, Store
@@ -42,13 +42,20 @@ def store_of(settings: Settings, seed: Seed | None = None) -> Store:
 
 
 def siblings_of(
-    settings: Settings, replica: str, accounts: Accounts, pool: Pool
+    settings: Settings, replica: str, accounts: Accounts, router: Router
 ) -> Siblings | None:
-    """How this replica's requests get known to others, and theirs here; None when it is alone."""
+    """How this replica's requests and conversations get known to others, and theirs here; None when
+    it is alone."""
     board = _board(settings, "activities")
     if board is None:
         return None
-    return Siblings(replica, board, accounts.published, partial(note_elsewhere, pool))
+    return Siblings(
+        replica,
+        board,
+        accounts.published,
+        partial(note_elsewhere, router.pool),
+        router.conversations,
+    )
 
 
 def lessons_of(settings: Settings, replica: str, worker: int, learning: Learning) -> Lessons | None:

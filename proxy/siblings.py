@@ -3,7 +3,7 @@ is divided among the requests of all, and every one knows how busy engines are.
 
 Each replica publishes its requests of the last seconds a few times a second: in Redis when it is
 configured, else in files beside the journal, for the workers of one machine. Nothing of a
-request's content is in them.
+request's content is in them but a hash, by which a conversation is known that goes on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from meters.types import Activity
 from meters.unreadable import UNREADABLE
 from meters.whole_file import write_whole
 from proxy.background import ended
+from proxy.conversations import Conversations, Went
 from proxy.redis_scripts import anew_if_damaged
 
 log = logging.getLogger("joulegate.siblings")
@@ -36,6 +37,7 @@ class Published(msgspec.Struct, frozen=True, array_like=True):
 
     until_s: float  # Unix; infinite from one that stopped, which does no more
     activities: list[Activity]
+    turns: list[Went] = []  # where conversations went in the last seconds
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -137,12 +139,15 @@ class Siblings:
         board: Board,
         mine: Callable[[], Sequence[Activity]],
         heard: Callable[[Sequence[Activity]], None] = lambda known: None,
+        conversations: Conversations | None = None,
     ) -> None:
-        """``heard`` is told all that the others do, each time that was read."""
+        """``heard`` is told all that the others do, each time that was read; ``conversations`` are
+        told to them, and learn where theirs went."""
         self.replica = replica
         self.board = board
         self.mine = mine
         self.heard = heard
+        self.conversations = Conversations() if conversations is None else conversations
         self.known: list[Activity] = []
         self.until_s = 0.0  # Unix: what all the others did until then is known
         self._failing = False
@@ -181,13 +186,15 @@ class Siblings:
             except UNREADABLE:
                 continue  # another version's
             found += published.activities
+            self.conversations.heard(published.turns)
             until_s = min(until_s, published.until_s)
         self.known = found
         self.until_s = until_s
         self.heard(found)
 
     async def _publish(self, until_s: float) -> None:
-        await self.board.publish(self.replica, _encode(Published(until_s, list(self.mine()))))
+        published = Published(until_s, list(self.mine()), self.conversations.told())
+        await self.board.publish(self.replica, _encode(published))
 
     async def _run(self) -> None:
         while True:

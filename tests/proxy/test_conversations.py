@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from proxy import conversations
 from proxy.conversations import Conversations, called
 
@@ -42,3 +44,23 @@ def test_the_oldest_are_forgotten() -> None:
     assert len(known) <= conversations.MOST + 1
     assert known.before("t", None, 0) is None
     assert known.before("t", None, conversations.MOST + 4_999) is not None
+
+
+def test_what_another_replica_told_is_known_unless_something_later_is() -> None:
+    one, other = Conversations(), Conversations()
+    one.went("t", "s", 11, called("t", "s"), "m@a", 400)
+    other.heard(one.told())
+    other.heard(one.told())  # it is told for some seconds
+    assert other.before("t", "s", 11) == (called("t", "s"), "m@a", 400)
+    assert other.told() == []  # it is not passed on
+    other.went("t", "s", 12, called("t", "s"), "m@b", 500)
+    other.heard(one.told())
+    assert other.before("t", "s", 12) == (called("t", "s"), "m@b", 500)
+    assert "s" not in {went.key for went in one.told()}
+
+
+def test_only_the_last_seconds_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = Conversations()
+    known.went("t", "s", 11, called("t", "s"), "m@a", 400)
+    monkeypatch.setattr(conversations, "TOLD_S", -1.0)
+    assert known.told() == []

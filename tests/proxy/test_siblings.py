@@ -17,7 +17,11 @@ from meters.types import Activity
 from proxy import siblings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
+from tests.fakes.upstream import Upstream
 from tests.joulegate_server import Config, Joulegate, config_of
+from tests.proxy.two_backends import both, large, small
+
+__all__ = ["large", "small"]  # fixtures
 from tests.waiting import until, until_in_loop
 
 Start = Callable[[Config], Joulegate]
@@ -160,3 +164,28 @@ def test_an_engine_is_as_busy_as_all_replicas_make_it(joulegate: Start, redis_ur
         for response in going:
             response.close()
         until(lambda: there.load(time.monotonic()).running == 0.0)
+
+
+@pytest.mark.parametrize("named", [{"x-session-id": "a session"}, {}])
+def test_a_conversation_is_held_where_it_was_also_by_another_replica(
+    joulegate: Start, small: Upstream, large: Upstream, redis_url: str, named: dict[str, str]
+) -> None:
+    policies = {"agents": {"session": "hold"}}
+    url = redis_url.rsplit("/", 1)[0] + f"/{8 - len(named)}"
+    config = both(small, large, policies=policies, default_policy="agents", redis={"url": url})
+    one, other = joulegate(config), joulegate(config)
+    assert other.proxy is not None
+    said = {"role": "user", "content": f"Tell me something. {named}"}
+    first = one.post({"model": "m@large", "messages": [said]}, headers=named)
+    assert first.header("x-joulegate-backend") == "m@large"
+    answer = first.json()["choices"][0]["message"]
+    known = other.proxy.router.conversations
+    until(lambda: len(known) > 0)
+    messages = [said, answer, {"role": "user", "content": "And then?"}]
+    second = other.post({"model": "m", "messages": messages}, headers=named)
+    assert second.header("x-joulegate-backend") == "m@large"
+    new = other.post({"model": "m", "messages": [{"role": "user", "content": "Another thing."}]})
+    assert new.header("x-joulegate-backend") == "m@small"
+    ids = [reply.header("x-request-id") for reply in (first, second)]
+    sessions = [r.record(one_id).session for r, one_id in zip((one, other), ids, strict=True)]
+    assert sessions[1] == (sessions[0] or ids[0])  # in records it is one conversation
