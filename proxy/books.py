@@ -34,13 +34,20 @@ class Actions:
 
     def __init__(self, parser: argparse.ArgumentParser) -> None:
         add_config(parser)
+        self._command = parser.prog
         self._shared = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
         add_config(self._shared)
         self._actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser:
-        """The parser of one action."""
-        return self._actions.add_parser(name, help=help, parents=[self._shared])
+    def add_parser(self, name: str, *, help: str, example: str) -> argparse.ArgumentParser:
+        """The parser of one action; ``example`` is what may stand after its name."""
+        return self._actions.add_parser(
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.",
+            epilog=f"example: {self._command} {name} {example}".rstrip(),
+            parents=[self._shared],
+        )
 
 
 def settings_of(config: str | None) -> Settings:

@@ -102,3 +102,22 @@ def test_the_example_of_every_command_can_be_typed(
     module = load(command)
     monkeypatch.setattr(module, "run", lambda args: 0)
     assert main(shlex.split(module.EXAMPLE)[1:]) == 0
+
+
+@pytest.mark.parametrize("command", ["accounts", "keys", "ledger", "organisations", "teams"])
+def test_every_action_of_a_command_has_an_example_that_can_be_typed(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def helped(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([command, *arguments, "--help"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(load(command), "run", lambda args: 0)
+    actions = re.findall(r"^    (\w+)  ", helped(), re.MULTILINE)
+    assert len(actions) > 2
+    for action in actions:
+        example = helped(action).rpartition("example: joulegate ")[2]
+        assert example.startswith(f"{command} {action}")
+        assert main(shlex.split(example)) == 0

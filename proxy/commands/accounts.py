@@ -21,13 +21,21 @@ EXAMPLE = "joulegate accounts create ada --role lead --team search"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = books.Actions(parser)
-    create = actions.add_parser("create", help="add an account; asks for its password")
+    create = actions.add_parser(
+        "create",
+        help="add an account; asks for its password",
+        example="ada --role lead --team search",
+    )
     create.add_argument("name", metavar="NAME")
     create.add_argument("--role", choices=ROLES, default="member")
     create.add_argument("--team", action="append", default=[], metavar="T", help="may be repeated")
-    actions.add_parser("password", help="set a new password").add_argument("name", metavar="NAME")
-    actions.add_parser("remove", help="let it in no longer").add_argument("name", metavar="NAME")
-    listed = actions.add_parser("list", help="show accounts")
+    actions.add_parser("password", help="set a new password", example="ada").add_argument(
+        "name", metavar="NAME"
+    )
+    actions.add_parser("remove", help="let it in no longer", example="ada").add_argument(
+        "name", metavar="NAME"
+    )
+    listed = actions.add_parser("list", help="show accounts", example="")
     listed.add_argument("--json", action="store_true", help="print as JSON")
 
 

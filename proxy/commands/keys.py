@@ -27,16 +27,26 @@ _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = books.Actions(parser)
-    create = actions.add_parser("create", help="make a key and print it, once")
+    create = actions.add_parser(
+        "create",
+        help="make a key and print it, once",
+        example="--team search --role member --expires 90d",
+    )
     create.add_argument("--team", required=True, metavar="T")
     create.add_argument("--role", choices=ROLES, default="member")
     create.add_argument("--project", metavar="P")
     create.add_argument("--name", default="", metavar="N", help="what it is for")
     create.add_argument("--expires", metavar="WHEN", help="ISO 8601 time, or a time from now: 90d")
     create.add_argument("--settings", metavar="F", help="YAML file with its limits and budgets")
-    listed = actions.add_parser("list", help="show keys, never the keys themselves")
+    listed = actions.add_parser(
+        "list", help="show keys, never the keys themselves", example="--team search"
+    )
     listed.add_argument("--team", metavar="T")
-    change = actions.add_parser("change", help="set a key's limits and budgets anew")
+    change = actions.add_parser(
+        "change",
+        help="set a key's limits and budgets anew",
+        example="3fa94c01d2be --settings key.yaml",
+    )
     change.add_argument("key_id", metavar="ID")
     change.add_argument(
         "--settings",
@@ -44,10 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="YAML file with limits and budgets; - is none",
     )
-    rotate = actions.add_parser("rotate", help="make a successor; the old one ends later")
+    rotate = actions.add_parser(
+        "rotate",
+        help="make a successor; the old one ends later",
+        example="3fa94c01d2be --overlap 24h",
+    )
     rotate.add_argument("key_id", metavar="ID")
     rotate.add_argument("--overlap", default="24h", metavar="TIME", help="default 24h")
-    revoke = actions.add_parser("revoke", help="refuse a key from now on")
+    revoke = actions.add_parser("revoke", help="refuse a key from now on", example="3fa94c01d2be")
     revoke.add_argument("key_id", metavar="ID")
     for action in (create, listed, change, rotate, revoke):
         action.add_argument("--json", action="store_true", help="print as JSON")

@@ -32,13 +32,19 @@ _YOUNGEST_S = 2 * 86_400.0  # journals may still hold windows of the last hours
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = books.Actions(parser)
-    check = actions.add_parser("check", help="add everything up again")
+    check = actions.add_parser(
+        "check", help="add everything up again", example="--config config.yaml"
+    )
     check.add_argument("--json", action="store_true", help="print as JSON")
-    export = actions.add_parser("export", help="write all of it as JSON Lines")
+    export = actions.add_parser(
+        "export", help="write all of it as JSON Lines", example="--out ledger.jsonl"
+    )
     export.add_argument("--out", default="-", metavar="F", help="file; default standard output")
-    import_ = actions.add_parser("import", help="bring an export in")
+    import_ = actions.add_parser("import", help="bring an export in", example="ledger.jsonl")
     import_.add_argument("file", metavar="F", help="file, or - for standard input")
-    compact = actions.add_parser("compact", help="fold hours that are older than some days")
+    compact = actions.add_parser(
+        "compact", help="fold hours that are older than some days", example="--older-than 180d"
+    )
     compact.add_argument("--older-than", default="90d", metavar="TIME", help="default 90d")
 
 

@@ -18,13 +18,17 @@ EXAMPLE = "joulegate organisations set acme --settings acme.yaml"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = books.Actions(parser)
-    given = actions.add_parser("set", help="set an organisation's budgets anew")
+    given = actions.add_parser(
+        "set", help="set an organisation's budgets anew", example="acme --settings acme.yaml"
+    )
     given.add_argument("organisation", metavar="O")
     given.add_argument("--timezone", metavar="Z", help="IANA name; default UTC")
     given.add_argument("--settings", metavar="F", help="YAML file with its budgets")
-    removed = actions.add_parser("remove", help="set nothing for it any more; its teams stay")
+    removed = actions.add_parser(
+        "remove", help="set nothing for it any more; its teams stay", example="acme"
+    )
     removed.add_argument("organisation", metavar="O")
-    listed = actions.add_parser("list", help="show organisations")
+    listed = actions.add_parser("list", help="show organisations", example="")
     listed.add_argument("--json", action="store_true", help="print as JSON")
 
 

@@ -21,17 +21,17 @@ EXAMPLE = "joulegate teams create search --organisation acme --timezone Europe/B
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = books.Actions(parser)
     for name, help_ in (("create", "add a team"), ("change", "set a team's settings anew")):
-        made = actions.add_parser(name, help=help_)
+        made = actions.add_parser(name, help=help_, example="search --settings search.yaml")
         made.add_argument("team", metavar="T")
         made.add_argument("--organisation", metavar="O")
         made.add_argument("--timezone", metavar="Z", help="IANA name; default UTC")
         made.add_argument("--policy", metavar="P")
         made.add_argument("--settings", metavar="F", help="YAML file with limits, budgets, ...")
-    actions.add_parser("archive", help="refuse a team's keys; its books stay").add_argument(
-        "team", metavar="T"
-    )
-    listed = actions.add_parser("list", help="show teams")
-    audit = actions.add_parser("audit", help="show the latest admin actions")
+    actions.add_parser(
+        "archive", help="refuse a team's keys; its books stay", example="search"
+    ).add_argument("team", metavar="T")
+    listed = actions.add_parser("list", help="show teams", example="")
+    audit = actions.add_parser("audit", help="show the latest admin actions", example="--limit 20")
     audit.add_argument("--limit", type=int, default=50, metavar="N")
     for action in (listed, audit):
         action.add_argument("--json", action="store_true", help="print as JSON")
