@@ -76,10 +76,14 @@ def described(backend: BackendSettings) -> str:
     lines = [f"  - model: {quoted(backend.model)}", f"    name: {quoted(backend.full_name)}"]
     if backend.url:
         lines.append(f"    url: {backend.url}")
+    if backend.upstream_model is not None:
+        lines.append(f"    upstream_model: {quoted(backend.upstream_model)}    # what * matched")
     lines.append(f"    provider: {backend.provider}")
     lines.append(f"    engine: {backend.engine}")
     if backend.api_key:
         lines.append(f"    api_key: os.environ/{keys[backend.model]}")
+    if backend.supports_images is not None:
+        lines.append(f"    supports_images: {json.dumps(backend.supports_images)}")
     if backend.context_tokens is not None:
         lines.append(f"    context_tokens: {backend.context_tokens}")
     if backend.simulated:

@@ -98,7 +98,7 @@ def test_whose_a_gpu_is_is_never_guessed(
 
 def test_what_init_finds_can_be_served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    for key in ("MISTRAL_API_KEY", "GROQ_API_KEY"):
+    for key in discovery.PROVIDER_KEYS:
         monkeypatch.setenv(key, "one for both")
     with this_machine(monkeypatch, [], ["llama-8b", 'C:\\models\\"x".gguf'], engines=2):
         found = discovery.discovered(os.environ)
@@ -106,8 +106,7 @@ def test_what_init_finds_can_be_served(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert "os.environ/GROQ_API_KEY" in path.read_text()
     assert [engine.model for engine in found[:4]] == ["llama-8b", 'C:\\models\\"x".gguf'] * 2
     assert len({engine.full_name for engine in found}) == len(found)
-    written = loading.load(str(path), os.environ).backends
-    assert [each.full_name for each in written] == [each.full_name for each in found]
+    assert loading.load(str(path), os.environ).backends == found
 
 
 @pytest.mark.parametrize(
