@@ -12,10 +12,10 @@ import logging
 from typing import NamedTuple
 
 from estimators.types import Backend, Band
+from meters.carbon import J_PER_KWH
 
 _FEW, _MANY = 100, 1000
 _TOKENS_PER_S = 50.0  # a usual pace of closed APIs; EcoLogits bounds its own by it
-_KWH_J = 3.6e6
 _PROVIDERS = {
     "gemini": "google_genai",
     "google": "google_genai",
@@ -107,6 +107,6 @@ def _range_j(impacts: object) -> tuple[float, float] | None:
     if energy is None:
         return None
     value = energy.value
-    low = float(getattr(value, "min", value)) * _KWH_J
-    high = float(getattr(value, "max", value)) * _KWH_J
+    low = float(getattr(value, "min", value)) * J_PER_KWH
+    high = float(getattr(value, "max", value)) * J_PER_KWH
     return (low, high) if 0.0 < low <= high else None

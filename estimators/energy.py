@@ -28,6 +28,7 @@ from estimators.prior import Prior
 from estimators.roofline import Roofline, roofline_of
 from estimators.tables import ENERGY, Table, build, linear
 from estimators.types import (
+    Z_80,
     Backend,
     Band,
     Estimate,
@@ -48,7 +49,6 @@ LearntPhysics = Callable[[str], StepPhysics | None]
 USUAL_LENGTHS = Lengths(54.0, 129.0, 424.0, 211.0)
 # An engine's own step physics against its windows: half-width of 80 % of a logarithm.
 _LEARNT_SPREAD = 0.15
-_Z80 = 1.2816
 _MOST_KEPT = 1000  # engines that were learnt from, those of earlier configs and versions included
 _CALIBRATED_AFTER = 3  # outcomes at least; fewer do not help the mean (see docs/estimators.md)
 # How much of what a model's other backends (precisions, numbers of GPUs, cards) miss the prior by
@@ -369,7 +369,7 @@ class EnergyEstimator:
             energy_j *= factor
             marginal_j *= factor
             # No less sure than the prior of what is expected, but for how single requests scatter.
-            spread, scatter = _Z80 * correction.spread(batch), _Z80 * correction.scatter
+            spread, scatter = Z_80 * correction.spread(batch), Z_80 * correction.scatter
             own_low = -_hypot(min(-own_low, spread), scatter)
             own_high = _hypot(min(own_high, spread), scatter)
             evidence = Evidence.CALIBRATED

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from estimators.prompt_reader import PromptReader
-from estimators.types import Backend, Features, Lengths
+from estimators.types import Z_80, Backend, Features, Lengths
 
 FORMAT = 1
 # Median and standard deviation of log(1 + tokens) by coarse task, over the models and prompts of
@@ -41,7 +41,6 @@ _MOST_KEYS = 4096  # of a step; beyond that the oldest are forgotten
 _TARGET = 0.2  # share of answers outside an 80 % interval
 _RATES = (0.02, 0.04, 0.04)  # how fast widths follow misses: everywhere, per task, per backend
 _SPREAD_WEIGHT = 12.0
-_Z = 1.2816
 _ROOT_TWO_PI = sqrt(2 * pi)
 # Another kind of traffic: the last dozen answers lie this many standard deviations to one side, of
 # which their mean's own is 0.2. What was learnt before then counts a tenth.
@@ -189,7 +188,7 @@ class LengthEstimator:
     def _leans(self, team: str, task: str, backend: Backend, view: _View, seen: _Seen) -> bool:
         """Whether answers of late are of another kind than those learnt from."""
         key = (backend.name, team, task)
-        sigma = max((view.down + view.up) / (2 * _Z), 0.02)
+        sigma = max((view.down + view.up) / (2 * Z_80), 0.02)
         off = min(max((seen.came - view.middle) / sigma, -3.0), 3.0)
         lean, answers = self._lean.cells.get(key, (0.0, 0.0))
         lean += (off - lean) / _LEAN_MEMORY
@@ -254,11 +253,11 @@ class LengthEstimator:
             if said is not None and said.lengths is not None:
                 q10, q50, q90, mean = said.lengths[row].tolist()
                 middle, low, high = log1p(q50), log1p(q10), log1p(q90)
-                spread = max((high - low) / (2 * _Z), 0.02)
+                spread = max((high - low) / (2 * Z_80), 0.02)
                 ratio = (mean + 1.0) * exp(-middle)
                 return middle, spread, ((middle - low) / spread, (high - middle) / spread, ratio)
         usual, spread = _USUAL.get(task, _UNUSUAL)
-        return log(usual), spread, (_Z, _Z, exp(spread * spread / 2))
+        return log(usual), spread, (Z_80, Z_80, exp(spread * spread / 2))
 
     def _view(
         self, features: Features, task: str, backend: Backend, shared: tuple[Key, Key, Key]
@@ -299,7 +298,7 @@ def _seen(view: _View, tokens: float) -> _Seen:
 
 def _cut(view: _View, tokens: float) -> _Seen:
     """What a normal distribution as wide as the band expects beyond ``tokens``."""
-    sigma = max((view.down + view.up) / (2 * _Z), 0.02)
+    sigma = max((view.down + view.up) / (2 * Z_80), 0.02)
     at = (log1p(tokens) - view.middle) / sigma
     beyond = 1.0 - _normal(at)
     if beyond < 0.001:

@@ -17,10 +17,9 @@ from pathlib import Path
 
 from estimators.prompt_reader import PromptReader
 from estimators.quality_priors import Prior, published_prior
-from estimators.types import Backend, Band, Features
+from estimators.types import Z_80, Backend, Band, Features
 
 FORMAT = 1
-_Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _MEMORY = 500.0  # answers of one backend and task that are remembered
 _AFTER_CHANGE = 0.2  # share of the memory that is kept when a backend changes
 _CONFIG_WEIGHT = 30.0  # answers that a figure in the config is worth
@@ -182,10 +181,10 @@ class QualityEstimator:
             weight += pairs.number
         mid = min(max(mean, 0.0), 1.0)
         spread = max(mid * (1.0 - mid), 0.02)
-        reach = _Z80 * sqrt(spread / (weight + 1.0))
+        reach = Z_80 * sqrt(spread / (weight + 1.0))
         if prior.error is not None:
             # As sure as it was published, while what was learnt here agrees with it.
-            reach = min(reach, hypot(_Z80 * prior.error, mid - prior.mean))
+            reach = min(reach, hypot(Z_80 * prior.error, mid - prior.mean))
         return Band(max(mid - reach, 0.0), mid, min(mid + reach, 1.0))
 
     def _prior(self, features: Features, task: str, backend: Backend) -> Prior | None:
@@ -194,7 +193,7 @@ class QualityEstimator:
             said = self._reader.prediction(features)
             if said is not None and said.quality is not None:
                 low, mid, high = said.quality[row].tolist()
-                error = max((high - low) / (2 * _Z80), 1e-3)
+                error = max((high - low) / (2 * Z_80), 1e-3)
                 worth = min(max(mid * (1.0 - mid), 0.02) / error**2, _MODEL_WEIGHT)
                 return Prior(mid, worth, "scored outcomes")
         stated = backend.quality_by_task.get(task, backend.quality)

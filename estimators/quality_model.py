@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from estimators.kinds import Gate, Head, Judge, Kinds, Sight, System, deviation, standard_error
 from estimators.text import BUCKETS, DENSE, TextFeatures
 from estimators.traffic import Traffic
+from estimators.types import Z_80
 
 Array = NDArray[np.float32]
 FORMAT = 5
 # 3 knew no system that does not tell a strange prompt; 4's was told by words alone, which names
 # a prompt's task no better than the first system does.
 _READ = (3, 4, 5)
-_Z80 = 1.2816  # of a normal distribution, for an 80 % interval
 _STRANGE = 0.02  # stranger than 49 in 50 of its kind: the kind is not named
 _LONGEST = 12.0  # exp(12) = 160,000 tokens; no estimate goes beyond
 
@@ -201,7 +201,7 @@ class QualityModel(NamedTuple):
 def quality_bands(head: Head, sight: Sight) -> Array:
     """(M, 3): low, mid, high on 0..1."""
     mid = head.mean + deviation(head, sight)
-    reach = _Z80 * standard_error(head, sight)
+    reach = Z_80 * standard_error(head, sight)
     bands = np.stack([mid - reach, mid, mid + reach], 1)
     return np.asarray(np.minimum(np.maximum(bands, 0.0), 1.0), dtype=np.float32)
 

@@ -9,6 +9,8 @@ import msgspec
 
 from meters.types import Evidence
 
+Z_80 = 1.2816  # the normal quantile of an 80 % interval
+
 
 class Band(NamedTuple):
     """An 80 % interval and its middle; low <= mid <= high, all finite and >= 0."""

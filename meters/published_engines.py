@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from meters.carbon import J_PER_KWH
 from meters.simulated_physics import EngineConfig
 from meters.types import StepPhysics
 
@@ -41,7 +42,7 @@ class Published(NamedTuple):
 
 def _buis(energy_kwh: float, latency_min: float, throughput_tok_s: float) -> Published:
     latency_s = latency_min * 60.0 / TASKS
-    energy_j = energy_kwh * 3.6e6 / TASKS
+    energy_j = energy_kwh * J_PER_KWH / TASKS
     return Published(energy_j, latency_s * throughput_tok_s, latency_s, 1, _L40S_IDLE_W)
 
 

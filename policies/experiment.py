@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from estimators.types import Z_80
 from policies.draws import drawn, steady
 from policies.exploration import switched
 from policies.types import Candidate, Decision, Limits, Policy, Request
-
-Z_80 = 1.2816  # the normal quantile of an 80 % interval
 
 
 def t_80(draws: int) -> float:

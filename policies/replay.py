@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 
 from estimators.types import Backend, Estimate, Features, Load
+from meters.carbon import operational_g
 from meters.types import StepPhysics
 from policies.answer_budget import AnswerBudget, expected, variant
 from policies.cascade import Cascade
@@ -25,7 +26,6 @@ from policies.guarantee import Guarantee, first_debt
 from policies.limits import is_open, serves
 from policies.types import Candidate, Limits, NoBackendWithinLimits, Policy, Request
 
-JOULES_PER_KWH = 3.6e6
 PROGRESS_EVERY = 2000
 DEFAULT_SEQS = 256  # vLLM's own default batch limit on most GPUs
 MOST_MOVES = 12  # kinds of moves that are told
@@ -435,7 +435,7 @@ class _Run:
             if backend.intensity_g_per_kwh is None:
                 return None
             pue = backend.pue or 1.0
-            total += energy_j / JOULES_PER_KWH * pue * backend.intensity_g_per_kwh
+            total += operational_g(energy_j, pue, backend.intensity_g_per_kwh)
         return total
 
     def _per_request(self, active_j: float | None, answered: int) -> Span | None:

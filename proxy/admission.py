@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from estimators.types import Backend, Estimate
+from estimators.types import Z_80, Backend, Estimate
 from meters.carbon import operational_g
 from proxy import budgets
 from proxy.alerts import Alerts
@@ -31,7 +31,7 @@ from proxy.store_local import LocalStore
 PATIENCE_S = 3.0  # how long a request waits for others to end, before it is refused
 PAUSE_S, LONGEST_PAUSE_S = 0.02, 0.25  # between two looks, at first and later
 # How many times further from the median, in logarithms, one in a thousand lies than one in ten.
-_TAIL = 3.0902 / 1.2816
+_TAIL = 3.0902 / Z_80
 UNUSED = Amounts(tokens=0, energy_j=0.0, carbon_g=0.0, money_usd=0.0)
 
 

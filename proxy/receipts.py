@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from meters.carbon import operational_g
 from meters.receipts import Receipt, WindowShare
 from meters.types import Evidence, UsageRecord
 from policies.explanation import explained
@@ -73,7 +74,7 @@ def as_json(receipt: Receipt, whole_windows: bool = True) -> dict[str, Any]:
         and record.intensity_g_per_kwh is not None
         and record.pue is not None
     ):
-        carbon_g = energy_j / 3.6e6 * record.pue * record.intensity_g_per_kwh
+        carbon_g = operational_g(energy_j, record.pue, record.intensity_g_per_kwh)
     body: dict[str, Any] = {
         "object": "joulegate.receipt",
         "request_id": record.request_id,

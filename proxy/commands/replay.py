@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from meters.carbon import kwh
 from policies.answer_budget import AnswerBudget
 from policies.budget_effects import BudgetEffects
 from policies.fleet import Sleep
@@ -232,7 +233,7 @@ def _carbon(r: Replayed) -> Span | None:
 
 
 def _kwh(joules: float | None) -> str:
-    return _figure(None if joules is None else joules / 3.6e6)
+    return _figure(None if joules is None else kwh(joules))
 
 
 def _figure(value: float | None) -> str:

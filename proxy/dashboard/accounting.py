@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
+from estimators.types import Z_80
 from meters.intensity import Tier
 from meters.types import Evidence
 
@@ -340,7 +341,7 @@ def forecast(daily_ug: Sequence[int], days_left: float) -> Forecast | None:
     if len(recent) == 1:
         spread = mean  # one day says nothing of how days differ
     # the mean of few days is itself uncertain, and that error is the same for every day left
-    half = 1.2816 * spread * math.sqrt(days_left + days_left**2 / len(recent))
+    half = Z_80 * spread * math.sqrt(days_left + days_left**2 / len(recent))
     so_far = float(sum(daily_ug))
     middle = so_far + mean * days_left
     return Forecast(max(so_far, middle - half), middle, middle + half)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 import numpy as np
 
+from estimators.types import Z_80
 from proxy.dashboard.account import ACTIVE, IDLE, Account
 from proxy.dashboard.lines import IDLE_LINE, Line
 from proxy.dashboard.queries import ASKED
@@ -186,7 +187,7 @@ def _cache(account: Account) -> list[Advice]:
     if not hits or not left_ug:
         return []
     rate = hits / (hits + misses)
-    spread = 1.2816 * math.sqrt(rate * (1 - rate) / (hits + misses))
+    spread = Z_80 * math.sqrt(rate * (1 - rate) / (hits + misses))
     return [
         Advice(
             kind="cache",

@@ -12,7 +12,7 @@ from math import sqrt
 
 import pytest
 
-from estimators.types import Backend, Band, Estimate, Load
+from estimators.types import Z_80, Backend, Band, Estimate, Load
 from meters.types import Evidence
 from policies.language import read_policies
 from policies.replay import Arrival, replay
@@ -21,7 +21,6 @@ from tests.policies.candidates import request
 from tests.policies.test_replay import Known
 
 TASKS = 1140
-Z_80 = 1.2816
 
 # variant: pass@1, kWh (tables 5.29 and 5.40; int4-awq from 5.34)
 BIGCODEBENCH = {
