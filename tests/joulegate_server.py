@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import openai
 import orjson
 import pytest
 import uvicorn
@@ -27,6 +28,8 @@ import yaml
 from meters.receipts import Receipt
 from meters.types import UsageRecord
 from proxy import app, serving
+from tests.fakes import answers
+from tests.fakes.upstream import Upstream
 from tests.waiting import until
 
 Config = Mapping[str, Any]
@@ -126,6 +129,10 @@ class Joulegate:
         finally:
             connection.close()
 
+    def client(self, key: str = "any") -> openai.OpenAI:
+        """OpenAI's own client, which tries nothing twice."""
+        return openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=0)
+
     def wait_for_meters(self) -> None:
         """Until every engine's meter has closed a window: before that nothing is metered."""
         assert self.proxy is not None
@@ -167,6 +174,9 @@ class Joulegate:
         return found[0]
 
 
+Start = Callable[[Config], Joulegate]
+
+
 def reply(response: http.client.HTTPResponse) -> Reply:
     """A response, read to its end."""
     body = response.read()
@@ -192,7 +202,7 @@ def config_of(*upstreams: Any, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def joulegate(tmp_path: Path) -> Iterator[Callable[[Config], Joulegate]]:
+def joulegate(tmp_path: Path) -> Iterator[Start]:
     """Starts Joulegate with a config, as written in config.yaml; all are stopped at the end."""
     stops: list[Callable[[], None]] = []
 
@@ -207,7 +217,20 @@ def joulegate(tmp_path: Path) -> Iterator[Callable[[Config], Joulegate]]:
 
 
 @pytest.fixture
-def joulegate_process(tmp_path: Path) -> Iterator[Callable[[Config], Joulegate]]:
+def upstream() -> Iterator[Upstream]:
+    """A backend that answers as an engine does, until it is told to do something else."""
+    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
+        yield running
+
+
+@pytest.fixture
+def running(joulegate: Start, upstream: Upstream) -> Joulegate:
+    """Joulegate in front of that backend alone, with nothing else set."""
+    return joulegate(config_of(upstream.base_url))
+
+
+@pytest.fixture
+def joulegate_process(tmp_path: Path) -> Iterator[Start]:
     """Likewise, as ``joulegate serve`` in a process of its own."""
     running: list[Joulegate] = []
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ import pytest
 
 from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_thread
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Start, in_thread
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 TOKEN = "jgm-0123456789abcdef"
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from meters.ledger import Ledger
 from meters.simulated_physics import LLAMA_8B_BF16, LLAMA_8B_INT4, EngineConfig
 from policies.records import decision_from_json, replay_decision
 from proxy.__main__ import main
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, in_process
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Start, in_process
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 HARDWARE = {"gpu": "H100-SXM", "params_b": 8.03, "model": "llama-3.1-8b"}
 
 
@@ -51,10 +50,6 @@ def config_of(pair: list[simulated_engine.Started], **more: Any) -> dict[str, An
     return {"backends": backends, "teams": TEAMS, "carbon": {"zone": "DE"}, **more}
 
 
-def client_of(joulegate: Joulegate, key: str = KEY) -> openai.OpenAI:
-    return openai.OpenAI(base_url=joulegate.base_url, api_key=key, max_retries=0)
-
-
 def ask(client: openai.OpenAI, text: str, limit: int = 24, **more: Any) -> str:
     """The request id of one answered chat."""
     answer = client.chat.completions.with_raw_response.create(
@@ -73,7 +68,7 @@ def test_a_receipt_turns_from_estimated_to_metered(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
     running = joulegate(config_of(pair))
-    client = client_of(running)
+    client = running.client(KEY)
     running.wait_for_meters()
     request_id = ask(client, "hello")
 
@@ -118,7 +113,7 @@ def test_what_was_metered_says_how_good_the_estimates_were(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     running = joulegate(config_of(pair))
-    client = client_of(running)
+    client = running.client(KEY)
     config = str(tmp_path / "joulegate-0" / "config.yaml")
 
     def energy(request_id: str) -> Any:
@@ -149,7 +144,7 @@ def test_another_team_sees_no_receipt_and_an_administrator_does(
 ) -> None:
     teams = {**TEAMS, "chemistry": {"keys": ["sk-chemistry"]}}
     running = joulegate(config_of(pair, teams=teams))
-    request_id = ask(client_of(running), "hello")
+    request_id = ask(running.client(KEY), "hello")
     assert running.get(f"/v1/usage/{request_id}", x_api_key="sk-chemistry").status == 404
     assert running.get(f"/v1/usage/{request_id}", x_api_key=ADMIN).status == 200
     assert running.get(f"/v1/usage/{request_id}").status == 401
@@ -159,7 +154,7 @@ def test_the_books_balance_and_shares_add_up_to_what_the_engines_used(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
     running = joulegate(config_of(pair))
-    client = client_of(running)
+    client = running.client(KEY)
     proxy = running.proxy
     assert proxy is not None
     running.wait_for_meters()
@@ -185,7 +180,7 @@ def test_a_recorded_decision_replays_to_the_same_answer(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
     running = joulegate(config_of(pair))
-    request_id = ask(client_of(running), "a secret question")
+    request_id = ask(running.client(KEY), "a secret question")
     record = running.record(request_id)
     assert record.decision is not None
     assert len(record.decision) < 4096
@@ -208,7 +203,7 @@ def test_workers_share_one_set_of_books(
     def both_answered() -> bool:
         # The kernel deals connections out as it likes: ask until it has met both.
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            ids.extend(pool.map(lambda n: ask(client_of(running), f"q {n}", 12), range(24)))
+            ids.extend(pool.map(lambda n: ask(running.client(KEY), f"q {n}", 12), range(24)))
         until(metered)
         return len({ledger.receipt(i).record.replica for i in ids}) == 2  # type: ignore[union-attr]
 
@@ -335,7 +330,7 @@ def test_a_stream_is_cached_as_a_stream(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
     running = joulegate(config_of(pair))
-    client = client_of(running)
+    client = running.client(KEY)
     texts = [
         "".join(
             chunk.choices[0].delta.content or ""
@@ -376,7 +371,7 @@ def test_models_and_answers_say_that_they_are_simulated(
     joulegate: Start, pair: list[simulated_engine.Started]
 ) -> None:
     running = joulegate(config_of(pair))
-    models = {m.id: m for m in client_of(running).models.list()}
+    models = {m.id: m for m in running.client(KEY).models.list()}
     assert set(models) == {"llama-3.1-8b", "llama-3.1-8b@bf16", "llama-3.1-8b@int4", "auto"}
     assert all(m.owned_by == "joulegate-simulated" for m in models.values())
     body = {"model": "auto", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}

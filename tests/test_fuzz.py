@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests import fuzzing
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import KEY, Config, Joulegate
+from tests.joulegate_server import KEY, Start
 
-Start = Callable[[Config], Joulegate]
 EXAMPLES = 400
 
 

@@ -20,11 +20,9 @@ from psycopg import sql
 from tests.fakes import answers
 from tests.fakes.collector import Collector
 from tests.fakes.upstream import CUT, HANG, Upstream, refusing_address
-from tests.joulegate_server import ADMIN, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import ADMIN, Joulegate, Reply, Start, config_of
 from tests.servers import new_database
 from tests.waiting import until
-
-Start = Callable[[Config], Joulegate]
 
 PROMPT = "canary-prompt-5f2c91"
 ANSWER = "canary-answer-8d77e0"

@@ -21,21 +21,13 @@ import pytest
 
 from meters.ledger import Ledger
 from proxy import app
-from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate, Start, config_of
 from tests.servers import Server, new_database, start_postgres
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
 FEW, MANY = 3, 40
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,8 @@ import pytest
 from meters import simulated_engine
 from meters.published_engines import PUBLISHED, published_engine
 from meters.types import Evidence
-from tests.joulegate_server import KEY, Config, Joulegate
+from tests.joulegate_server import KEY, Joulegate, Start
 
-Start = Callable[[Config], Joulegate]
 REQUESTS = 3
 # Times the published pace; a meter that saw more watts than any board draws would not believe it.
 SPEED = {"qwen2.5-14b-instruct": 6.0, "llama-3.1-70b-instruct": 10.0}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
@@ -13,10 +12,9 @@ import pytest
 from proxy.__main__ import main
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import ADMIN, KEY, Joulegate, Reply, Start, config_of
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 LEAD = "sk-lead-0123456789abcdef"
 TEAMS = {
     "physics": {"keys": [KEY, {"key": LEAD, "role": "lead"}]},

@@ -7,7 +7,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -24,10 +24,9 @@ from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Received, Script, Upstream
-from tests.joulegate_server import KEY, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import KEY, Joulegate, Reply, Start, config_of
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 AUTH = {"x-api-key": KEY}
 PRICED = {
@@ -38,12 +37,6 @@ PRICED = {
     "intensity_g_per_kwh": 500.0,
 }
 PLENTY = {"per": "day", "tokens": 10**9, "energy_j": 1e9, "carbon_g": 1e9, "money_usd": 1e6}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 def with_budgets(*given: dict[str, Any], **team: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
@@ -21,12 +20,11 @@ from proxy.store_local import LocalStore
 from proxy.store_redis import RedisStore
 from tests.fakes.collector import Collector
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply
+from tests.joulegate_server import ADMIN, KEY, Joulegate, Reply, Start
 from tests.proxy import two_backends
 from tests.proxy.two_backends import ASK, both
 from tests.waiting import until, until_in_loop
 
-Start = Callable[[Config], Joulegate]
 AUTH = {"x-api-key": KEY}
 SECRET = "whsec-of-the-test"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from policies.records import replay_decision
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate
+from tests.joulegate_server import ADMIN, KEY, Start
 from tests.proxy.two_backends import ASK, SMALL, both, decided, kept, large, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
+
 
 BUDGETS = [
     {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from meters.types import Activity, Window
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 RULES = "You are a helper of many rules. " + " ".join(
     f"Rule {i} holds." for i in range(150)
 )  # short enough to be waited for

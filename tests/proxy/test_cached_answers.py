@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,22 +11,15 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
-from tests.joulegate_server import KEY, Config, Joulegate, config_of, reply
+from tests.joulegate_server import KEY, Config, Joulegate, Start, config_of, reply
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 OTHER = "sk-other-0123456789abcdef"
 ASK = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
     "temperature": 0,
 }
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 def cached(*upstreams: Any, **more: Any) -> Config:

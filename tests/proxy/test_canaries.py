@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from policies.canary import Arm
 from proxy.canaries import together
 from tests.fakes import answers
 from tests.fakes.upstream import Pace, Upstream
-from tests.joulegate_server import Config, Joulegate, in_thread
+from tests.joulegate_server import Joulegate, Start, in_thread
 from tests.proxy.two_backends import ASK, LARGE, both, decided, large, saying, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
 
 
 def rolling_out(share: float = 0.5, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from policies.records import replay_decision
 from proxy import accounts
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, Upstream
-from tests.joulegate_server import Config, Joulegate, Reply, config_of
+from tests.joulegate_server import Reply, Start, config_of
 from tests.proxy.two_backends import (
     ASK,
     LARGE,
@@ -29,7 +28,8 @@ from tests.proxy.two_backends import (
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
+
+
 BUDGET = "x-joulegate-answer-budget"
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,9 +16,8 @@ import pytest
 from proxy import connection
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 BODY = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}).encode()
 KEYED = b"host: x\r\nauthorization: Bearer " + KEY.encode() + b"\r\n"
 POST = b"POST /v1/chat/completions HTTP/1.1\r\n" + KEYED

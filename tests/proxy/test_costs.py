@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 MESSAGES = {"model": "tiny", "max_tokens": 900, "messages": [{"role": "user", "content": "hello"}]}
 USAGE = {
     "input_tokens": 11,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,13 @@ from meters.intensity.hours import hour_of, iso
 from meters.types import UsageRecord
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Start, config_of
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, kept, large, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
+
+
 AUTO = {**ASK, "model": "auto"}
 
 

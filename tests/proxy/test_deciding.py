@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,12 +13,12 @@ from policies.guarantee import FIRST_DEBT
 from policies.records import replay_decision
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import KEY, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, Start, config_of
 from tests.proxy.two_backends import ASK, LARGE, SMALL, both, decided, kept, large, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
+
 
 LONG = "Tell me all about the joule, and then about the kilowatt hour. " * 40
 FIRST = {"model": "m", "messages": [{"role": "user", "content": LONG}]}

@@ -6,31 +6,19 @@ from __future__ import annotations
 import http.client
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Received, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate
 
-Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 WITHIN_S = 0.1
 
 pytestmark = pytest.mark.alone
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
-
-
-@pytest.fixture
-def running(joulegate: Start, upstream: Upstream) -> Joulegate:
-    return joulegate(config_of(upstream.base_url))
 
 
 def leave(connection: http.client.HTTPConnection, how: str) -> float:

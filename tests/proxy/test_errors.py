@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import openai
@@ -12,21 +12,9 @@ from meters import simulated_engine
 from meters.simulated_physics import EngineConfig
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, RESET, Upstream, refusing_address
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
-
-
-@pytest.fixture
-def running(joulegate: Start, upstream: Upstream) -> Joulegate:
-    return joulegate(config_of(upstream.base_url))
 
 
 # -- the caller's --------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,11 @@ import pytest
 from policies.explanation import explained
 from proxy.__main__ import main
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate
+from tests.joulegate_server import Start
 from tests.proxy.two_backends import ASK, both, decided, large, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
 
 
 def test_route_explain_receipt_and_dashboard_say_the_same(

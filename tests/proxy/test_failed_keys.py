@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
@@ -12,9 +11,8 @@ from proxy import failed_keys
 from proxy.auth import Caller, KeyRing, digest
 from proxy.errors import ApiError
 from proxy.failed_keys import MAX_ADDRESSES, FailedKeys, network_of
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 

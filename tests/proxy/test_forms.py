@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
-import openai
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +13,8 @@ from proxy.errors import ApiError
 from proxy.forms import form_of, is_form
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Start, config_of
 
-Start = Callable[[Config], Joulegate]
 SOUND = b"RIFF\x00\r\n--" + bytes(range(256)) * 40
 TEXT = {"text": "Grüß Gott", "usage": {"type": "duration", "seconds": 3}}
 
@@ -25,10 +23,6 @@ TEXT = {"text": "Grüß Gott", "usage": {"type": "duration", "seconds": 3}}
 def upstream() -> Iterator[Upstream]:
     with Upstream() as running:
         yield running
-
-
-def client_of(running: Joulegate) -> openai.OpenAI:
-    return openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
 
 
 def form(boundary: bytes, *parts: tuple[bytes, bytes]) -> bytes:
@@ -44,7 +38,7 @@ def test_a_recording_is_transcribed_by_the_backend_of_its_model(
 ) -> None:
     upstream.play(answers.answer(TEXT))
     running = joulegate(config_of({"url": upstream.base_url, "upstream_model": "whisper-large"}))
-    got = client_of(running).audio.transcriptions.create(
+    got = running.client().audio.transcriptions.create(
         model="tiny", file=("speech.wav", SOUND), language="de"
     )
     assert got.text == "Grüß Gott"
@@ -63,7 +57,7 @@ def test_a_recording_is_transcribed_by_the_backend_of_its_model(
 def test_plain_text_is_an_answer_to_a_recording_too(joulegate: Start, upstream: Upstream) -> None:
     upstream.play(answers.answer(b"Hello there\n", headers={"content-type": "text/plain"}))
     running = joulegate(config_of(upstream.base_url))
-    got = client_of(running).audio.transcriptions.create(
+    got = running.client().audio.transcriptions.create(
         model="tiny", file=("speech.wav", SOUND), response_format="text"
     )
     assert got == "Hello there\n"
@@ -98,7 +92,7 @@ def test_an_edited_image_is_metered_by_what_it_reports(
     usage = {"input_tokens": 40, "output_tokens": 90, "total_tokens": 130}
     upstream.play(answers.answer({"created": 1, "data": [{"b64_json": "AA=="}], "usage": usage}))
     running = joulegate(config_of(upstream.base_url))
-    client_of(running).images.edit(model="tiny", image=("a.png", SOUND), prompt="Add a hat.")
+    running.client().images.edit(model="tiny", image=("a.png", SOUND), prompt="Add a hat.")
     (received,) = upstream.wait_for(1)
     assert received.target == "/v1/images/edits"
     (record,) = running.records()

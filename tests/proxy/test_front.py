@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import zlib
-from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -16,21 +15,9 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of, reply
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start, config_of, reply
 
-Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
-
-
-@pytest.fixture
-def running(joulegate: Start, upstream: Upstream) -> Joulegate:
-    return joulegate(config_of(upstream.base_url))
 
 
 def test_a_connection_is_kept_for_many_requests_on_both_sides(

@@ -19,10 +19,9 @@ from proxy.loading import load
 from proxy.settings import OVERHEAD
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, write
+from tests.joulegate_server import ADMIN, KEY, Joulegate, Start, write
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 # Little idle power: until a meter has seen an engine idle, requests share that too.
 QUIET = msgspec.structs.replace(LLAMA_8B_BF16, idle_power_w=20.0)
 SECRET = "the-heron-flies-at-dawn"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import openai
 import pytest
@@ -10,9 +10,8 @@ import pytest
 from proxy.kept_responses import KeptResponses
 from tests.fakes import answers
 from tests.fakes.upstream import RESET, Received, Script, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, TEAMS, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 OTHER = "sk-other-0123456789abcdef"
 BIOLOGY = {"keys": [OTHER]}
 FIRST = ("tiny-0", "tiny-1")  # names of the two backends

@@ -6,7 +6,7 @@ import base64
 import hmac
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,11 +20,10 @@ from proxy.oidc import Provider, ProviderRefused, challenge, is_safe
 from proxy.sessions import Attempt, Seals
 from proxy.settings import Grant, Oidc
 from proxy.sign_in import ATTEMPT, own_path
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, config_of
+from tests.joulegate_server import ADMIN, KEY, Joulegate, Start, config_of
 from tests.provider import Browser, Page, is_installed, new_issuer, start_provider
 from tests.servers import Server
 
-Start = Callable[[Config], Joulegate]
 PEOPLE = {
     "ada": {"email": "ada@example.org", "groups": ["physicists", "chess"]},
     "bob": {"email": "bob@example.org", "groups": ["chess"]},

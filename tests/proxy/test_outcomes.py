@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from meters.simulated_physics import EngineConfig
 from proxy import outcomes
 from proxy.outcomes import Outcomes
 from proxy.predicting import Predictors
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Start
 from tests.meters.books import NOON_S, attribution, record
 
-Start = Callable[[Config], Joulegate]
 FACTS = Backend(
     name="llama@bf16",
     group="llama",

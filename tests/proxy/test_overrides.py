@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start
 
-Start = Callable[[Config], Joulegate]
 BOUND = "sk-bound"
 TASKS = {"code": 0.3, "chat": 0.8}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -15,9 +14,8 @@ from proxy import relaying
 from proxy import upstream as upstream_module
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 
 ODD = (
@@ -26,17 +24,6 @@ ODD = (
     b'"user", "name": null, "unheard_of": {"model": "other", "b": [1,2.50]}} ],'
     b'"nothing": null, "model":"tiny","metadata":{"a":""} ,"user":"u-1", "seed": -0 } \r\n'
 )
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
-
-
-@pytest.fixture
-def running(joulegate: Start, upstream: Upstream) -> Joulegate:
-    return joulegate(config_of(upstream.base_url))
 
 
 def test_a_request_reaches_the_backend_byte_for_byte(

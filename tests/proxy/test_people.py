@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -14,10 +13,9 @@ import pytest
 from proxy import passwords
 from proxy.__main__ import main
 from proxy.sign_in import WRONG_PASSWORDS
-from tests.joulegate_server import TEAMS, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import TEAMS, Joulegate, Reply, Start, config_of
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 PASSWORD = "a long enough pass phrase"
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 PAGE = "/dashboard/physics/overview"

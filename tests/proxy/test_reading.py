@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
-
-Start = Callable[[Config], Joulegate]
+from tests.joulegate_server import Start, config_of
 
 
 def test_prompts_whose_requests_have_ended_are_not_counted_any_more(

@@ -17,11 +17,10 @@ from fastapi.routing import APIRoute
 from proxy.front import ENDPOINTS
 from tests.fakes import answers
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import ADMIN, KEY, Config, Joulegate, Reply, config_of, reply
+from tests.joulegate_server import ADMIN, KEY, Joulegate, Reply, Start, config_of, reply
 from tests.servers import new_database
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 LEAD = "sk-lead-0123456789abcdef"
 TEAMS = {
     "physics": {"keys": [KEY, {"key": LEAD, "role": "lead"}]},

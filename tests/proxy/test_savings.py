@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ from meters.types import UsageRecord
 from proxy.__main__ import main
 from proxy.savings import compared, mean, validated
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate
+from tests.joulegate_server import Start
 from tests.proxy.two_backends import ASK, both, decided, large, small
 from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
-Start = Callable[[Config], Joulegate]
 
 
 def record(number: int, arm: str, energy_j: float, session: str | None = None) -> UsageRecord:

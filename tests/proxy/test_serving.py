@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,12 +33,6 @@ from tests.waiting import until
 Start = Callable[..., Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**ASK, "stream": True}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 def ledger_rows(running: Joulegate) -> dict[str, str]:

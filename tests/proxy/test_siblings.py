@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,13 +17,11 @@ from proxy import siblings
 from proxy.siblings import Board, FileBoard, RedisBoard, Siblings
 from proxy.store_redis import connect
 from tests.fakes.upstream import Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Start, config_of
 from tests.proxy.two_backends import both, large, small
-
-__all__ = ["large", "small"]  # fixtures
 from tests.waiting import until, until_in_loop
 
-Start = Callable[[Config], Joulegate]
+__all__ = ["large", "small"]  # fixtures
 
 
 def activity(

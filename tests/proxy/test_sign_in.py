@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -13,9 +12,8 @@ from proxy.auth import Caller, KeyRing
 from proxy.sessions import Attempt, Seals, Session
 from proxy.settings import SignInSettings
 from proxy.sign_in import SignIn
-from tests.joulegate_server import ADMIN, KEY, TEAMS, Config, Joulegate, Reply, config_of
+from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Reply, Start, config_of
 
-Start = Callable[[Config], Joulegate]
 FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import parse_qs, quote, urlsplit
@@ -13,10 +13,9 @@ import pytest
 
 from tests.fakes.answers import answer
 from tests.fakes.issuer import DISCOVERY, Issuer
-from tests.joulegate_server import TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import TEAMS, Joulegate, Start, config_of
 from tests.provider import Browser, Page
 
-Start = Callable[[Config], Joulegate]
 WANTED = "/dashboard/physics/overview"
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,18 +14,11 @@ import pytest
 from proxy import relaying, sse
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Start, config_of
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**ASK, "stream": True}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 # -- the backend's state ---------------------------------------------------------------------------

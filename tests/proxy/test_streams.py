@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -13,22 +12,10 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, RESET, End, Gate, Received, Script, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of, reply
+from tests.joulegate_server import Joulegate, Start, config_of, reply
 
-Start = Callable[[Config], Joulegate]
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "stream": True}
 ASK_USAGE = {**ASK, "stream_options": {"include_usage": True}}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
-
-
-@pytest.fixture
-def running(joulegate: Start, upstream: Upstream) -> Joulegate:
-    return joulegate(config_of(upstream.base_url))
 
 
 def written(events: list[Any], **how: str) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,10 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import CUT, HANG, Gate, Pace, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Start, config_of
 
-Start = Callable[[Config], Joulegate]
 ASK: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
 STREAM = {**ASK, "stream": True}
-
-
-@pytest.fixture
-def upstream() -> Iterator[Upstream]:
-    with Upstream(answers.like_an_engine(), pages=answers.engine_pages()) as running:
-        yield running
 
 
 @contextmanager

@@ -18,18 +18,13 @@ from openai.types import Batch
 from proxy.batches.runner import HELD_BYTES
 from tests.fakes import answers
 from tests.fakes.upstream import Gate, Received, Script, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, config_of
+from tests.joulegate_server import KEY, TEAMS, Start, config_of
 from tests.servers import new_database, start_postgres
 from tests.waiting import until
 
-Start = Callable[[Config], Joulegate]
 OTHER = "sk-other-0123456789abcdef"
 KEYS = {**TEAMS, "biology": {"keys": [OTHER]}}
 CHAT = "/v1/chat/completions"
-
-
-def client_of(running: Joulegate, key: str = KEY) -> openai.OpenAI:
-    return openai.OpenAI(base_url=running.base_url, api_key=key, max_retries=0)
 
 
 def line(custom_id: str, word: str = "hi", **more: object) -> dict[str, object]:
@@ -78,7 +73,7 @@ def upstream() -> Iterator[Upstream]:
 
 def test_a_batch_is_answered_line_by_line(joulegate: Start, upstream: Upstream) -> None:
     running = joulegate(config_of(upstream.base_url, teams=KEYS))
-    client = client_of(running)
+    client = running.client(KEY)
     lines = [line(f"one-{n}", f"word {n}") for n in range(40)] + [b"", line("broken", "bad")]
     batch = made(
         client,
@@ -120,7 +115,7 @@ def test_what_its_answers_are_estimated_at_is_told(joulegate: Start, upstream: U
         "zone": "DE",
     }  # fmt: skip
     running = joulegate(config_of(known, teams=KEYS))
-    client = client_of(running)
+    client = running.client(KEY)
     batch = ended(client, made(client, [line("a"), line("b"), line("c", "bad")]).id)
     told = (batch.model_extra or {})["joulegate"]
     output = lines_of(client, batch.output_file_id)
@@ -134,7 +129,7 @@ def test_what_its_answers_are_estimated_at_is_told(joulegate: Start, upstream: U
 
 
 def test_files_come_back_as_they_were(joulegate: Start, upstream: Upstream) -> None:
-    client = client_of(joulegate(config_of(upstream.base_url, teams=KEYS)))
+    client = joulegate(config_of(upstream.base_url, teams=KEYS)).client(KEY)
     data = bytes(range(256)) * 9_000  # more than two parts
     file = client.files.create(file=("Grüße.jsonl", data), purpose="batch")
     assert (file.filename, file.bytes, file.purpose) == ("Grüße.jsonl", len(data), "batch")
@@ -151,7 +146,7 @@ def test_files_come_back_as_they_were(joulegate: Start, upstream: Upstream) -> N
 
 def test_no_other_team_sees_them(joulegate: Start, upstream: Upstream) -> None:
     running = joulegate(config_of(upstream.base_url, teams=KEYS))
-    ours, others = client_of(running), client_of(running, OTHER)
+    ours, others = running.client(KEY), running.client(OTHER)
     batch = ended(ours, made(ours, [line("a")]).id)
     for look in (
         lambda: others.batches.retrieve(batch.id),
@@ -174,7 +169,7 @@ def test_no_other_team_sees_them(joulegate: Start, upstream: Upstream) -> None:
 def test_what_is_wrong_with_a_file_is_told_line_by_line(
     joulegate: Start, upstream: Upstream
 ) -> None:
-    client = client_of(joulegate(config_of(upstream.base_url, teams=KEYS)))
+    client = joulegate(config_of(upstream.base_url, teams=KEYS)).client(KEY)
     wrong: list[object] = [
         line("a"),
         b"{not json",
@@ -218,7 +213,7 @@ def test_a_batch_that_cannot_be_made_says_why(
     joulegate: Start, upstream: Upstream, fields: dict[str, Any], code: str, param: str | None
 ) -> None:
     running = joulegate(config_of(upstream.base_url))
-    file = client_of(running).files.create(file=("in.jsonl", b"{}"), purpose="batch")
+    file = running.client(KEY).files.create(file=("in.jsonl", b"{}"), purpose="batch")
     body = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h", **fields}
     reply = running.post(body, path="/v1/batches")
     assert (reply.status, reply.code, reply.json()["error"]["param"]) == (400, code, param)
@@ -227,7 +222,7 @@ def test_a_batch_that_cannot_be_made_says_why(
 def test_a_file_that_is_none_says_why(joulegate: Start, upstream: Upstream) -> None:
     limits = {"max_file_bytes": 2_000, "max_team_bytes": 3_000}
     running = joulegate(config_of(upstream.base_url, batches=limits))
-    client = client_of(running)
+    client = running.client(KEY)
     with pytest.raises(openai.BadRequestError, match="purpose"):
         client.files.create(file=("a", b"x"), purpose="assistants")
     with pytest.raises(openai.APIStatusError, match="max_file_bytes"):
@@ -285,7 +280,7 @@ def test_without_v1_and_with_any_key_where_there_are_none(
     joulegate: Start, upstream: Upstream
 ) -> None:
     running = joulegate(config_of(upstream.base_url))
-    client = client_of(running, "whatever")
+    client = running.client("whatever")
     batch = ended(client, made(client, [line("a")]).id)
     assert batch.status == "completed"
     assert running.get(f"/batches/{batch.id}").json() == batch.to_dict()
@@ -310,7 +305,7 @@ def test_limits_only_delay_a_batch(joulegate: Start) -> None:
 
     with Upstream(hard_pressed) as pressed:
         patient = {"health_check_s": 0, "attempts": 1, "cooldown_s": 0.1}
-        client = client_of(joulegate(config_of(pressed.base_url, retries=patient)))
+        client = joulegate(config_of(pressed.base_url, retries=patient)).client(KEY)
         batch = ended(client, made(client, [line(f"{n}", f"{n}") for n in range(3)]).id)
     assert batch.status == "completed"
     assert batch.request_counts is not None
@@ -332,7 +327,7 @@ def test_a_cancelled_batch_keeps_what_was_answered(joulegate: Start) -> None:
     gate = Gate()
     with Upstream(quick_or(gate)) as upstream:
         few = {"in_flight": 2}
-        client = client_of(joulegate(config_of(upstream.base_url, batches=few)))
+        client = joulegate(config_of(upstream.base_url, batches=few)).client(KEY)
         lines = [line("0", "quick"), *(line(f"{n}", "slow") for n in range(1, 30))]
         batch = made(client, lines)
         assert gate.reached.wait(10)
@@ -357,7 +352,7 @@ def test_no_team_waits_for_another_teams_batches_to_end(joulegate: Start) -> Non
     gate = Gate()
     with Upstream(quick_or(gate)) as upstream:
         running = joulegate(config_of(upstream.base_url, teams=KEYS))
-        many, other = client_of(running), client_of(running, OTHER)
+        many, other = running.client(KEY), running.client(OTHER)
         waiting = [made(many, [line("0", "slow")]) for _ in range(10)]
         assert gate.reached.wait(10)
         assert ended(other, made(other, [line("0", "quick")]).id).status == "completed"
@@ -368,7 +363,7 @@ def test_no_team_waits_for_another_teams_batches_to_end(joulegate: Start) -> Non
 def test_few_long_lines_are_in_memory_at_once(joulegate: Start) -> None:
     gate = Gate()
     with Upstream(lambda received: [gate, *echo(received)]) as upstream:
-        client = client_of(joulegate(config_of(upstream.base_url)))
+        client = joulegate(config_of(upstream.base_url)).client(KEY)
         long = 3_000_000  # characters
         batch = made(client, [line(f"{n}", "word " * (long // 5)) for n in range(5)])
         upstream.wait_for(HELD_BYTES // long)
@@ -383,7 +378,7 @@ def test_few_long_lines_are_in_memory_at_once(joulegate: Start) -> None:
 def test_what_was_not_sent_in_its_day_is_said(joulegate: Start, upstream: Upstream) -> None:
     dirty = {"max_intensity_g_per_kwh": 1.0}
     running = joulegate(config_of(upstream.base_url, batches=dirty))
-    client = client_of(running)
+    client = running.client(KEY)
     batch = made(client, [line("a"), line("b")])
     assert running.proxy is not None
     until(lambda: client.batches.retrieve(batch.id).status == "in_progress")
@@ -399,7 +394,7 @@ def test_what_was_not_sent_in_its_day_is_said(joulegate: Start, upstream: Upstre
 
 def test_it_waits_for_a_cleaner_grid_only_so_long(joulegate: Start, upstream: Upstream) -> None:
     dirty = {"max_intensity_g_per_kwh": 1.0, "wait_s": 0.5}
-    client = client_of(joulegate(config_of(upstream.base_url, batches=dirty)))
+    client = joulegate(config_of(upstream.base_url, batches=dirty)).client(KEY)
     began_s = time.monotonic()
     assert ended(client, made(client, [line("a")]).id).status == "completed"
     assert time.monotonic() - began_s >= 0.5
@@ -426,11 +421,11 @@ def test_another_process_goes_on_where_one_died(
         config = config_of(upstream.base_url, teams=KEYS, batches={"in_flight": 4}, **shared)
         first = joulegate_process(config)
         lines = [line(f"{n}", f"word {n}") for n in range(30)]
-        batch = made(client_of(first), lines)
+        batch = made(first.client(KEY), lines)
         assert gate.reached.wait(20)
 
         def completed() -> int:
-            counts = client_of(first).batches.retrieve(batch.id).request_counts
+            counts = first.client(KEY).batches.retrieve(batch.id).request_counts
             return counts.completed if counts else 0
 
         until(lambda: completed() >= 5)  # some are kept
@@ -442,7 +437,7 @@ def test_another_process_goes_on_where_one_died(
                 connection.execute("UPDATE batches SET owned_until_s = 0")
         gate.open()
         second = joulegate_process(config)
-        client = client_of(second)
+        client = second.client(KEY)
         batch = ended(client, batch.id)
         assert batch.status == "completed"
         output = lines_of(client, batch.output_file_id)
@@ -456,7 +451,7 @@ def test_a_database_that_dies_loses_no_answer(joulegate: Start) -> None:
         postgres = start_postgres()
         try:
             shared = {"ledger": {"url": postgres.url}, "batches": {"in_flight": 12}}
-            client = client_of(joulegate(config_of(upstream.base_url, **shared)))
+            client = joulegate(config_of(upstream.base_url, **shared)).client(KEY)
             batch = made(client, [line(f"{n}", f"word {n}") for n in range(12)])
             upstream.wait_for(12)
             postgres.kill()
@@ -482,7 +477,7 @@ def test_the_requests_of_a_revoked_key_are_not_sent(joulegate: Start) -> None:
 
     with Upstream(quick_or(gate)) as upstream:
         running = joulegate(config_of(upstream.base_url, teams=KEYS, batches={"in_flight": 1}))
-        client = client_of(running)
+        client = running.client(KEY)
         batch = made(client, [line(f"{n}") for n in range(5)])
         assert gate.reached.wait(10)
         assert running.proxy is not None

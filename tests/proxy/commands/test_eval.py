@@ -19,9 +19,8 @@ from proxy.__main__ import main
 from proxy.evaluating import Client
 from tests.fakes import answers
 from tests.fakes.upstream import Received, Script, Upstream
-from tests.joulegate_server import KEY, TEAMS, Config, Joulegate, write
+from tests.joulegate_server import KEY, TEAMS, Joulegate, Start, write
 
-Start = Callable[[Config], Joulegate]
 # Little idle power: until a meter has seen an engine idle, requests share that too.
 QUIET = msgspec.structs.replace(LLAMA_8B_BF16, idle_power_w=20.0)
 SUM = '{"prompt": "2+2? Only the number.", "check": {"exact": "4"}}'

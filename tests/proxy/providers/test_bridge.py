@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import cast
 
 import openai
@@ -11,12 +11,12 @@ import pytest
 
 from tests.fakes import answers
 from tests.fakes.upstream import Script, Upstream
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate, Start, config_of
 
 # litellm's own types warn while pydantic reads them.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Start = Callable[[Config], Joulegate]
+
 STREAM = answers.stream(
     [answers.event(e) for e in answers.chat_events(["Grüß", " ", "Gott"], usage=True)]
 )
@@ -35,15 +35,11 @@ def running(joulegate: Start, upstream: Upstream) -> Joulegate:
     return joulegate(config_of(backend))
 
 
-def client_of(running: Joulegate) -> openai.OpenAI:
-    return openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
-
-
 def test_a_response_is_made_of_a_chat_and_its_usage_counted(
     running: Joulegate, upstream: Upstream
 ) -> None:
     upstream.play(answers.answer(answers.CHAT))
-    response = client_of(running).responses.create(
+    response = running.client().responses.create(
         model="tiny",
         input="hello",
         instructions="Be brief.",
@@ -64,7 +60,7 @@ def test_a_response_streams_as_events_that_the_client_understands(
     running: Joulegate, upstream: Upstream
 ) -> None:
     upstream.play(STREAM)
-    with client_of(running).responses.stream(model="tiny", input="hello") as stream:
+    with running.client().responses.stream(model="tiny", input="hello") as stream:
         deltas = [e.delta for e in stream if e.type == "response.output_text.delta"]
         final = stream.get_final_response()
     assert "".join(deltas) == "Grüß Gott"
@@ -106,7 +102,7 @@ def test_what_needs_a_conversation_to_be_kept_is_refused(
     running: Joulegate, upstream: Upstream
 ) -> None:
     with pytest.raises(openai.BadRequestError, match="previous_response_id"):
-        client_of(running).responses.create(
+        running.client().responses.create(
             model="tiny", input="hello", previous_response_id="resp_1"
         )
     assert upstream.received == []
@@ -115,7 +111,7 @@ def test_what_needs_a_conversation_to_be_kept_is_refused(
 def test_an_upstreams_refusal_keeps_its_status(running: Joulegate, upstream: Upstream) -> None:
     upstream.play(answers.failure(429, "rate_limit_exceeded", "slow down"))
     with pytest.raises(openai.RateLimitError):
-        client_of(running).responses.create(model="tiny", input="hello")
+        running.client().responses.create(model="tiny", input="hello")
 
 
 def test_an_upstreams_refusal_says_when_to_try_again_in_its_own_words(
@@ -196,7 +192,7 @@ def test_a_backend_without_the_route_is_asked_over_its_chat_completions(
     running = joulegate(config_of(upstream.base_url))
     upstream.play(refusal, answers.answer(answers.CHAT))
     for _ in range(2):
-        response = client_of(running).responses.create(model="tiny", input="hello")
+        response = running.client().responses.create(model="tiny", input="hello")
         assert response.output_text == "Grüß Gott"
     asked = [received.target for received in upstream.wait_for(3)]
     assert asked == ["/v1/responses", "/v1/chat/completions", "/v1/chat/completions"]
@@ -209,7 +205,7 @@ def test_a_404_that_is_not_about_the_route_is_passed_through(
     running = joulegate(config_of(upstream.base_url))
     upstream.play(answers.failure(404, "not_found", "Response with id 'resp_1' not found."))
     with pytest.raises(openai.NotFoundError, match="resp_1"):
-        client_of(running).responses.create(
+        running.client().responses.create(
             model="tiny", input="hello", previous_response_id="resp_1"
         )
     assert [received.target for received in upstream.received] == ["/v1/responses"]
@@ -219,7 +215,7 @@ def test_a_list_is_all_that_is_bridged(joulegate: Start, upstream: Upstream) -> 
     running = joulegate(config_of({"url": upstream.base_url, "bridge": ["messages"]}))
     upstream.play(NO_ROUTES[0])
     with pytest.raises(openai.NotFoundError):
-        client_of(running).responses.create(model="tiny", input="hello")
+        running.client().responses.create(model="tiny", input="hello")
     assert [received.target for received in upstream.received] == ["/v1/responses"]
 
 
@@ -244,7 +240,7 @@ def test_what_was_thought_before_a_response_is_summarised_as_openai_does(
     upstream.play(
         answers.answer(THOUGHT), answers.stream([answers.event(e) for e in [first, *chunks]])
     )
-    client = client_of(running)
+    client = running.client()
     whole = client.responses.create(model="tiny", input="hello")
     with client.responses.stream(model="tiny", input="hello") as stream:
         for _ in stream:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import openai
 import pytest
 
 from tests.fakes.upstream import CUT, HANG, Received, Script, Upstream, refusing_address
-from tests.joulegate_server import Config, Joulegate, config_of
+from tests.joulegate_server import Joulegate, Start, config_of
 
 # litellm's own types warn while pydantic reads them.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-Start = Callable[[Config], Joulegate]
+
 MESSAGE = {
     "id": "msg_1",
     "type": "message",
@@ -63,16 +63,12 @@ def start_with(joulegate: Start, provider: Upstream) -> Joulegate:
     return joulegate({**config_of(), "backends": [backend]})
 
 
-def client_of(running: Joulegate) -> openai.OpenAI:
-    return openai.OpenAI(base_url=running.base_url, api_key="any", max_retries=0)
-
-
 def test_a_chat_is_answered_in_openais_shape_and_counted(
     joulegate: Start, provider: Upstream
 ) -> None:
     provider.play([response("200 OK", "application/json", json.dumps(MESSAGE).encode())])
     running = start_with(joulegate, provider)
-    answer = client_of(running).chat.completions.create(
+    answer = running.client().chat.completions.create(
         model="claude-test",
         messages=[{"role": "user", "content": "hello"}],
         extra_body={
@@ -96,7 +92,7 @@ def test_a_response_that_a_provider_cannot_keep_is_not_asked_for_there(
     joulegate: Start, provider: Upstream
 ) -> None:
     provider.play([response("200 OK", "application/json", json.dumps(MESSAGE).encode())])
-    client = client_of(start_with(joulegate, provider))
+    client = start_with(joulegate, provider).client()
     given = client.responses.create(model="claude-test", input="hello")
     provider.wait_for(1)
     with pytest.raises(openai.NotFoundError, match="not known here"):
@@ -110,7 +106,7 @@ def test_a_stream_is_answered_as_events(joulegate: Start, provider: Upstream) ->
     )
     provider.play([response("200 OK", "text/event-stream", body)])
     running = start_with(joulegate, provider)
-    chunks = client_of(running).chat.completions.create(
+    chunks = running.client().chat.completions.create(
         model="claude-test", messages=[{"role": "user", "content": "hello"}], stream=True
     )
     text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -148,7 +144,7 @@ def test_a_providers_refusal_keeps_its_status(joulegate: Start, provider: Upstre
     provider.play([response("429 Too Many Requests", "application/json", body)])
     running = start_with(joulegate, provider)
     with pytest.raises(openai.RateLimitError):
-        client_of(running).chat.completions.create(
+        running.client().chat.completions.create(
             model="claude-test", messages=[{"role": "user", "content": "hello"}]
         )
 
@@ -309,9 +305,7 @@ def test_a_response_that_breaks_off_ends_in_an_event_with_a_name(
     provider.play([head + events(*EVENTS[:3]), CUT])
     running = start_with(joulegate, provider)
     with pytest.raises(openai.APIError, match="broke off"):
-        for _ in client_of(running).responses.create(
-            model="claude-test", input="hello", stream=True
-        ):
+        for _ in running.client().responses.create(model="claude-test", input="hello", stream=True):
             pass
 
 
