@@ -1,7 +1,7 @@
 """Grams from joules, and everything that is stated beside them. Pure arithmetic.
 
-``carbon_g = energy_kwh x pue x intensity_g_per_kwh``. Hosts, facility overhead, embodied
-hardware and water each have a figure of their own: none is folded into another.
+``carbon_g = energy_kwh x pue x intensity_g_per_kwh``. Hosts, facility overhead and
+embodied hardware each have a figure of their own: none is folded into another.
 """
 
 from __future__ import annotations

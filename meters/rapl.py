@@ -37,7 +37,6 @@ class RaplMeter:
     evidence = Evidence.METERED
     # update about every millisecond of at most a few hundred watts
     resolution_j: float | None = 0.5
-    relative_error = 0.0
 
     def __init__(
         self,

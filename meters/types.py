@@ -167,7 +167,13 @@ class Attribution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Meter(Protocol):
-    """Reads cumulative energy counters. Missing hardware is a meter that reads nothing."""
+    """Reads cumulative energy counters. Missing hardware is a meter that reads nothing.
+
+    Where it has them, the sampler goes by these as well: ``min_poll_s`` (seconds between two
+    looks, at least), ``continuous`` (joules integrated from power: no steps to wait for),
+    ``relative_error`` (of a window's joules, beside ``resolution_j``), ``notes`` (sentences for
+    the log when it is opened) and ``missing`` (why each device that is not read now is not).
+    """
 
     name: str
     evidence: Evidence

@@ -36,6 +36,12 @@ def test_the_page_of_settings_is_up_to_date() -> None:
     assert (ROOT / "docs/settings.md").read_text(encoding="utf-8") == settings_page.markdown()
 
 
+@pytest.mark.parametrize("package", [p for p in CODE if p.name == "__init__.py"], ids=str)
+def test_every_file_that_a_packages_map_names_is_there(package: Path) -> None:
+    for name in re.findall(r"\w+\.py\b", package.read_text(encoding="utf-8")):
+        assert (package.parent / name).exists(), name
+
+
 def test_every_setting_has_its_help() -> None:
     assert [name for name, _, _, text in settings_page.table() if not text] == []
 

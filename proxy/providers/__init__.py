@@ -1,1 +1,1 @@
-"""Providers that do not speak OpenAI's API. litellm.py calls them through the litellm SDK."""
+"""Providers that do not speak OpenAI's API. litellm_sdk.py calls them through the litellm SDK."""
