@@ -6,13 +6,13 @@ are of conversations (a request without one is its own), which is what an honest
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import msgspec
 from sqlalchemy import Connection, func, select
 
 from meters.exact import MICRO
 from meters.schema import requests, shares
+
+ARMS = ("hold_out", "treated")
 
 
 class ArmSums(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +37,6 @@ def arm_sums(
     *,
     team: str | None = None,
     policy: str | None = None,
-    arms: Sequence[str] = ("hold_out", "treated"),
 ) -> list[ArmSums]:
     """The arms' sums over the answered requests that arrived between two Unix times; simulated
     and other requests apart."""
@@ -45,13 +44,13 @@ def arm_sums(
     metered = (
         select(shares.c.request_id, func.sum(shares.c.energy_uj).label("uj"))
         .join(requests, r.request_id == shares.c.request_id)
-        .where(r.arm.in_(arms), r.start_s >= from_s, r.start_s < to_s)
+        .where(r.arm.in_(ARMS), r.start_s >= from_s, r.start_s < to_s)
         .group_by(shares.c.request_id)
         .subquery()
     )
     energy = func.coalesce(metered.c.uj + func.coalesce(r.hosted_uj, 0), r.energy_uj)
     wanted = [
-        r.arm.in_(arms),
+        r.arm.in_(ARMS),
         r.start_s >= from_s,
         r.start_s < to_s,
         r.outcome == "ok",

@@ -40,6 +40,7 @@ log = logging.getLogger("joulegate.drain")
 BATCH = 2_000
 GATHER_S = 0.25  # how long entries gather before a batch is written
 ADOPT_S = 20.0  # how often folders of dead replicas are looked for
+STOP_S = 5.0
 _SLOWEST_RETRY_S = 2.0
 _STUCK_S = 5.0  # a batch that takes the ledger longer shows one that is stuck
 
@@ -108,13 +109,13 @@ class Drain:
             time.sleep(0.002)
         return True
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """Drain what can be drained in ``timeout_s``; the rest stays in the journal."""
+    def stop(self) -> None:
+        """Drain what can be drained in STOP_S; the rest stays in the journal."""
         if self._thread.is_alive():
-            self.wait(timeout_s)
+            self.wait(STOP_S)
             self._stop.set()
             self.journal.grew.set()
-            self._thread.join(timeout_s)
+            self._thread.join(STOP_S)
 
     def _run(self) -> None:
         adopt_at_s = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,19 +24,18 @@ class LocalMeter:
         settings: MeterSettings,
         *,
         unix_offset_s: float | None = None,
-        clock: Callable[[], float] = time.monotonic,
         meter: Callable[[], Meter] | None = None,
     ) -> None:
         """``meter`` replaces what the settings name (a simulated engine's, for one)."""
         engine: EngineReader | EngineReaders | None = None
         if settings.engines:
             readers = {
-                name: EngineReader(url, settings.engine_dialect, clock=clock)
+                name: EngineReader(url, settings.engine_dialect)
                 for name, url in settings.engines.items()
             }
             engine = EngineReaders(readers)
         elif settings.engine_url:
-            engine = EngineReader(settings.engine_url, settings.engine_dialect, clock=clock)
+            engine = EngineReader(settings.engine_url, settings.engine_dialect)
         self.node = settings.node_name
         self._sampler = Sampler(
             meter or (lambda: source(settings)),
@@ -48,7 +46,6 @@ class LocalMeter:
             poll_s=settings.poll_s,
             idle_power_w=settings.idle_power_w,
             unix_offset_s=unix_offset_s,
-            clock=clock,
         )
 
     def start(self, callback: Callable[[Window], None]) -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 # Crystals of servers keep within +/- 50 ppm (RFC 5905's own PHI allows 15 ppm after discipline).
 DRIFT = 50e-6
+KEPT = 32  # samples
 _APART_S = 0.5  # below this, two samples tell nothing about how fast clocks drift
 _MOST_DRIFT = 0.1  # chrony sets a clock right by 83,333 ppm at most; faster, it was set at once
 
@@ -35,11 +36,11 @@ class ClockOffset:
     each other instead of trembling by the noise of round trips.
     """
 
-    def __init__(self, keep: int = 32) -> None:
-        self._samples: deque[_Sample] = deque(maxlen=keep)
+    def __init__(self) -> None:
+        self._samples: deque[_Sample] = deque(maxlen=KEPT)
         self._offset_s: float | None = None
         self._drift = DRIFT  # seconds a second, as the last two samples have it
-        self._known: deque[_Known] = deque(maxlen=keep)
+        self._known: deque[_Known] = deque(maxlen=KEPT)
 
     @property
     def drifts(self) -> bool:

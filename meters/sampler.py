@@ -129,12 +129,12 @@ class Sampler:
                 target=self._ask_engine, name="joulegate-engine-metrics", daemon=True
             ).start()
 
-    def stop(self, timeout_s: float = 2.0) -> None:
+    def stop(self) -> None:
         """End, and close the meter. Windows still open are not handed over."""
         self._stopping.set()
         self._asked.set()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout_s)
+            self._thread.join(2.0)
 
     def status(self) -> SamplerStatus:
         closer = self._closer

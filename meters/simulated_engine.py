@@ -106,12 +106,12 @@ def _resolution_j(period_s: float) -> float:
 class Started:
     """A simulated engine served from a thread; ``close`` ends it."""
 
-    def __init__(self, server: SimulatedServer, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, server: SimulatedServer) -> None:
         self.server = server
         self.engine = server.engine
-        self._socket = _listening(host, port)
+        self._socket = _listening("127.0.0.1", 0)
         self.port: int = self._socket.getsockname()[1]
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://127.0.0.1:{self.port}"
         self._uvicorn = uvicorn.Server(_uvicorn_config(server))
         ready = threading.Event()
         server.on_startup = ready.set
@@ -138,9 +138,9 @@ class Started:
         self.close()
 
 
-def start(config: EngineConfig, clock: Clock | None = None, port: int = 0) -> Started:
+def start(config: EngineConfig, clock: Clock | None = None) -> Started:
     """Serve a simulated engine from a thread of its own on 127.0.0.1. Raises OSError."""
-    return Started(SimulatedServer(config, clock), port=port)
+    return Started(SimulatedServer(config, clock))
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -11,31 +11,24 @@ import time
 from typing import Any
 
 from meters.intensity.hours import hour_of, parse_hour
-from meters.intensity.http import TIMEOUT_S, Refused, get_json
+from meters.intensity.http import Refused, get_json
 from meters.intensity.types import HOUR_S, Observation, SourceUnavailable
 
 URL = "https://api.electricitymaps.com"
 _CHUNK_S = 10 * 24 * HOUR_S  # the longest range of hours one past-range call may span
 _HISTORY_S = 24 * HOUR_S
+FACTOR_TYPE = "lifecycle"  # or "direct": without building power stations and mining
 
 
 class ElectricityMaps:
-    """Hourly average intensity; ``factor_type`` is "lifecycle" or "direct"."""
+    """Hourly average intensity over the life cycle of power stations."""
 
     name = "electricity_maps"
     attribution = "Electricity Maps (https://www.electricitymaps.com), under the customer's licence"
 
-    def __init__(
-        self,
-        token: str,
-        factor_type: str = "lifecycle",
-        url: str = URL,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
+    def __init__(self, token: str, url: str = URL) -> None:
         self._token = token
-        self._factor_type = factor_type
         self._url = url.rstrip("/")
-        self._timeout_s = timeout_s
 
     def fetch(self, zone: str, start_s: int, end_s: int) -> list[Observation]:
         """See Source. A plan without the range endpoint still gives the last 24 hours."""
@@ -62,13 +55,12 @@ class ElectricityMaps:
             f"{self._url}/v3/carbon-intensity/{what}",
             {
                 "zone": zone,
-                "emissionFactorType": self._factor_type,
+                "emissionFactorType": FACTOR_TYPE,
                 "temporalGranularity": "hourly",
                 "shouldUseFallbackCallerLookup": "false",
                 **query,
             },
             {"auth-token": self._token},
-            self._timeout_s,
         )
 
     def _rows(self, answer: Any, key: str, zone: str) -> list[Observation]:
@@ -87,7 +79,7 @@ class ElectricityMaps:
             hour_s=hour_of(parse_hour(row["datetime"])),
             g_per_kwh=float(row["carbonIntensity"]),
             source=self.name,
-            factor_type=str(row.get("emissionFactorType", self._factor_type)),
+            factor_type=str(row.get("emissionFactorType", FACTOR_TYPE)),
             estimated=bool(row.get("isEstimated", False)),
             method=row.get("estimationMethod"),
             updated_s=float(parse_hour(updated)) if updated else None,

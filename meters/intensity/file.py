@@ -25,12 +25,10 @@ class File:
     """
 
     name = "file"
+    attribution = "a file supplied by this organisation"
 
-    def __init__(
-        self, path: str, attribution: str = "a file supplied by this organisation"
-    ) -> None:
+    def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self.attribution = attribution
 
     def fetch(self, zone: str, start_s: int, end_s: int) -> list[Observation]:
         """See Source. Raises SourceUnavailable with the line number of the first bad row."""

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from meters.intensity.hours import hour_of, parse_hour
-from meters.intensity.http import TIMEOUT_S, get_json
+from meters.intensity.http import get_json
 from meters.intensity.types import HOUR_S, Observation, SourceUnavailable
 
 URL = "https://api.carbonintensity.org.uk"
@@ -24,9 +24,8 @@ class GreatBritain:
     name = "gb"
     attribution = "Carbon Intensity API, NESO (https://carbonintensity.org.uk), CC BY 4.0"
 
-    def __init__(self, url: str = URL, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str = URL) -> None:
         self._url = url.rstrip("/")
-        self._timeout_s = timeout_s
 
     def fetch(self, zone: str, start_s: int, end_s: int) -> list[Observation]:
         """See Source. Raises SourceUnavailable for a zone outside Great Britain."""
@@ -39,7 +38,7 @@ class GreatBritain:
             path = (
                 f"/regional/intensity/{span}/regionid/{region}" if region else f"/intensity/{span}"
             )
-            self._collect(get_json(self._url + path, timeout_s=self._timeout_s), halves)
+            self._collect(get_json(self._url + path), halves)
         fetched_s = time.time()
         return [
             Observation(

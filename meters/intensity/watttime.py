@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from meters.intensity.hours import hour_of, iso, parse_hour
-from meters.intensity.http import TIMEOUT_S, Refused, get_json
+from meters.intensity.http import Refused, get_json
 from meters.intensity.types import HOUR_S, Observation, SourceUnavailable
 
 URL = "https://api.watttime.org"
@@ -34,13 +34,11 @@ class WattTime:
         signal: str = "co2_moer",
         regions: dict[str, str] | None = None,
         url: str = URL,
-        timeout_s: float = TIMEOUT_S,
     ) -> None:
         self._login = base64.b64encode(f"{username}:{password}".encode()).decode()
         self._signal = signal
         self._regions = regions or {"US-CAL-CISO": "CAISO_NORTH"}
         self._url = url.rstrip("/")
-        self._timeout_s = timeout_s
         self._token = ""
         self._token_until_s = 0.0
 
@@ -116,4 +114,4 @@ class WattTime:
 
     def _get(self, path: str, query: dict[str, str], authorization: str) -> Any:
         headers = {"authorization": authorization}
-        return get_json(f"{self._url}{path}", query, headers, self._timeout_s)
+        return get_json(f"{self._url}{path}", query, headers)

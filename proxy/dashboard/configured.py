@@ -8,6 +8,7 @@ from estimators.types import Backend
 from meters.carbon import Range
 from meters.intensity import IntensityBook
 from meters.intensity.electricity_maps import ElectricityMaps
+from meters.intensity.file import File
 from meters.intensity.gb import GreatBritain
 from meters.intensity.watttime import WattTime
 from meters.ledger import Ledger
@@ -16,8 +17,8 @@ from proxy.dashboard.snapshot import Snapshots
 from proxy.settings import Settings, Team
 
 ATTRIBUTIONS = {
-    source.name: source.attribution for source in (ElectricityMaps, WattTime, GreatBritain)
-} | {"file": "a file supplied by this organisation"}
+    source.name: source.attribution for source in (ElectricityMaps, WattTime, GreatBritain, File)
+}
 
 
 def sites_of(settings: Settings, backends: Iterable[Backend]) -> Sites:
