@@ -30,7 +30,8 @@ class Database:
     def __init__(
         self, url: str, first: Callable[[Connection], None] | None = None, connections: int = 4
     ) -> None:
-        """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...``.
+        """``url``: ``sqlite:///file``, a plain file name, or ``postgresql://...`` (also
+        ``postgres://``).
 
         ``first`` runs once, in a writing transaction, before anything else does: at ``prepare``,
         or when the database first answers. ``connections`` to PostgreSQL are kept open, and as many
@@ -42,6 +43,8 @@ class Database:
         self._preparing = threading.Lock()
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
         self.kind = parsed.get_backend_name()
+        if self.kind == "postgres":  # as many hosts and other programs call it
+            self.kind = "postgresql"
         if self.kind == "sqlite":
             if parsed.database in (None, "", ":memory:"):
                 raise ValueError("The ledger needs a file: sqlite:///ledger.db")

@@ -22,7 +22,7 @@ from proxy.settings import (
     Team,
 )
 
-LEDGERS = ("postgresql", "sqlite")  # each with a driver behind a +, too
+LEDGERS = ("postgresql", "postgres", "sqlite")  # each with a driver behind a +, too
 REDISES = (
     "redis",
     "rediss",

@@ -7,6 +7,7 @@ LiteLLM knows and Joulegate has no use for are reported as not honoured, never a
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Any
 
 from proxy.config_file import Document, KeyPath, Problem, key_text, unknown_key
@@ -20,6 +21,10 @@ SECTIONS = frozenset(
         "environment_variables",
     }
 )
+
+# So near to a section's name is a misspelling of it; what is farther off is another section of
+# LiteLLM's, which has more with every release.
+_MISSPELT = 0.85
 
 # LiteLLM providers that speak OpenAI's API, with their address where it is always the same.
 OPENAI_COMPATIBLE: dict[str, str | None] = {
@@ -76,6 +81,7 @@ class Translated:
         self.problems: list[Problem] = list(document.problems)
         self.honoured: list[str] = []
         self.not_honoured: list[str] = []
+        self._skipped: list[str] = []
         self._source = document
 
     @property
@@ -92,7 +98,19 @@ class Translated:
         self.honoured.append(f"{key_text(source)} → {key_text(path)}")
 
     def skip(self, source: KeyPath, why: str = "") -> None:
+        self._skipped.append(key_text(source))
         self.not_honoured.append(key_text(source) + (f" ({why})" if why else ""))
+
+    def forgive(self) -> None:
+        """No mistake is one in what nobody reads: a variable that is not set, most often."""
+        self.problems[:] = [
+            problem
+            for problem in self.problems
+            if not any(
+                problem.key == key or problem.key.startswith((f"{key}.", f"{key}["))
+                for key in self._skipped
+            )
+        ]
 
 
 def is_litellm(value: Any) -> bool:
@@ -105,8 +123,13 @@ def translate(document: Document) -> Translated:
     out = Translated(document)
     source: dict[str, Any] = document.value
     for key in source:
-        if key not in SECTIONS and key != "joulegate":
-            out.problems.append(unknown_key(document, (key,), [*SECTIONS, "joulegate"]))
+        known = [*SECTIONS, "joulegate"]
+        if key in known:
+            continue
+        if get_close_matches(str(key), known, cutoff=_MISSPELT):
+            out.problems.append(unknown_key(document, (key,), known))
+        else:
+            out.skip((key,))
     ours = source.get("joulegate")
     if isinstance(ours, dict):
         out.value.update(ours)
@@ -119,6 +142,7 @@ def translate(document: Document) -> Translated:
     _general(out, source.get("general_settings") or {})
     for name in source.get("environment_variables") or {}:
         out.honoured.append(f"environment_variables.{name} (for os.environ/{name})")
+    out.forgive()
     return out
 
 
@@ -307,5 +331,7 @@ def _general(out: Translated, settings: dict[str, Any]) -> None:
             out.put(("teams", "default", "keys"), [{"key": str(value), "role": "admin"}], at)
         elif key == "database_url" and str(value).startswith("postgres"):
             out.put(("ledger", "url"), str(value), at)
+        elif key in ("master_key", "database_url"):  # empty, as where its variable is not set
+            out.not_honoured.append(key_text(at))
         else:
             out.skip(at)

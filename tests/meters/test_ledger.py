@@ -390,6 +390,15 @@ def test_an_older_ledger_is_brought_up_to_date_and_keeps_its_books(ledger_url: s
     newer.close()
 
 
+def test_postgresql_may_be_called_as_other_programs_call_it(postgres_url: str) -> None:
+    url = new_database(postgres_url, "short_name").replace("postgresql://", "postgres://")
+    assert url.startswith("postgres://")
+    ledger = Ledger(url)
+    assert ledger.database.kind == "postgresql"
+    assert ledger.check().balanced
+    ledger.close()
+
+
 def test_one_statement_takes_no_transaction_in_postgresql(postgres_url: str) -> None:
     """Its beginning and its end are round trips too, three times a second and replica."""
     database = Ledger(new_database(postgres_url, "asked")).database

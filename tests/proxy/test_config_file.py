@@ -175,7 +175,6 @@ BACKEND = "backends: [{model: m, url: 'http://x/v1'}]\n"
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("ledger: {url: 'postgres://u:p@h/db'}", "ledger.url: should start with one of postgresql"),
         ("ledger: {url: 'mysql+x://h/db'}", "ledger.url: should start with one of postgresql"),
         ("redis: {url: 'localhost:6379'}", "redis.url: should start with one of redis://"),
         ("budget_alerts: {url: hooks.example.org}", "budget_alerts.url: should start with http://"),

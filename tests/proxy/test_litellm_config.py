@@ -86,7 +86,19 @@ def test_a_misspelt_energy_key_names_its_line_in_their_file() -> None:
     ]
 
 
-def test_an_unknown_section_is_a_mistake() -> None:
+def test_other_sections_of_theirs_are_not_honoured_and_need_no_variables() -> None:
+    more = """\
+mcp_servers: {docs: {url: "https://mcp.example.org", auth_value: os.environ/NOT_SET}}
+files_settings: [{custom_llm_provider: azure, api_key: os.environ/NOT_SET}]
+"""
+    theirs = "alerting: [os.environ/NOT_SET]"
+    found = loaded(TEXT.replace("alerting: [slack]", theirs) + more).not_honoured
+    assert {"mcp_servers", "files_settings", "general_settings.alerting"} <= set(found)
+    with pytest.raises(ConfigError, match="NOT_SET is not set"):
+        loaded(TEXT.replace("sk-master", "os.environ/NOT_SET") + more)
+
+
+def test_a_misspelt_section_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="Did you mean 'router_settings'"):
         loaded(TEXT + "router_setings: {}\n")
 
