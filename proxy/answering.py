@@ -56,6 +56,7 @@ class Answering:
     async def from_cache(self, flight: Flight, answer: Answer, send: Send) -> None:
         if flight.cache == "miss":
             flight.cache = "hit"
+        flight.hit = Evidence(answer.evidence)
         flight.status = 200
         now_s = flight.end_s = time.monotonic()
         headers: RawHeaders = [

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from estimators.types import Estimate, Features, Load
 from meters.prefixes import Sent, characters
-from meters.types import Activity
+from meters.types import Activity, Evidence
 from policies.answer_budget import AnswerBudget
 from policies.types import Candidate, Decision
 from proxy.auth import Caller
@@ -103,6 +103,7 @@ class Flight:
         "form",
         "gone",
         "headers_sent",
+        "hit",
         "instead",
         "kept",
         "late",
@@ -190,6 +191,7 @@ class Flight:
         self.gone = False  # the client went away
         self.cycle: RequestResponseCycle | None = None  # the server's own, which knows first
         self.kept = False  # the answer went into the cache
+        self.hit: Evidence | None = None  # of the answer that came out of it
         self.sample: Sample | None = None  # what judging hears of it
         self.late: str | None = None  # which time limit was broken
         self.deadline_s: float | None = None

@@ -195,3 +195,22 @@ def test_a_hit_is_counted_at_what_the_spared_request_would_have_used(
     assert hit.counterfactual_energy_j == pytest.approx(missed.energy_j, rel=0.5)
     assert hit.counterfactual_backend == missed.backend
     assert (hit.energy_j, hit.carbon_g) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("simulated", "evidence"), [(True, "simulated"), (False, "benchmark")])
+def test_a_hit_is_in_the_book_of_its_answer_and_its_receipt_says_what_its_headers_said(
+    joulegate: Start, upstream: Upstream, simulated: bool, evidence: str
+) -> None:
+    hardware = {"gpu": "L40S", "params_b": 8.0, "precision": "int4", "simulated": simulated}
+    running = joulegate(cached({"url": upstream.base_url, **hardware}))
+    assert found(running, ASK) == "miss"
+    hit = running.post(ASK, headers={"x-api-key": KEY})
+    assert hit.header("x-joulegate-cache") == "hit"
+    said = hit.header("x-joulegate-evidence"), hit.header("x-joulegate-energy-range-j")
+    assert said == (evidence, "0-0")
+    running.records(lambda r: r.cache == "hit")
+    receipt = running.get(f"/v1/usage/{hit.header('x-request-id')}", **{"x-api-key": KEY}).json()
+    assert receipt["simulated"] is simulated  # what it avoided is no more real than its answer
+    estimated = receipt["energy"]["estimated_j"]
+    assert [estimated[name] for name in ("low", "mid", "high")] == [0.0, 0.0, 0.0]
+    assert receipt["energy"]["evidence"] == estimated["evidence"] == evidence
