@@ -271,7 +271,11 @@ class Proxy:
             simulated_nodes(self.pool.engines),
         )
         self.carbon.fetched = lambda: {one.zone for one in self.grid.refresher.health()}
-        self.telemetry.registry.register(MeterMetrics(self.intake, lambda: self.measuring.meters))
+        self.telemetry.registry.register(
+            MeterMetrics(
+                self.intake, lambda: self.measuring.meters, alone=settings.redis.url is None
+            )
+        )
         self.worker_metrics = (
             WorkerMetrics(
                 metrics_folder(settings),

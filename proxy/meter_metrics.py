@@ -17,7 +17,8 @@ class MeterMetrics(Collector):
     """Read when the page is asked for; nothing is kept here.
 
     ``meters`` gives the meters that this process runs itself; ``unix_s`` the time; ``own`` knows
-    what this process used.
+    what this process used. Unless it is ``alone``, some of a node's windows come to other replicas:
+    those are not missing.
     """
 
     def __init__(
@@ -26,10 +27,13 @@ class MeterMetrics(Collector):
         meters: Callable[[], Sequence[LocalMeter]],
         unix_s: Callable[[], float] = time.time,
         own: OwnMeter | None = None,
+        *,
+        alone: bool = True,
     ) -> None:
         self._intake, self._meters = intake, meters
         self._unix_s, self._own = unix_s, own or own_meter()
         self._start_s = unix_s()
+        self._alone = alone
 
     def collect(self) -> Iterator[Metric]:
         yield from self._windows()
@@ -89,7 +93,7 @@ class MeterMetrics(Collector):
             missing.add_metric([node], status.missing)
         for node, last_end_s in sorted(self._intake.silent().items()):  # dead before our start
             age.add_metric([node], now_s - (self._start_s if last_end_s is None else last_end_s))
-        yield from (age, clock, missing)
+        yield from (age, clock, missing) if self._alone else (age, clock)
 
     def _local(self) -> Iterator[Metric]:
         dropped = CounterMetricFamily(
