@@ -17,7 +17,7 @@ from proxy import config_file, loading
 from proxy.commands import CommandError
 from proxy.config_file import ConfigError, Document
 from proxy.settings import Settings, Team
-from proxy.teams import TeamStore
+from proxy.teams import TeamsError, TeamStore
 
 T = TypeVar("T")
 
@@ -78,6 +78,17 @@ def opened(settings: Settings) -> Iterator[Ledger]:
         yield ledger
     finally:
         ledger.close()
+
+
+@contextmanager
+def team_store(config: str | None) -> Iterator[TeamStore]:
+    """The teams and keys under a config; what they refuse is raised as CommandError."""
+    settings = settings_of(config)
+    with opened(settings) as ledger:
+        try:
+            yield TeamStore(ledger.database, settings)
+        except TeamsError as error:
+            raise CommandError(str(error)) from None
 
 
 def teams_of(settings: Settings, wanted: Collection[str]) -> dict[str, Team]:

@@ -17,7 +17,7 @@ from proxy import books, tables
 from proxy.auth import unix_time
 from proxy.commands import CommandError
 from proxy.settings import BUDGETED, Budget, KeyRules, LimitSettings
-from proxy.teams import ROLES, NewKey, TeamsError, TeamStore
+from proxy.teams import ROLES, NewKey, TeamStore
 
 EXAMPLE = "joulegate keys create --team search --role member --expires 90d"
 
@@ -68,13 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = books.settings_of(args.config)
-    with books.opened(settings) as ledger:
-        store = TeamStore(ledger.database, settings)
-        try:
-            return _act(store, args)
-        except TeamsError as error:
-            raise CommandError(str(error)) from None
+    with books.team_store(args.config) as store:
+        return _act(store, args)
 
 
 def _act(store: TeamStore, args: argparse.Namespace) -> int:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 
 from proxy import books, tables
-from proxy.commands import CommandError
 from proxy.settings import Organisation
-from proxy.teams import TeamsError, TeamStore
+from proxy.teams import TeamStore
 
 EXAMPLE = "joulegate organisations set acme --settings acme.yaml"
 
@@ -33,12 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = books.settings_of(args.config)
-    with books.opened(settings) as ledger:
-        try:
-            return _act(TeamStore(ledger.database, settings), args)
-        except TeamsError as error:
-            raise CommandError(str(error)) from None
+    with books.team_store(args.config) as store:
+        return _act(store, args)
 
 
 def _act(store: TeamStore, args: argparse.Namespace) -> int:

@@ -11,9 +11,8 @@ from shlex import quote
 from typing import Any
 
 from proxy import books, tables
-from proxy.commands import CommandError
 from proxy.settings import Team
-from proxy.teams import TeamsError, TeamStore
+from proxy.teams import TeamStore
 
 EXAMPLE = "joulegate teams create search --organisation acme --timezone Europe/Berlin"
 
@@ -38,13 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = books.settings_of(args.config)
-    with books.opened(settings) as ledger:
-        store = TeamStore(ledger.database, settings)
-        try:
-            return _act(store, args)
-        except TeamsError as error:
-            raise CommandError(str(error)) from None
+    with books.team_store(args.config) as store:
+        return _act(store, args)
 
 
 def _act(store: TeamStore, args: argparse.Namespace) -> int:
