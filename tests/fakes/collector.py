@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.fakes.http import Handler, HttpServer
 
 
 class Collector:
@@ -18,8 +19,8 @@ class Collector:
         self._came = threading.Condition()
         ours = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
+        class Asked(Handler):
+            def post(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["content-length"])))
                 with ours._came:
                     status = ours._statuses.pop(0) if ours._statuses else 200
@@ -27,18 +28,10 @@ class Collector:
                         ours.bodies.append((self.path, body))
                         ours.headers.append({k.lower(): v for k, v in self.headers.items()})
                     ours._came.notify_all()
-                self.send_response(status)
-                self.send_header("content-type", "application/json")
-                self.send_header("content-length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
+                self.answer(status, b"{}", {"content-type": "application/json"})
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        server = HttpServer(Asked)
+        self.url, self.close = server.url, server.close
 
     def spans(self, count: int, within_s: float = 20.0) -> list[dict[str, Any]]:
         """The first ``count`` spans; fails when they do not come."""
@@ -72,10 +65,6 @@ class Collector:
             for metric in scope["metrics"]
             if metric["name"] == name
         ]
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 def attributes(item: dict[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,10 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.fakes.http import Handler, HttpServer
 
 Answer = tuple[int, Any]
 
@@ -38,41 +39,28 @@ def grid_server(answer: Callable[[Asked], Answer]) -> Iterator[GridServer]:
     """Serve on a free port for the length of the block."""
     state = GridServer(answer)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Answers(Handler):
+        def get(self) -> None:
             asked = Asked(self.path, {k.lower(): v for k, v in self.headers.items()})
             state.asked.append(asked)
             status, value = state.answer(asked)
             body = value if isinstance(value, bytes) else json.dumps(value).encode()
-            self.send_response(status)
-            if 300 <= status < 400:
-                self.send_header("location", f"{state.url}/elsewhere")
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            try:
-                if state.drip.is_set():
-                    for byte in body:
-                        self.wfile.write(bytes([byte]))
-                        self.wfile.flush()
-                        if not state.drip.wait(0) or stop.wait(0.02):
-                            return
-                else:
-                    self.wfile.write(body)
-            except OSError:
-                pass
-
-        def log_message(self, *_: Any) -> None:
-            pass
+            if not state.drip.is_set():
+                elsewhere = {"location": f"{state.url}/elsewhere"} if 300 <= status < 400 else {}
+                self.answer(status, body, elsewhere)
+                return
+            self.answer(status, b"", {"content-length": str(len(body))})
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                self.wfile.flush()
+                if not state.drip.wait(0) or stop.wait(0.02):
+                    return
 
     stop = threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{server.server_address[1]}"
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
+    server = HttpServer(Answers)
+    state.url = server.url
     try:
         yield state
     finally:
         stop.set()
-        server.shutdown()
-        server.server_close()
-        thread.join(timeout=5)
+        server.close()

@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from meters.agent import Agent
 from meters.intake import WindowIntake
 from meters.settings import AgentSettings
 from meters.types import Evidence, Reading, Window
+from tests.fakes.http import Handler, HttpServer
 from tests.fakes.nvml import build_library
 from tests.waiting import until
 
@@ -45,7 +45,7 @@ class ProxySide:
         )
         side = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Asked(Handler):
             protocol_version = "HTTP/1.1"
 
             def parse_request(self) -> bool:
@@ -53,7 +53,7 @@ class ProxySide:
                 self.close_connection |= side.away
                 return parsed and not side.away
 
-            def do_POST(self) -> None:
+            def post(self) -> None:
                 side.posts += 1
                 body = self.rfile.read(int(self.headers["content-length"]))
                 answer = side.intake.accept(self.token(), body)
@@ -63,7 +63,7 @@ class ProxySide:
                     return
                 self.answer(*answer)
 
-            def do_GET(self) -> None:
+            def get(self) -> None:
                 if self.path == "/metrics":
                     tokens = 100 * time.monotonic()
                     page = f"vllm:generation_tokens_total {tokens}\nvllm:num_requests_running 1\n"
@@ -76,30 +76,8 @@ class ProxySide:
             def token(self) -> str | None:
                 return (self.headers["authorization"] or "").removeprefix("Bearer ")
 
-            def answer(self, status: int, body: bytes) -> None:
-                self.send_response(status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-            allow_reuse_address = True
-
-            def handle_error(self, *_: object) -> None:
-                pass
-
-        self.server = Server(("127.0.0.1", port), Handler)
-        self.port = self.server.server_port
-        self.url = f"http://127.0.0.1:{self.port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        server = HttpServer(Asked, port)
+        self.port, self.url, self.close = server.server_port, server.url, server.close
 
 
 @pytest.fixture

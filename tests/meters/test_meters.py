@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -27,6 +25,7 @@ from meters.replay import (
     write_recording,
 )
 from meters.types import Evidence, Meter, MeterUnavailable, Reading
+from tests.fakes.http import Handler, HttpServer
 from tests.fakes.nvml import FakeGpu, FakeNvml, driver
 
 
@@ -48,28 +47,19 @@ class Exporter:
         self.page, self.status = "", 200
         exporter = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = exporter.page.encode()
-                self.send_response(exporter.status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+        class Asked(Handler):
+            def get(self) -> None:
+                self.answer(exporter.status, exporter.page.encode())
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
-        Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        self.server = HttpServer(Asked)
+        self.url = f"{self.server.url}/metrics"
 
 
 @pytest.fixture
 def exporter() -> Iterator[Exporter]:
     exporter = Exporter()
     yield exporter
-    exporter.server.shutdown()
-    exporter.server.server_close()
+    exporter.server.close()
 
 
 DCGM_PAGE = """

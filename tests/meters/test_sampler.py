@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,6 +12,7 @@ from meters.local import LocalMeter
 from meters.sampler import Sampler, new_run
 from meters.settings import MeterSettings
 from meters.types import Evidence, Meter, MeterUnavailable, Reading, Window
+from tests.fakes.http import Handler, HttpServer
 from tests.waiting import until
 
 
@@ -48,10 +47,10 @@ class Engine:
         self.started = 1.7e9
         engine = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Asked(Handler):
             protocol_version = "HTTP/1.1"
 
-            def do_GET(self) -> None:
+            def get(self) -> None:
                 engine.requests.append(self.path)
                 if engine.delay_s:
                     time.sleep(engine.delay_s)
@@ -61,31 +60,17 @@ class Engine:
                     f"vllm:generation_tokens_total {tokens}\nvllm:num_requests_running 4\n"
                 )
                 body = b'{"version": "0.32.0"}' if self.path == "/version" else page.encode()
-                self.send_response(engine.status)
-                self.send_header("content-length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
+                self.answer(engine.status, body)
 
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, *_: object) -> None:
-                pass  # a reader that gave up is what these tests are about
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/metrics"
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        self.server = HttpServer(Asked)
+        self.url = f"{self.server.url}/metrics"
 
 
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     engine = Engine()
     yield engine
-    engine.server.shutdown()
-    engine.server.server_close()
+    engine.server.close()
 
 
 class Running:
