@@ -52,7 +52,7 @@ from proxy.dashboard.feasible import Studies
 from proxy.dashboard.pages import Dashboard, router
 from proxy.dashboard.replays import TeamReplay
 from proxy.dashboard.snapshot import Snapshots
-from proxy.flight import Flight, TimeWatch
+from proxy.flight import Flight, TimeWatch, arrived_s
 from proxy.front import Front
 from proxy.grid import Grid
 from proxy.health import HealthChecks, note_load
@@ -122,6 +122,8 @@ def simulated_nodes(engines: Iterable[backends.Engine]) -> set[str]:
     return {engine.node for engine in engines if engine.node} - real
 
 
+SOON_S = 2.0  # how long a request that another replica served is waited for ...
+LATELY_S = 3600.0  # ... where it arrived no longer ago
 REMEMBERED_S = 3600.0  # of windows before a start that are known again
 
 
@@ -133,6 +135,8 @@ class Proxy:
         self.worker = worker  # number 0 reads the meters for all
         self.on_ready: Callable[[], None] = lambda: None
         self.replica = replica_name()
+        # Nobody else serves what is in the ledger.
+        self.alone = books.url_of(settings).startswith("sqlite") and settings.server.workers == 1
         self.keys = auth.from_settings(settings)
         self.directory = configured(settings)
         self.told: set[str] = set()  # of teams whose policy is gone, once each
@@ -258,7 +262,7 @@ class Proxy:
             self.estimator,
             lambda: self.ledger,
             lambda: [engine.node for engine in self.pool.engines],
-            alone=books.url_of(settings).startswith("sqlite") and settings.server.workers == 1,
+            alone=self.alone,
         )
         self.lessons = lessons_of(settings, self.replica, worker, self.learning)
         self.measuring = Measuring(settings, self.pool, self.take_window)
@@ -631,7 +635,18 @@ class Proxy:
 
     # -- what the routes ask for ------------------------------------------------------------------
 
-    def find_receipt(self, request_id: str) -> Receipt | None:
+    async def find_receipt(self, request_id: str) -> Receipt | None:
+        """A request's receipt. One that another replica may just have served is waited for until
+        the ledger has it."""
+        at_s, until_s = arrived_s(request_id), time.monotonic() + SOON_S
+        lately = at_s is not None and abs(time.time() - at_s) < LATELY_S
+        while True:
+            found = await asyncio.to_thread(self.receipt, request_id)
+            if found or self.alone or not lately or time.monotonic() > until_s:
+                return found
+            await asyncio.sleep(0.2)
+
+    def receipt(self, request_id: str) -> Receipt | None:
         """A request's receipt from the ledger, else from what this replica just served."""
         if self.ledger is not None:
             try:
@@ -725,7 +740,7 @@ class Proxy:
     async def feedback(self, caller: Caller, given: dict[str, Any]) -> dict[str, Any]:
         """Take a score of an answer in; it teaches the quality of what answered."""
         score, request_id = feedback.score_in(given)
-        receipt = await asyncio.to_thread(self.find_receipt, request_id)
+        receipt = await self.find_receipt(request_id)
         if receipt is None or (receipt.record.team != caller.team and caller.role != "admin"):
             raise errors.not_found(f"There is no request {request_id!r} of your team.")
         record = receipt.record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import time
 from collections.abc import Callable
 
@@ -301,6 +302,12 @@ def new_request_id(at_s: float) -> str:
     process begins its own (the random module sees to that).
     """
     return f"req_{int(at_s * 1000):011x}{random.getrandbits(64):016x}"
+
+
+def arrived_s(request_id: str) -> float | None:
+    """When the request of an id arrived, Unix time; None for what is no such id."""
+    found = re.fullmatch(r"req_([0-9a-f]{11})[0-9a-f]{16}", request_id)
+    return None if found is None else int(found[1], 16) / 1000.0
 
 
 class TimeWatch:

@@ -52,7 +52,7 @@ class Routes:
         keys: KeyRing,
         steps: Steps,
         routing: Router,
-        find_receipt: Callable[[str], Receipt | None],
+        find_receipt: Callable[[str], Awaitable[Receipt | None]],
         page: Callable[[], Awaitable[bytes]],
         refresh: Callable[[], Awaitable[None]],
         ready: Callable[[], dict[str, str]],
@@ -176,7 +176,7 @@ class Routes:
     async def usage(self, request: Request, request_id: str) -> Response:
         """One request's receipt; only for its own team, and for administrators."""
         caller = self.caller(request)
-        receipt = await asyncio.to_thread(self.find_receipt, request_id)
+        receipt = await self.find_receipt(request_id)
         if receipt is None or (receipt.record.team != caller.team and caller.role != "admin"):
             raise errors.not_found(
                 f"There is no request {request_id!r} of your team. Its id is in the "

@@ -16,10 +16,16 @@ from meters import simulated_engine
 from meters.ledger import Ledger
 from meters.simulated_physics import EngineConfig
 from proxy import outcomes
+from proxy.flight import new_request_id
 from proxy.outcomes import Outcomes
 from proxy.predicting import Predictors
+from tests.fakes.upstream import Upstream
 from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Start
 from tests.meters.books import NOON_S, attribution, record
+from tests.proxy.two_backends import ASK, both, large, small
+from tests.servers import new_database
+
+__all__ = ["large", "small"]  # fixtures
 
 FACTS = Backend(
     name="llama@bf16",
@@ -210,3 +216,19 @@ def test_the_other_replica_knows_what_requests_took_and_what_they_were_worth(
         assert after["quality"]["mid"] < before["quality"]["mid"]
         until_s = [r.estimator.quality.scored_until_s for r in (one.proxy, other.proxy)]
         assert until_s[0] == until_s[1]  # the second time it was known
+
+
+def test_another_replicas_answer_is_known_as_soon_as_it_is_given(
+    joulegate: Start, small: Upstream, large: Upstream, postgres_url: str
+) -> None:
+    ledger = {"url": new_database(postgres_url, f"soon_{time.time_ns()}")}
+    config = both(small, large, ledger=ledger)
+    one, other = joulegate(config), joulegate(config)
+    for _ in range(5):
+        request_id = one.post(ASK).header("x-request-id")
+        assert other.get(f"/v1/usage/{request_id}").status == 200
+        request_id = one.post(ASK).header("x-request-id")
+        score = {"request_id": request_id, "score": 1.0}
+        assert other.post(score, path="/v1/feedback").status == 200
+    for unknown in ("req_1", new_request_id(time.time() - 7200.0), new_request_id(time.time())):
+        assert other.get(f"/v1/usage/{unknown}").status == 404
