@@ -337,11 +337,10 @@ class EnergyEstimator:
         lengths: Lengths,
         quality: Band | None,
     ) -> Estimate:
-        answers = features.n
-        if answers > 1:
-            q10, _, q90, mean = whole = Lengths(*(value * answers for value in lengths))
-        else:
-            q10, _, q90, mean = whole = lengths
+        whole = lengths
+        if features.n > 1:
+            whole = Lengths(*(value * features.n for value in lengths))
+        q10, q90, mean = whole.q10, whole.q90, whole.mean
         price = known.price and money(
             known.price, features.prompt_tokens, features.cached_prompt_tokens, whole
         )

@@ -105,7 +105,7 @@ def figures(
     marginal = around(energy_j * added, 1.5 * low, 1.5 * high)
     return Figures(
         energy_j=energy,
-        marginal_energy_j=marginal._replace(high=min(marginal.high, energy.high)),
+        marginal_energy_j=Band(marginal.low, marginal.mid, min(marginal.high, energy.high)),
         ttft_s=ttft,
         latency_s=Band(*(a + b for a, b in zip(ttft, decode, strict=True))),
         tier=subject.tier,

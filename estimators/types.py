@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -12,21 +12,27 @@ from meters.types import Evidence
 Z_80 = 1.2816  # the normal quantile of an 80 % interval
 
 
-class Band(NamedTuple):
+class Band(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An 80 % interval and its middle; low <= mid <= high, all finite and >= 0."""
 
     low: float
     mid: float
     high: float
 
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.low, self.mid, self.high))
 
-class Lengths(NamedTuple):
+
+class Lengths(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How many output tokens to expect: quantiles for intervals, the mean for totals."""
 
     q10: float
     q50: float
     q90: float
     mean: float
+
+    def __iter__(self) -> Iterator[float]:
+        return iter((self.q10, self.q50, self.q90, self.mean))
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from estimators.types import Band
 from policies.least_energy import LeastEnergy
 from policies.limits import UPPER, within
 from policies.ranking import INF, figures
@@ -149,15 +150,17 @@ class Cascade:
 
 def _both_fit(first: Candidate, second: Candidate, limits: Limits) -> bool:
     """Whether even both answers together stay within the limits."""
-    end = 1 if limits.cautious is False else 2
     for field, figure, _, _ in UPPER:
         limit = getattr(limits, field)
         if limit is None:
             continue
         # The second's first token comes after the whole of the first answer.
-        before = getattr(first.estimate, "latency_s" if figure == "ttft_s" else figure)
-        after = getattr(second.estimate, figure)
-        if before is None or after is None or before[end] + after[end] > limit:
+        before: Band | None = getattr(first.estimate, "latency_s" if figure == "ttft_s" else figure)
+        after: Band | None = getattr(second.estimate, figure)
+        if before is None or after is None:
+            return False
+        likely, cautious = before.mid + after.mid, before.high + after.high
+        if (likely if limits.cautious is False else cautious) > limit:
             return False
     return True
 

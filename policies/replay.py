@@ -332,8 +332,8 @@ class _Run:
         """One answer, whether it is the client's or one that fails its checks."""
         backend, engine = self.backends[place], self.engines[place]
         if estimate.energy_j is not None:
-            for end in range(3):
-                self.energies[end] += estimate.energy_j[end]
+            for end, energy_j in enumerate(estimate.energy_j):
+                self.energies[end] += energy_j
         if self.money_usd is not None:
             price = _price(backend, arrival)
             self.money_usd = None if price is None else self.money_usd + price
@@ -360,8 +360,8 @@ class _Run:
         """What the client gets in the end."""
         if estimate.quality is not None:
             self.quality_known += 1
-            for end in range(3):
-                self.quality[end] += estimate.quality[end]
+            for end, quality in enumerate(estimate.quality):
+                self.quality[end] += quality
             if self.promise is not None:
                 self.debts[team] = self.promise.owe(self.debts[team], estimate.quality.mid)
 

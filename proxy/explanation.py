@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from estimators.types import Band, Estimate, Features, Lengths
 from policies.explanation import explained
 from policies.explanation import refused as refused_in_words
@@ -16,7 +18,7 @@ def band(value: Band | None) -> dict[str, float] | None:
 
 
 def lengths(value: Lengths | None) -> dict[str, float] | None:
-    return None if value is None else dict(value._asdict())
+    return None if value is None else msgspec.structs.asdict(value)
 
 
 def estimate(value: Estimate) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def too_large(asked: Asked) -> str | None:
 def line(said: Said) -> str:
     """As one line of JSON, bands by name."""
     fields = {
-        name: value._asdict() if isinstance(value, Band) else value
+        name: msgspec.structs.asdict(value) if isinstance(value, Band) else value
         for name, value in msgspec.structs.asdict(said).items()
     }
     return msgspec.json.encode(fields).decode() + "\n"

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from estimators.energy import EnergyEstimator
-from estimators.types import Backend, Declared, Estimate, Features, Load
+from estimators.types import Backend, Band, Declared, Estimate, Features, Load
 from meters.types import Evidence
 
 
@@ -60,7 +60,7 @@ def test_what_a_provider_declares_goes_before_ecologits_and_helps_models_it_does
         found = declared(Features(prompt_tokens=100), said, model=model)
         assert found.energy_j is not None
         assert found.energy_j.mid == 864.0
-        assert found.energy_j == (432.0, 864.0, 1728.0)
+        assert found.energy_j == Band(432.0, 864.0, 1728.0)
         assert found.evidence is Evidence.MODELLED
         assert found.why == "declared, Google 2025, median text prompt: 0.24 Wh"
 

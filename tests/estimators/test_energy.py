@@ -335,7 +335,7 @@ def test_longer_never_costs_less_and_bands_stay_ordered(
     assert subject is not None
     found = figures(PRIOR, subject, batch, prompt, output)
     for band in found[:4]:
-        assert isinstance(band, tuple)
+        assert isinstance(band, Band)
         assert 0 <= band.low <= band.mid <= band.high < float("inf")
     longer = figures(PRIOR, subject, batch, prompt, output * more)
     wordier = figures(PRIOR, subject, batch, prompt * more, output)

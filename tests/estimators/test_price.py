@@ -49,7 +49,7 @@ def test_grams_follow_intensity_and_pue_and_are_unknown_without_a_grid() -> None
     backend = Backend(name="b", group="b", intensity_g_per_kwh=400.0, pue=1.2)
     found = grams(backend, energy)
     assert found is not None
-    assert found == pytest.approx(Band(240.0, 480.0, 960.0))
+    assert tuple(found) == pytest.approx((240.0, 480.0, 960.0))
     assert grams(Backend(name="b", group="b"), energy) is None
     assert grams(backend, None) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from estimators.types import Lengths
 from policies.answer_budget import AnswerBudget, applied, expected, variant
 from policies.least_energy import LeastEnergy
 from policies.types import Candidate, Limits
@@ -37,7 +38,7 @@ def test_only_what_the_output_causes_gets_smaller() -> None:
 
 def test_a_cap_on_tokens_cuts_the_long_tail() -> None:
     capped = expected(candidate("m").estimate, AnswerBudget(name="cap", max_tokens=120), 0)
-    assert capped.output_tokens == (50, 100, 120, 120)
+    assert capped.output_tokens == Lengths(50, 100, 120, 120)
 
 
 def test_without_an_expectation_nothing_is_assumed() -> None:
