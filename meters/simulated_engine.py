@@ -38,11 +38,6 @@ def demonstration_pair(seed: int = 0) -> dict[str, EngineConfig]:
     }
 
 
-def create_app(config: EngineConfig, clock: Clock | None = None) -> SimulatedServer:
-    """The ASGI application of one simulated engine."""
-    return SimulatedServer(config, clock)
-
-
 class SimulatedMeter:
     """Reads a simulated engine's cumulative energy, as the NVML meter reads a GPU's."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
 from zoneinfo import ZoneInfo
 
 from meters.intensity.types import HOUR_S
@@ -16,14 +16,6 @@ def hour_of(unix_s: float) -> int:
 def day_start_s(day: date, tz: str) -> int:
     """Unix time of local midnight. Raises ZoneInfoNotFoundError for an unknown IANA zone."""
     return int(datetime.combine(day, time(), ZoneInfo(tz)).timestamp())
-
-
-def hours_of_day(day: date, tz: str) -> list[int]:
-    """The UTC hours, as Unix times, that start within a local day.
-
-    In zones at a half-hour offset a UTC hour belongs to the local day in which it starts.
-    """
-    return hours_between(day_start_s(day, tz), day_start_s(day + timedelta(days=1), tz))
 
 
 def hours_between(start_s: int, end_s: int) -> list[int]:

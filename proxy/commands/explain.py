@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from proxy import offline
 from proxy.commands import CommandError
 from proxy.commands.progress import progress
@@ -22,12 +20,6 @@ from proxy.errors import ApiError
 from proxy.jsonl import numbered_lines
 
 EXAMPLE = "joulegate explain request.json --config config.yaml"
-
-
-class Line(msgspec.Struct):
-    """One request of a batch; other fields are the request's own."""
-
-    id: str | int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

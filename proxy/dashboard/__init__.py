@@ -12,7 +12,8 @@
     frozen.py          snapshots kept under their hash
     numbers.py         numbers as de, en and fr write them
     charts.py          SVG, drawn here
-    pages.py, views.py            routes, and what each page shows; templates/ holds the words
+    pages.py           routes; templates/ holds the words
+    views.py, where.py            what each page shows
     exports.py, report_pdf.py     CSV, JSON, Parquet, FOCUS, ESRS E1-6, PDF
 
 Pages and exports are made from one Snapshot, so they cannot disagree.

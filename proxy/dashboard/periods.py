@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 
-from meters.intensity.hours import day_start_s
+from meters.intensity.hours import day_start_s, hours_between
 
 _DAY = r"(\d{4}-\d{2}-\d{2})"
 LONGEST_DAYS = 400
@@ -43,6 +43,15 @@ class Period(msgspec.Struct, frozen=True, kw_only=True):
     def days(self) -> list[date]:
         count = (self.last - self.first).days + 1
         return [self.first + timedelta(days=n) for n in range(count)]
+
+    def hours_of_day(self, hour: str) -> list[int]:
+        """Its UTC hours that begin in that local hour of the day, "0" to "23"; none for no hour."""
+        zone = ZoneInfo(self.time_zone)
+        return [
+            hour_s
+            for hour_s in hours_between(self.start_s, self.end_s)
+            if str(datetime.fromtimestamp(hour_s, zone).hour) == hour
+        ]
 
     @property
     def previous(self) -> Period:

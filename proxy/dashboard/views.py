@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, date, datetime
-from functools import partial
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-import numpy as np
 from markupsafe import Markup
 
 from estimators.lately import Judgement, lately
 from meters.intensity import IntensityBook, Tier
-from meters.intensity.hours import hours_between, iso
+from meters.intensity.hours import iso
 from meters.judged_estimates import judged_estimates
 from meters.receipts import Receipt
 from policies.explanation import explained
 from policies.records import decision_from_json
 from proxy.dashboard import charts, planning
-from proxy.dashboard.account import SET, Account
+from proxy.dashboard.account import SET
 from proxy.dashboard.accounting import EVIDENCE_WEIGHT, GRADES, METHOD, TIER_WEIGHT
 from proxy.dashboard.advice import advise
 from proxy.dashboard.decomposition import by_model
@@ -38,6 +36,7 @@ from proxy.dashboard.snapshot import SERIES, Snapshot, claimed, models_of, range
 from proxy.dashboard.user_groups import LEAST_USERS, shown_for
 from proxy.dashboard.user_groups import RULES as USER_RULES
 from proxy.dashboard.viewers import Viewer
+from proxy.dashboard.where import TIER_WORDS, where
 from proxy.own_energy import own_meter
 
 if TYPE_CHECKING:
@@ -54,19 +53,7 @@ EVIDENCE_WORDS = {
     "simulated": "SIMULATED",
     "unknown": "unknown",
 }
-TIER_WORDS = {
-    "hourly": "this hour, actual",
-    "hourly_estimated": "this hour, estimated or provisional",
-    "live": "an hour at most 2 h older",
-    "last_value": "an hour at most 6 h older",
-    "climatology": "mean of this hour over 28 days",
-    "annual_zone": "annual mean of the zone",
-    "annual_country": "annual mean of the country",
-    "world": "annual mean of the world",
-    "fixed": "set by hand",
-}
 JUDGED = 1000  # latest requests whose estimates are judged on the method page
-CLEANEST = 8  # zones shown beside the team's own; the others on demand
 FILTERS = (
     "model",
     "backend",
@@ -266,131 +253,6 @@ def _added(
     return by_model(old, new, s.bars)
 
 
-def where(
-    dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
-) -> Values:
-    """Hours of the day by month for each zone, the team's energy over them, regions beside."""
-    book = dashboard.snapshots.book
-    zone = ZoneInfo(s.time_zone)
-    by_hour = [0.0] * 24
-    for line in s.lines["hour"]:
-        at = datetime.fromisoformat(line.key.replace("Z", "+00:00")).astimezone(zone)
-        by_hour[at.hour] += line.facility_uj / 3.6e12
-    by_zone = _zone_hours(dashboard.snapshots.account(view.team, view.period, s.simulated), zone)
-    grids = []
-    for factor in s.factors:
-        own = by_zone.get(factor.zone, [0.0] * 24)
-        months, rows, values = _heat(book, factor.zone, view.period, zone, n)
-        link = partial(_hour_figures, view, factor.zone, months)
-        link_own = partial(_hour_requests, view, factor.zone)
-        chart = (
-            charts.heat(
-                rows,
-                values,
-                lambda g: f"{n.plain(g)} g/kWh",
-                f"{factor.zone}: g/kWh by hour and month, and your energy there",
-                own,
-                lambda kwh: n.energy(kwh * 3.6e12),
-                link,
-                link_own,
-            )
-            if any(v is not None for row in values for v in row)
-            else None
-        )
-        grids.append((factor, chart, rows, values, own, link, link_own))
-    zones = sorted(
-        {r.zone for r in book.table.regions.values()}
-        | {f.zone for f in s.factors}
-        | set(book.zones)
-    )
-    now_s = dashboard.clock()
-    regions = sorted((book.at(z, now_s) for z in zones if z != "world"), key=lambda i: i.g_per_kwh)
-    return {
-        "energy_chart": charts.columns(
-            by_hour,
-            lambda kwh: n.energy(kwh * 3.6e12),
-            "Energy by hour of the day",
-            lambda hour: view.link("requests", hour=str(hour)),
-        ),
-        "energy_by_hour": by_hour,
-        "grids": grids,
-        "regions": regions,
-        "near": [
-            i
-            for place, i in enumerate(regions)
-            if place < CLEANEST or i.zone in {f.zone for f in s.factors}
-        ],
-        "used_zones": {f.zone for f in s.factors},
-        "tier_words": TIER_WORDS,
-        "marginal": [m for f in s.factors if (m := book.marginal_at(f.zone, now_s)) is not None],
-        "region_map": sorted(book.table.regions.values(), key=lambda r: r.name),
-        "asked_zone": query.get("zone", ""),
-        "asked_hour": query.get("hour", ""),
-        "figures": [
-            seen
-            for hour_s in hours_of_day(view.period, query.get("hour", ""))
-            for seen in book.hourly(query.get("zone", ""), hour_s, hour_s + 1)
-        ],
-    }
-
-
-def hours_of_day(period: Period, hour: str) -> list[int]:
-    """The UTC hours of a period that begin in that local hour of the day; none for no hour."""
-    zone = ZoneInfo(period.time_zone)
-    return [
-        hour_s
-        for hour_s in hours_between(period.start_s, period.end_s)
-        if str(datetime.fromtimestamp(hour_s, zone).hour) == hour
-    ]
-
-
-def _hour_figures(view: View, zone: str, months: list[str], row: int, hour: int) -> str:
-    """Where a cell of a zone's hours and months leads: to its figures, day by day."""
-    return view.link("where", period=months[row], zone=zone, hour=str(hour)) + "#figures"
-
-
-def _hour_requests(view: View, zone: str, hour: int) -> str:
-    return view.link("requests", zone=zone, hour=str(hour))
-
-
-def _zone_hours(account: Account, zone: ZoneInfo) -> dict[str, list[float]]:
-    """Kilowatt-hours at the facility by grid zone and local hour of the day."""
-    c = account.cells
-    hours, at = np.unique(c.hour_s, return_inverse=True)
-    local = np.array([datetime.fromtimestamp(h, zone).hour for h in hours.tolist()] or [0])
-    found: dict[str, list[float]] = {}
-    for place, name in enumerate(account.zones):
-        mine = c.zone == place
-        kwh = np.zeros(24)
-        np.add.at(kwh, local[at[mine]], (c.energy_uj + c.overhead_uj)[mine] / 3.6e12)
-        found[name or "world"] = kwh.tolist()
-    return found
-
-
-def _heat(
-    book: IntensityBook, name: str, period: Period, zone: ZoneInfo, n: Numbers
-) -> tuple[list[str], list[str], list[list[float | None]]]:
-    """Up to twelve months until the period's end, as in a link and as words: mean g/kWh by local
-    hour; None: no figures."""
-    first = date(period.last.year - 1, period.last.month, 1)
-    months = []
-    for _ in range(12):
-        first = date(first.year + first.month // 12, first.month % 12 + 1, 1)
-        months.append(first)
-    names, rows, values = [], [], []
-    for month in months:
-        span = parse(f"{month:%Y-%m}", period.time_zone)
-        sums: list[list[float]] = [[] for _ in range(24)]
-        for seen in book.hourly(name, span.start_s, span.end_s):
-            at = datetime.fromtimestamp(seen.hour_s, UTC).astimezone(zone)
-            sums[at.hour].append(seen.g_per_kwh)
-        if any(sums):
-            names.append(span.name)
-            rows.append(n.month(month))
-            values.append([sum(v) / len(v) if v else None for v in sums])
-    return names, rows, values
-
-
 def savings(
     dashboard: Dashboard, view: View, s: Snapshot, n: Numbers, query: Mapping[str, str], who: Viewer
 ) -> Values:
@@ -412,7 +274,7 @@ def requests(
     by = query.get("by", "")
     if by == "day":
         groups["day"] = s.lines["day"]
-    hours = hours_of_day(view.period, active["hour"]) if "hour" in active else None
+    hours = view.period.hours_of_day(active["hour"]) if "hour" in active else None
     in_hours = set(map(iso, hours or ()))
     by_hour = [line for line in s.lines["hour"] if line.key in in_hours]
     rows: list[dict[str, Any]] = []

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meters.intensity.hours import day_start_s, hours_of_day, iso, parse_hour
+from meters.intensity.hours import day_start_s, hours_between, iso, parse_hour
+
+
+def hours_of_day(day: date, tz: str) -> list[int]:
+    return hours_between(day_start_s(day, tz), day_start_s(day + timedelta(days=1), tz))
 
 
 @pytest.mark.parametrize(
