@@ -48,6 +48,7 @@ class Engine:
         "peak",
         "prefixes",
         "probing",
+        "refusal",
         "refuses_usage",
         "reported",
         "reported_at_s",
@@ -73,6 +74,7 @@ class Engine:
         self.failures_in_a_row = 0
         self.cooldown_until_s = 0.0
         self.probing = False
+        self.refusal: int | None = None
         self.refuses_usage = False  # of a stream, when it is asked for
         self.healthy = True
         self.asleep = False
@@ -143,6 +145,18 @@ class Engine:
         self.cooldown_until_s = 0.0
         self.probing = False
         self.healthy = True
+
+    def refused(self, status: int | None) -> None:
+        """Note that it answered as it does where its key or model is not good; None: otherwise.
+        Said once each time that it begins: requests may well be answered by others."""
+        if status is not None and status != self.refusal:
+            log.warning(
+                "backend %s answers %d: its key, its model (upstream_model) or what it can do is "
+                "not as the config says",
+                self.name,
+                status,
+            )
+        self.refusal = status
 
     def failed(self, now_s: float, rules: Retries) -> None:
         """Count a failure that is the backend's own (not the client's, not a 4xx)."""

@@ -231,6 +231,7 @@ class Forwarding:
                 engine.failed(time.monotonic(), rules)
             else:
                 engine.succeeded()
+            engine.refused(response.status if response.status in upstream.MISCONFIGURED else None)
             if more and response.status in upstream.WORTH_ANOTHER:
                 left(flight)
                 response.close()

@@ -78,8 +78,10 @@ NO_ROUTE = frozenset({404, 405})
 _NOTHING_THERE = frozenset(
     {"", "not found", "file not found", "page not found", "method not allowed"}
 )
+# What is said of the key that is sent there, or of the model that is asked for: the config's.
+MISCONFIGURED = frozenset({401, 403, 404})
 # Statuses that another backend may do better at.
-WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529})
+WORTH_ANOTHER = frozenset({429, 500, 502, 503, 504, 529}) | MISCONFIGURED
 
 
 class Held:

@@ -318,6 +318,21 @@ def test_an_upstream_s_error_is_one_however_it_is_sent(
     assert running.record(failed.header("x-request-id")).outcome == "failed"
 
 
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_key_or_a_model_that_one_backend_does_not_know_is_another_s_chance(
+    joulegate: Start, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "The model `tiny` does not exist."  # as vLLM says once it serves another
+    with Upstream(answers.failure(status, "NotFoundError", said)) as one:
+        with Upstream(answers.answer(answers.CHAT)) as two:
+            running = joulegate(config_of(one.base_url, {"url": two.base_url, "quality": 0.1}))
+            assert {running.post(ASK).status for _ in range(4)} == {200}
+            pinned = running.post({**ASK, "model": "tiny-0"})
+        assert one.received
+    assert (pinned.status, said in pinned.body.decode()) == (status, True)
+    assert f"backend tiny-0 answers {status}" in caplog.text
+
+
 def test_what_a_backend_was_not_made_for_is_no_failure_of_it(
     running: Joulegate, upstream: Upstream
 ) -> None:
