@@ -239,8 +239,17 @@ def test_alerts_fire_when_they_should_and_not_before(tmp_path: Path) -> None:
             "14m",
             "20m",
         ),
+        case(
+            "JoulegateWindowsAreRefused",
+            {'joulegate_meter_refused_joules_total{reason="overlap"}': "0x15 0+5x40"},
+            "20m",
+            "40m",
+        ),
         case("JoulegateDegraded", {'joulegate_degraded{part="redis"}': "0x10 1x20"}, "10m", "20m"),
     ]
+    alerts = {rule["alert"] for g in RULES["groups"] for rule in g["rules"] if "alert" in rule}
+    tried = {re.findall(r'alertname="(\w+)"', str(test))[0] for test in tests}
+    assert tried == alerts
     path = tmp_path / "alerts.yml"
     rules = str(DEPLOY / "prometheus/joulegate.rules.yml")
     path.write_text(yaml.safe_dump({"rule_files": [rules], "tests": tests}))
