@@ -196,6 +196,12 @@ def peek(body: bytes) -> Peek:
         ) from None
 
 
+def require_prompt(request: Peek) -> None:
+    """Refuse what asks nothing, in no API's words; what is not another API's is to be a chat."""
+    if not any(bytes(said) for said in (request.prompt, request.input, request.query)):
+        require_chat(request)
+
+
 def require_chat(request: Peek) -> None:
     """Refuse what is not a chat request, saying what it looks like instead."""
     if not bytes(request.messages):

@@ -68,6 +68,7 @@ class Explainer:
         request = features.peek(body)
         if not request.model:
             raise features.missing("model")
+        features.require_prompt(request)
         told = self.features_of(request)
         try:
             routed = self.router.decide(

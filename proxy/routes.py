@@ -150,6 +150,7 @@ class Routes:
         peeked = features.peek(skeleton)
         if not peeked.model:
             raise features.missing("model")
+        features.require_prompt(peeked)
         headers = dict(request.scope["headers"])
         flight = Flight("route")
         wishes = wishes_in(headers)

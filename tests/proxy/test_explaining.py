@@ -103,3 +103,13 @@ def test_asking_where_a_request_would_go_moves_nothing(
     reply = running.post(ASK, headers={"x-joulegate-policy": "sticky"})
     assert reply.header("x-joulegate-backend") == "m@small"
     assert decided(running, reply).kept is None
+
+
+@pytest.mark.parametrize("body", [{"model": "m"}, {"model": "m", "messages": "hi"}])
+def test_a_decision_on_what_asks_nothing_is_refused_as_the_request_would_be(
+    joulegate: Start, small: Upstream, large: Upstream, body: dict[str, str]
+) -> None:
+    running = joulegate(both(small, large))
+    told, sent = running.post(body, path="/v1/route"), running.post(body)
+    assert (told.status, told.json()["error"]) == (sent.status, sent.json()["error"])
+    assert told.status == 400

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -281,6 +282,30 @@ def test_explain_takes_a_batch(
             assert {"backend", "quality", "output_tokens", "energy_j"} <= set(entry)
             assert set(entry["quality"]) == {"low", "mid", "high"}
             assert set(entry["output_tokens"]) == {"q10", "q50", "q90", "mean"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"mesages": CHAT["messages"]}, "Missing required parameter: 'messages'"),
+        ({"messages": "hi"}, "Invalid type for 'messages'"),
+    ],
+)
+def test_explain_refuses_what_asks_nothing(
+    asked: dict[str, Any],
+    said: str,
+    config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text(json.dumps({"id": 1, "messages": CHAT["messages"]}) + "\n")
+    with batch.open("a") as file:
+        file.write(json.dumps({"id": 2, **asked}))
+    assert main(["explain", "--batch", str(batch), "--config", str(config)]) == 1
+    out, told = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert f"line 2: {said}" in told
 
 
 @pytest.mark.parametrize(
