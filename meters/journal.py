@@ -46,6 +46,7 @@ _DECODERS = [msgspec.json.Decoder(kind) for kind in _KINDS]
 _LARGEST = 64 * 1024 * 1024  # a longer frame is damage, not data
 _GATHER = 5_000  # entries written in one go, at most
 _RETRY_S = 0.25
+SYNC_EVERY_S = 0.05
 _SLOW_S = 0.005  # a write that takes longer shows a busy disk: others are left to the thread
 _SLOW_TIMES = 20.0  # for so many times as long as it took
 _SLOW_FOR_S = 2.0  # at most
@@ -77,12 +78,11 @@ class Journal:
         folder: Path,
         *,
         sync: Sync = "interval",
-        sync_interval_s: float = 0.05,
         segment_bytes: int = 8 * 1024 * 1024,
         held_entries: int = 200_000,
     ) -> None:
         """``sync``: when what was written is forced to the disk itself (fsync): ``always`` before
-        ``durable`` answers, at most every ``sync_interval_s``, or ``never``. ``held_entries``: how
+        ``durable`` answers, at most every SYNC_EVERY_S, or ``never``. ``held_entries``: how
         many are kept in memory while the disk takes none; what comes on top is lost and counted.
         Raises JournalBusy, or OSError when the folder cannot be written.
         """
@@ -93,7 +93,6 @@ class Journal:
         self.written = 0
         self.lost = 0
         self.failing: str | None = None  # why the disk takes nothing now
-        self._sync_interval_s = sync_interval_s
         self._segment_bytes = segment_bytes
         self._held_entries = held_entries
         folder.mkdir(parents=True, exist_ok=True)
@@ -294,7 +293,7 @@ class Journal:
             if held:
                 wait_s = _RETRY_S
             elif unsynced_since_s is not None:
-                wait_s = max(0.0, unsynced_since_s + self._sync_interval_s - time.monotonic())
+                wait_s = max(0.0, unsynced_since_s + SYNC_EVERY_S - time.monotonic())
             came, ended = self._gather(wait_s)
             closing = closing or ended
             if _SYNC in came:
@@ -316,7 +315,7 @@ class Journal:
                             len(held),
                         )
                         return
-            due_s = self._sync_interval_s
+            due_s = SYNC_EVERY_S
             if unsynced_since_s is not None and time.monotonic() >= unsynced_since_s + due_s:
                 self._sync_asked = False
                 self._force()

@@ -98,7 +98,6 @@ class Accounts:
         learner: Learner,
         observer: Observer,
         replica: str,
-        others: Others | None = None,
         on_record: Callable[[UsageRecord], None] | None = None,
         on_flight: Callable[[Flight, UsageRecord], None] | None = None,
         recount: Recount | None = None,
@@ -110,7 +109,7 @@ class Accounts:
         self.learner = learner
         self.observer = observer
         self.replica = replica
-        self.others = others
+        self.others: Others | None = None  # what other replicas have in flight
         self.on_record = on_record
         self.on_flight = on_flight
         self.recount = recount

@@ -52,13 +52,11 @@ class Alerts:
         settings: BudgetAlerts,
         store: Store,
         counted: Callable[[tuple[str, str, str, str]], None] = lambda _: None,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self.store = store
         self.counted = counted
         self.failed = 0  # messages that nobody took
-        self._clock = clock
         self._seen: OrderedDict[str, None] = OrderedDict()
         self._queue: asyncio.Queue[Crossing] = asyncio.Queue(MOST_WAITING)
         self._sending: set[asyncio.Task[None]] = set()
@@ -89,7 +87,7 @@ class Alerts:
         if self.settings.url is None:
             return
         try:
-            self._queue.put_nowait(Crossing(holder, spent, threshold, self._clock()))
+            self._queue.put_nowait(Crossing(holder, spent, threshold, time.time()))
         except asyncio.QueueFull:
             self.failed += 1
             log.warning("too many budget alerts wait to be sent; one is dropped")
@@ -125,7 +123,7 @@ class Alerts:
             body = message(crossing)
             for attempt in range(self.settings.attempts):
                 wait_s = self._pause_s(attempt)
-                lease_s = self._clock() + wait_s + self._grace_s()
+                lease_s = time.time() + wait_s + self._grace_s()
                 await self.store.hold(crossing.holder, name, lease_s)
                 await asyncio.sleep(wait_s)
                 if await self._send(body):
@@ -140,16 +138,16 @@ class Alerts:
     async def _falls_to_us(self, holder: str, name: str, until_s: float) -> bool:
         """Whether this replica is to send. Another that is sending renews its claim before every
         try; where it dies, the claim ends and one that waited here takes over."""
-        end_s = self._clock() + self._grace_s()
+        end_s = time.time() + self._grace_s()
         end_s += sum(self._pause_s(n) + self._grace_s() for n in range(self.settings.attempts))
         while True:
-            lease_s = self._clock() + self._grace_s()
+            lease_s = time.time() + self._grace_s()
             if await self.store.first(holder, name, lease_s):
                 return True
-            if self._clock() >= min(end_s, until_s):
+            if time.time() >= min(end_s, until_s):
                 return False
             await asyncio.sleep(self._grace_s())
-            if self._clock() >= until_s:
+            if time.time() >= until_s:
                 return False  # what was told is known until then
 
     def _pause_s(self, attempt: int) -> float:
@@ -163,7 +161,7 @@ class Alerts:
         assert self.settings.url is not None
         headers = {"content-type": "application/json", "user-agent": "joulegate"}
         if self.settings.secret is not None:
-            headers[SIGNATURE] = signature(self.settings.secret, body, int(self._clock()))
+            headers[SIGNATURE] = signature(self.settings.secret, body, int(time.time()))
         timeout = aiohttp.ClientTimeout(total=self.settings.timeout_s)
         try:
             async with (

@@ -26,6 +26,7 @@ from proxy.prompt_set import Item
 
 TAG = "eval"
 TIMEOUT_S = 600.0
+FIRST_WINDOW_S = 10.0
 _CLOSED = re.compile(r"^joulegate_meter_closed_windows_total\{[^}]*\} (\S+)", re.MULTILINE)
 
 
@@ -66,10 +67,10 @@ class Client:
         except ValueError:
             raise ProxyAway(f"{self.host} answers with something that is not JSON.") from None
 
-    def wait_for_meters(self, patience_s: float = 10.0) -> None:
+    def wait_for_meters(self) -> None:
         """Until every meter of a proxy that has just started has closed a window: what is asked
         before is not metered. Not for long: a meter may have nothing to read."""
-        deadline_s = time.monotonic() + patience_s
+        deadline_s = time.monotonic() + FIRST_WINDOW_S
         while time.monotonic() < deadline_s:
             try:
                 page = self._answer("GET", "/metrics")[2].decode("utf-8", "replace")

@@ -25,10 +25,9 @@ class FailedKeys:
         per_minute: int,
         *,
         clock: Callable[[], float] = time.monotonic,
-        on_failed: Callable[[], None] = lambda: None,
     ) -> None:
         self.per_minute = per_minute
-        self.on_failed = on_failed
+        self.on_failed: Callable[[], None] = lambda: None
         self._clock = clock
         self._minutes: OrderedDict[str, tuple[float, dict[int, int]]] = OrderedDict()
 

@@ -134,10 +134,10 @@ def found_config(config: str | None, *, simulated: bool = False) -> str | None:
     return config
 
 
-def simulated_pair(seed: int = 0) -> tuple[list[BackendSettings], list[Any]]:
+def simulated_pair() -> tuple[list[BackendSettings], list[Any]]:
     """Two simulated engines of one model, started, and their settings."""
     started, backends = [], []
-    for name, config in simulated_engine.demonstration_pair(seed).items():
+    for name, config in simulated_engine.demonstration_pair().items():
         engine = simulated_engine.start(config)
         started.append(engine)
         group, _, precision = name.partition("@")

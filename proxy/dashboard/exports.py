@@ -135,12 +135,10 @@ def _hold_out(snapshot: Snapshot) -> str:
     return f"{words}; the others took {part:.1%} {which} energy ({low:.1%} to {high:.1%})"
 
 
-def rows(
-    snapshot: Snapshot, groupings: Sequence[str] = (*GROUPINGS, *SERIES)
-) -> list[dict[str, str]]:
+def rows(snapshot: Snapshot) -> list[dict[str, str]]:
     """The total and every line of every grouping, in COLUMNS."""
     found = [_row("total", snapshot.total, snapshot)]
-    for name in groupings:
+    for name in (*GROUPINGS, *SERIES):
         found += [_row(name, line, snapshot) for line in snapshot.lines[name]]
     return found
 

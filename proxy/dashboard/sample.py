@@ -70,13 +70,12 @@ def sample_hours(
     start_s: int,
     hours: int,
     evidence: Evidence = Evidence.SIMULATED,
-    seed: int = 1,
     scale: float = 1.0,
 ) -> Iterator[Hour]:
     """Rows of each hour from ``start_s``; ``scale`` multiplies the number of requests."""
     for number in range(hours):
         hour_s = start_s + number * HOUR_S
-        yield _hour(hour_s, evidence, random.Random(f"{seed}/{hour_s}"), scale, number)
+        yield _hour(hour_s, evidence, random.Random(f"1/{hour_s}"), scale, number)
 
 
 def _hour(hour_s: int, evidence: Evidence, rng: random.Random, scale: float, number: int) -> Hour:
