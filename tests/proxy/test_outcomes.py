@@ -24,6 +24,7 @@ from tests.joulegate_server import ADMIN, KEY, TEAMS, Joulegate, Start
 from tests.meters.books import NOON_S, attribution, record
 from tests.proxy.two_backends import ASK, both, large, small
 from tests.servers import new_database
+from tests.waiting import until
 
 __all__ = ["large", "small"]  # fixtures
 
@@ -203,16 +204,16 @@ def test_the_other_replica_knows_what_requests_took_and_what_they_were_worth(
             return reply["candidates"][0]
 
         before = estimated(other)
-        replies = [running.post(ask, headers={"x-api-key": KEY}) for running in (one, other) * 3]
-        score = {"request_id": replies[1].header("x-request-id"), "score": 0.0}
-        given = one.post(score, path="/v1/feedback", headers={"x-api-key": KEY})
-        assert given.status == 200
-        again = other.post(score, path="/v1/feedback", headers={"x-api-key": ADMIN})
-        assert again.status == 200
+        reply = other.post(ask, headers={"x-api-key": KEY})
+        score = {"request_id": reply.header("x-request-id"), "score": 0.0}
+        until(lambda: one.get(f"/v1/usage/{score['request_id']}", x_api_key=KEY).status == 200)
+        for running, key in ((one, KEY), (other, ADMIN)):
+            given = running.post(score, path="/v1/feedback", headers={"x-api-key": key})
+            assert given.status == 200
         deadline_s = time.monotonic() + 60.0
         while (after := estimated(other))["energy_j"]["mid"] > before["energy_j"]["mid"] / 3:
             assert time.monotonic() < deadline_s, "nothing was learnt"
-            time.sleep(0.1)  # between two looks at another thread's state
+            assert one.post(ask, headers={"x-api-key": KEY}).status == 200
         assert after["quality"]["mid"] < before["quality"]["mid"]
         until_s = [r.estimator.quality.scored_until_s for r in (one.proxy, other.proxy)]
         assert until_s[0] == until_s[1]  # the second time it was known
