@@ -205,6 +205,9 @@ def _arrivals(
             raise BadTrace(f"{path}, line {number}: {error}") from None
 
 
+_NO_TIME = "{!r} is no time stamp; write seconds, or 2026-10-01T12:00:00Z"
+
+
 def seconds(text: str) -> float:
     """Seconds of a time stamp: a number as it is, a date and time as Unix time (UTC if unsaid).
 
@@ -217,7 +220,7 @@ def seconds(text: str) -> float:
         pass
     else:
         if not isfinite(stamp_s):
-            raise ValueError(f"{text!r} is no time stamp")
+            raise ValueError(_NO_TIME.format(text))
         return stamp_s
     # Azure's have seven digits behind the second; Python reads six.
     whole, dot, fraction = text.partition(".")
@@ -229,8 +232,11 @@ def seconds(text: str) -> float:
             fraction = fraction[: fraction.index(sign)]
             break
     if digits:
-        raise ValueError(f"{text!r} is no time stamp")
-    stamp = datetime.fromisoformat(f"{whole}{dot}{fraction[:6]}{zone}" if dot else whole)
+        raise ValueError(_NO_TIME.format(text))
+    try:
+        stamp = datetime.fromisoformat(f"{whole}{dot}{fraction[:6]}{zone}" if dot else whole)
+    except ValueError:
+        raise ValueError(_NO_TIME.format(text)) from None
     return (stamp if stamp.tzinfo else stamp.replace(tzinfo=UTC)).timestamp()
 
 

@@ -81,8 +81,9 @@ def run(args: argparse.Namespace) -> int:
         for name in names:
             if name not in book.policies:
                 close = nearest(name, book.policies)
-                hint = f" Did you mean {close!r}?" if close else ""
-                raise CommandError(f"There is no policy {name!r}.{hint}")
+                known = ", ".join(sorted(book.policies))
+                hint = f"Did you mean {close!r}?" if close else f"Known: {known}."
+                raise CommandError(f"There is no policy {name!r}. {hint}")
         pool = backends.of_settings(settings, prepared.facts)
         Grid(settings, pool).refresh(time.time())
         facts = [engine.facts for engine in pool.engines]

@@ -66,6 +66,12 @@ def test_what_a_user_can_mend_is_said(
     config, trace = files
     assert main(["replay", "--trace", trace, "--config", config, "--policy", "mien"]) == 1
     assert "There is no policy 'mien'. Did you mean 'mine'?" in capsys.readouterr().err
+    assert main(["replay", "--trace", trace, "--config", config, "--policy", "xyz"]) == 1
+    assert "There is no policy 'xyz'. Known: balanced, " in capsys.readouterr().err
+    bad = Path(trace).with_name("bad.csv")
+    bad.write_text("timestamp,prompt_tokens,output_tokens\nyesterday,1,2\n")
+    assert main(["replay", "--trace", str(bad), "--config", config]) == 1
+    assert "line 2: 'yesterday' is no time stamp; write seconds" in capsys.readouterr().err
     assert main(["replay", "--trace", "none.csv", "--config", config]) == 1
     assert "Name a readable CSV file" in capsys.readouterr().err
 
