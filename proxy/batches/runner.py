@@ -230,8 +230,7 @@ class _Work:
         if not found.problems:
             await self._turn("in_progress", total=found.total)
             return True
-        told = {"object": "list", "data": found.problems}
-        await self._turn("failed", errors=msgspec.json.encode(told).decode(), owner_after=None)
+        await self._turn("failed", errors=_told(found.problems), owner_after=None)
         return False
 
     def _check(self) -> Checked:
@@ -358,6 +357,7 @@ class _Work:
             status,
             expires_s,
             self._never_sent(code, why) if code else (),
+            _told([Problem(code, why)]) if status == "failed" else None,
         )
         await asyncio.to_thread(finish)
 
@@ -366,6 +366,11 @@ class _Work:
         for number, line in self._lines():
             if number not in done:
                 yield unanswered(read(line).custom_id, number, code, why)
+
+
+def _told(problems: list[Problem]) -> str:
+    """What a batch that failed says of it, as OpenAI's do."""
+    return msgspec.json.encode({"object": "list", "data": problems}).decode()
 
 
 _REVOKED = "The key that made this batch is no longer good."

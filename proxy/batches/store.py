@@ -142,10 +142,16 @@ class Batches:
             connection.execute(insert.on_conflict_do_nothing(), rows)
 
     def finish(
-        self, owner: str, row: Row, status: str, expires_s: float, unsent: Iterable[bytes] = ()
+        self,
+        owner: str,
+        row: Row,
+        status: str,
+        expires_s: float,
+        unsent: Iterable[bytes] = (),
+        errors: str | None = None,
     ) -> None:
         """Write the files of a batch and end it, in one transaction: its results, and ``unsent``,
-        further lines of its error file. Raises Lost."""
+        further lines of its error file. ``errors``: why it failed, as JSON. Raises Lost."""
         batch_id = row["id"]
         with self.database.write() as connection:
             _require(connection, owner, batch_id)
@@ -153,7 +159,7 @@ class Batches:
             total = connection.scalar(select(batches.c.total).where(batches.c.id == batch_id))
             if status == "completed" and counts["completed"] + counts["failed"] != total:
                 raise RuntimeError(f"{batch_id} has {total} requests, and results {counts}")
-            more: Row = dict(counts)
+            more: Row = {**counts, "errors": errors}
             for ok, key in ((True, "output_file_id"), (False, "error_file_id")):
                 file: Writing | None = None
                 name = f"{batch_id}_{'output' if ok else 'error'}.jsonl"

@@ -493,3 +493,6 @@ def test_the_requests_of_a_revoked_key_are_not_sent(joulegate: Start) -> None:
         assert len(upstream.received) == 1
         assert row()["completed"] == 1
         assert row()["error_file_id"] is not None
+        (told,) = json.loads(row()["errors"])["data"]
+        assert told["code"] == "invalid_api_key"
+        assert "no longer good" in told["message"]
