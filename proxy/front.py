@@ -56,7 +56,7 @@ _ALLOWED_HEADERS = (
     b"authorization,content-type,x-api-key,api-key,cache-control,openai-organization,"
     b"openai-project,x-session-id,x-joulegate-policy,x-joulegate-min-quality,"
     b"x-joulegate-max-energy-j,x-joulegate-max-ttft-ms,x-joulegate-tags,"
-    b"x-joulegate-task,x-joulegate-quality,*"
+    b"x-joulegate-task,x-joulegate-quality,x-joulegate-usage,*"
 )
 NO_OTHER_PAGES = (
     "Another site's page sent this, or it came by a name that is not this machine's. Without keys "

@@ -169,6 +169,7 @@ HEADERS: dict[str, Schema] = {
     "x-joulegate-tags": {"type": "string", "pattern": "^[a-z,]{0,30}$"},
     "x-joulegate-task": {"enum": list(TASKS)},
     "x-joulegate-quality": {"type": "string", "pattern": "^[a-z]{1,9}=0\\.[0-9]{1,3}$"},
+    "x-joulegate-usage": {"enum": ["true", "false"]},
     "x-session-id": {"type": "string", "pattern": "^[a-z0-9]{0,20}$"},
     "cache-control": {"enum": ["no-cache", "no-store", "max-age=60"]},
 }

@@ -41,6 +41,7 @@ from proxy.routing import Routed, Router, refusal
 from proxy.settings import Settings
 from proxy.tokens import TokenCounter
 from proxy.upstream import Upstream
+from proxy.usage_in_body import UsageInBody
 from proxy.wishes import Wishes, wishes_in
 
 log = logging.getLogger("joulegate.steps")
@@ -164,6 +165,8 @@ class Steps:
         if self.in_flight > self.settings.server.max_in_flight:
             raise errors.overloaded("Too many requests are in flight. Try again.")
         wishes = wishes_in(headers)
+        if wishes.usage:
+            send = UsageInBody(send)
         flight.tags = wishes.tags
         flight.session = wishes.session
 

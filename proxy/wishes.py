@@ -31,6 +31,7 @@ class Wishes(msgspec.Struct, frozen=True):
     no_store: bool = False  # do not keep the answer
     max_age_s: float | None = None  # answer from the cache only with what is younger
     task: str | None = None  # the kind of task, instead of what its words look like
+    usage: bool = False  # our figures in the body too
     qualities: tuple[tuple[str, float], ...] = ()  # of backends or groups, instead of predictions
 
 
@@ -45,6 +46,7 @@ _NAMES = frozenset(
         b"x-joulegate-quality",
         b"x-joulegate-tags",
         b"x-joulegate-task",
+        b"x-joulegate-usage",
         b"x-session-id",
         b"cache-control",
     }
@@ -79,8 +81,15 @@ def wishes_in(headers: Mapping[bytes, bytes]) -> Wishes:
         no_store="no-store" in control,
         max_age_s=_max_age_s(control),
         task=_task(text.get(b"x-joulegate-task", "")),
+        usage=_yes(text.get(b"x-joulegate-usage", "")),
         qualities=_qualities(text.get(b"x-joulegate-quality", "")),
     )
+
+
+def _yes(text: str) -> bool:
+    if text.lower() not in ("", "true", "false"):
+        raise invalid_header("x-joulegate-usage", "should be true or false.")
+    return text.lower() == "true"
 
 
 def _task(text: str) -> str | None:

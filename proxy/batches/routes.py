@@ -40,6 +40,7 @@ ASKS = (
     "x-joulegate-quality",
     "x-joulegate-task",
     "x-joulegate-tags",
+    "x-joulegate-usage",
     "cache-control",
 )
 _SHORTEST_S, _LONGEST_S = 3600, 2_592_000  # of expires_after
