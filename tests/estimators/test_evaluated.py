@@ -40,8 +40,8 @@ def test_the_front_is_what_no_other_one_beats() -> None:
 def test_an_interval_holds_the_mean_of_what_made_it_nineteen_times_in_twenty() -> None:
     draw = random.Random(0)
     inside = 0
-    for seed in range(200):
-        found = mean([float(draw.random() < 0.7) for _ in range(60)], seed)
+    for _ in range(200):
+        found = mean([float(draw.random() < 0.7) for _ in range(60)])
         assert found is not None
         inside += found.low <= 0.7 <= found.high
     assert 180 <= inside <= 198
