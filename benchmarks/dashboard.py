@@ -123,7 +123,7 @@ def fill(ledger: Ledger) -> int:
             connection.execute(request_hours.insert(), asked)
             connection.execute(energy_hours.insert(), drawn)
             for _, node, _ in MODELS:
-                active = sum(int(d["energy_uj"]) for d in drawn if d["metered_node"] == node)
+                active = sum(int(str(d["energy_uj"])) for d in drawn if d["metered_node"] == node)
                 idle = 400 * 3600 * 1_000_000
                 connection.execute(
                     node_hours.insert(),

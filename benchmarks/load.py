@@ -148,6 +148,7 @@ async def run(
 ) -> Measured:
     """Keep ``in_flight`` requests going for that long; what was seen."""
     parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
     halves = template(scenario, model)
     length = len(halves[0]) + len(halves[1]) + 8
     head = (
@@ -160,9 +161,7 @@ async def run(
     started_s = time.perf_counter()
     clients: list[Client] = []
     for _ in range(in_flight):
-        _, client = await loop.create_connection(
-            lambda: Client(head, halves, tally), parts.hostname, parts.port
-        )
+        _, client = await loop.create_connection(lambda: Client(head, halves, tally), host, port)
         clients.append(client)
     await asyncio.sleep(max(0.0, started_s + seconds - time.perf_counter()))
     for client in clients:

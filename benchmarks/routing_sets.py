@@ -201,7 +201,7 @@ _NAMED = {
 
 def _costs(name: str, rows: Any, models: list[str]) -> Matrix:
     if "cost_usd" in rows:
-        return _table(rows, "cost_usd")[models].mean().to_numpy(float)
+        return np.asarray(_table(rows, "cost_usd")[models].mean(), dtype=float)
     return np.array([_size(model.lower()) for model in models])
 
 

@@ -143,8 +143,10 @@ def _shapes_of_length(seeds: Path, prior: Prior) -> Iterator[Line]:
     )
     for degree, name in ((1, "output, straight line"), (2, "output, quadratic")):
         yield Line("wetzel 6", name, _r2(x, theirs, degree), _r2(x, ours, degree), "R²")
-    share = [np.polyfit(x, y, 2)[0] * x[-1] ** 2 / y[-1] for y in (theirs, ours)]
-    yield Line("wetzel 6", "part of the square at 1796 tokens", *map(float, share), "of all")
+    published, predicted = (
+        float(np.polyfit(x, y, 2)[0] * x[-1] ** 2 / y[-1]) for y in (theirs, ours)
+    )
+    yield Line("wetzel 6", "part of the square at 1796 tokens", published, predicted, "of all")
     rows = list(read(seeds / "wetzel_t07_input_tokens.csv"))
     x = np.array([float(row["avg_input_tokens"]) for row in rows])
     theirs = np.array([float(row["energy_wh_per_100000_output_tokens"]) for row in rows])

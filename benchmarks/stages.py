@@ -26,6 +26,7 @@ import uvloop
 from benchmarks.contestants import KEY, joulegate
 from benchmarks.load import template
 from benchmarks.mock_upstream import CHAT
+from estimators.text import coarse_task
 from proxy import cache, features, serving, usage_records
 from proxy.app import Proxy
 from proxy.flight import Flight
@@ -136,8 +137,6 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
     request = features.peek(body)
     prompt = features.prompt_of(request)
     record = usage_records.record_of(flight, proxy.replica)
-    assert steps.reading.describe is not None
-    describe = steps.reading.describe
 
     def decide() -> object:
         now_s = time.monotonic()
@@ -153,7 +152,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
         "key and headers": best_us(lambda: (proxy.keys.caller(HEADERS, 0.0), wishes_in({}))),
         "reading the body": best_us(lambda: features.prompt_of(features.peek(body))),
         "counting tokens": best_us(lambda: steps.reading.counter.count(prompt.texts)),
-        "kind of task": best_us(lambda: describe(prompt)),
+        "kind of task": best_us(lambda: coarse_task(prompt.last)),
         "estimates, four candidates": best_us(lambda: proxy.estimator.estimate(told, facts, loads)),
         "decision, estimates apart": best_us(decide)
         - best_us(lambda: proxy.estimator.estimate(told, facts, loads)),
@@ -168,7 +167,7 @@ async def stages(proxy: Proxy, body_of: Callable[[int], bytes]) -> dict[str, flo
 def run(work: Awaitable[object]) -> None:
     """Take a coroutine that waits for nothing to its end."""
     try:
-        work.__await__().send(None)  # type: ignore[attr-defined]
+        work.__await__().send(None)
     except StopIteration:
         return
     raise AssertionError("it waited for something")

@@ -85,13 +85,12 @@ async def run(url: str, large: bool, rounds: int) -> list[float]:
     """How late each event of the small streams was, in seconds."""
     loop = asyncio.get_running_loop()
     parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or 80
     late_s: list[float] = []
 
     async def send(body: bytes, into: list[float]) -> None:
         raw = request(url, body)
-        transport, reader = await loop.create_connection(
-            lambda: Reader(raw, into), parts.hostname, parts.port
-        )
+        transport, reader = await loop.create_connection(lambda: Reader(raw, into), host, port)
         await reader.finished
         transport.close()
 

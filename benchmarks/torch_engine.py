@@ -69,7 +69,7 @@ class TorchEngine:
         with self._lock:
             return dict(self._counts)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def serve(
         self,
         concurrency: int,
@@ -177,7 +177,8 @@ class TorchEngine:
         except RuntimeError:
             self.graphs = False  # the header will say so
             return step
-        return graph.replay
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def _forward(self, tokens: Any, at: Any, attend: Callable[[int, Any, Any, Any], Any]) -> Any:
         s = self.shape

@@ -177,7 +177,11 @@ class Meter(Protocol):
 
     name: str
     evidence: Evidence
-    resolution_j: float | None  # of one difference of two readings; None when unknown
+
+    @property
+    def resolution_j(self) -> float | None:
+        """Of one difference of two readings; None when unknown."""
+        ...
 
     def read(self) -> list[Reading]:
         """One reading per device, now. Raises MeterUnavailable, saying what a person can do."""
