@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-TOLD_S = 5.0  # how long a turn is told to other replicas: a dozen times
+TOLD_S = 2.0  # how long a turn is told to other replicas: five times
 MOST_TOLD = 5_000
 MOST = 100_000  # conversations that are remembered
 SEEN_WEIGHT = 0.05  # how fast the part of a prefix that engines say was cached is followed

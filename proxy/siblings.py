@@ -188,6 +188,7 @@ class Siblings:
             found += published.activities
             self.conversations.heard(published.turns)
             until_s = min(until_s, published.until_s)
+            await asyncio.sleep(0)  # thousands of turns take a millisecond, of each replica
         self.known = found
         self.until_s = until_s
         self.heard(found)
