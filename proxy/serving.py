@@ -57,6 +57,7 @@ SIMULATED_DEMO = """
 
 DESCRIPTORS = 1_048_576
 FEW_DESCRIPTORS = 1_024
+ACCEPTED_AT_ONCE = 16  # new connections in one turn of the event loop
 
 Beside = Callable[[str], Callable[[], None]]
 
@@ -316,7 +317,19 @@ def run_worker(prepared: Prepared, origin: Origin, listening: socket.socket, num
     # Threads that hold the interpreter for 5 ms at a time would stall streams.
     sys.setswitchinterval(0.001)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(server(proxy, settings).serve(sockets=[listening]))
+        runner.run(server(proxy, settings).serve(sockets=handles(listening)))
+
+
+def handles(listening: socket.socket) -> list[socket.socket]:
+    """A listening socket, and what else refers to it, for a server to close.
+
+    libuv accepts one connection of each in a turn of the event loop. Under load a turn takes as
+    long as all requests that came meanwhile: of 64 new clients at once the last waited a second.
+    """
+    listening.setblocking(
+        False
+    )  # a worker's does not know that it is, and dup would undo it for all
+    return [listening, *(listening.dup() for _ in range(ACCEPTED_AT_ONCE - 1))]
 
 
 def spare_the_collector() -> None:

@@ -3,9 +3,11 @@ guarded, its workers share one socket."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 import yaml
 
 from meters.ledger import Ledger
@@ -23,7 +26,7 @@ from meters.migrations import VERSION
 from meters.schema import meta
 from proxy.__main__ import main
 from proxy.config_file import ConfigError
-from proxy.serving import listen, log_to_stderr, prepare, url_of
+from proxy.serving import handles, listen, log_to_stderr, prepare, url_of
 from proxy.settings import Log, Settings
 from tests.fakes import answers
 from tests.fakes.upstream import HANG, Gate, Upstream
@@ -272,3 +275,36 @@ def test_a_ledger_that_a_newer_release_brought_up_to_date_stops_no_answers(
     until(lambda: ledger.receipt(asked.header("x-request-id") or ""))  # it is written after all
     ledger.close()
     assert not [r for r in caplog.records if r.exc_info]
+
+
+def turns_until_accepted(listening: list[socket.socket], clients: int) -> int:
+    """In how many turns of its event loop a server has accepted that many that came at once."""
+    address = listening[0].getsockname()
+    waiting = [socket.create_connection(address) for _ in range(clients)]
+    accepted, turns = list[asyncio.Protocol](), 0
+
+    def accept() -> asyncio.Protocol:
+        accepted.append(asyncio.Protocol())
+        return accepted[-1]
+
+    async def serve() -> None:
+        nonlocal turns
+        loop = asyncio.get_running_loop()
+        servers = [await loop.create_server(accept, sock=each) for each in listening]
+        while len(accepted) < clients:
+            turns += 1
+            await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
+    for client in waiting:
+        client.close()
+    return turns
+
+
+def test_clients_that_come_at_once_do_not_wait_for_a_turn_each() -> None:
+    one, many = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
+    assert turns_until_accepted([one], 64) >= 64
+    assert turns_until_accepted(handles(many), 64) <= 8
