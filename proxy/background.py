@@ -1,11 +1,29 @@
-"""Ending a task that goes on for as long as the process does."""
+"""Tasks that go on for as long as the process does, and ending them."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 _AGAIN_S = 0.5
+
+
+async def looking(
+    look: Callable[[], Awaitable[None]], every_s: float, log: logging.Logger, failed: str
+) -> None:
+    """``look`` into the ledger again and again; an exception is logged, as what ``failed``."""
+    while True:
+        try:
+            await look()
+        except SQLAlchemyError:
+            log.debug("the ledger is away")  # the drain has said so
+        except Exception:
+            log.exception(failed)
+        await asyncio.sleep(every_s)
 
 
 async def ended(task: asyncio.Task[Any] | None) -> None:

@@ -78,10 +78,10 @@ class Conversations:
         """Remember where a turn went: ``prefix`` of all its messages, ``tokens`` that are cached
         there now, ``name`` that the conversation has in records."""
         self._make_room()
-        turns = self._turns
+        turns, now_s = self._turns, time.time()
         for sort in (session, prefix):
             if sort is not None:
-                went = Went(_key(team, sort), time.time(), name, backend, tokens)
+                went = Went(_key(team, sort), now_s, name, backend, tokens)
                 turns.pop(went.key, None)  # so that the newest are last
                 turns[went.key] = went
                 self._fresh.append(went)

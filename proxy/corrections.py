@@ -22,7 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from meters.ledger import Ledger
 from meters.receipts import JITTER_S
 from proxy import budgets
-from proxy.background import ended
+from proxy.background import ended, looking
 from proxy.budgets import Charge
 from proxy.store import Store
 
@@ -96,20 +96,11 @@ class Corrections:
             fresh.append(_Waiting(request_id, part, holder, kept))
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        failed = "what meters told could not be charged to budgets"
+        self._task = asyncio.create_task(looking(self.look, EVERY_S, log, failed))
 
     async def stop(self) -> None:
         await ended(self._task)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_S)
-            try:
-                await self.look()
-            except SQLAlchemyError:
-                log.debug("the ledger is away")  # the drain has said so
-            except Exception:
-                log.exception("what meters told could not be charged to budgets")
 
     async def look(self) -> None:
         """Charge what the ledger knows by now."""

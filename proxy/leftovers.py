@@ -18,12 +18,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from meters.ledger import Ledger
 from meters.types import Activity, Attribution, StepPhysics, Window
 from proxy.accounts import HOLD_S
-from proxy.background import ended
+from proxy.background import ended, looking
 
 log = logging.getLogger("joulegate.leftovers")
 
@@ -106,22 +104,17 @@ class Leftovers:
 
     def start(self) -> None:
         """Go on looking, from the running event loop."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        failed = "Windows that were left undivided stay so for now"
+        self._task = asyncio.create_task(looking(self._look, self._every_s, log, failed))
 
     async def stop(self) -> None:
         await ended(self._task)
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                if self._caught_up_s() >= CALM_S:
-                    found = await asyncio.to_thread(self.look, time.time())
-                    if found:
-                        log.info("Divided %d windows that were left or came late", found)
-                    while self._to_count:
-                        self._divided(self._to_count.pop())
-            except SQLAlchemyError:
-                log.debug("the ledger is away")  # the drain has said so
-            except Exception:
-                log.exception("Windows that were left undivided stay so for now")
-            await asyncio.sleep(self._every_s)
+    async def _look(self) -> None:
+        if self._caught_up_s() < CALM_S:
+            return
+        found = await asyncio.to_thread(self.look, time.time())
+        if found:
+            log.info("Divided %d windows that were left or came late", found)
+        while self._to_count:
+            self._divided(self._to_count.pop())

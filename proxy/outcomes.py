@@ -15,14 +15,12 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from estimators.types import Features, Load, Outcome
 from meters.ledger import Ledger
 from meters.outcomes import SLOT_S, ScoredAnswer
 from meters.types import UsageRecord
 from proxy.accounts import HOLD_S
-from proxy.background import ended
+from proxy.background import ended, looking
 from proxy.predicting import Predictors
 
 log = logging.getLogger("joulegate.outcomes")
@@ -60,7 +58,8 @@ class Outcomes:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        failed = "what came of requests could not be learnt from"
+        self._task = asyncio.create_task(looking(self.look, EVERY_S, log, failed))
 
     async def stop(self) -> None:
         await ended(self._task)
@@ -115,16 +114,6 @@ class Outcomes:
                     )
                 )
             taught_s[node] = from_s
-
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.look()
-            except SQLAlchemyError:
-                log.debug("the ledger is away")  # the drain has said so
-            except Exception:
-                log.exception("what came of requests could not be learnt from")
-            await asyncio.sleep(EVERY_S)
 
 
 def outcome_of(answer: ScoredAnswer | UsageRecord, score: float) -> Outcome:

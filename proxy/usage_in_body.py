@@ -91,12 +91,9 @@ def with_figures(answer: bytes, figures: bytes) -> bytes:
     """An answer in JSON with ``figures`` in its usage; the same object where it tells none."""
     try:
         fields = _fields.decode(answer)
-        whole = "response" in fields and _USAGE in bytes(
-            fields["response"]
-        )  # an event of Responses
-        name = "response" if whole else "usage"
+        name = "usage" if "usage" in fields else "response"  # an event of Responses has it inside
         told = bytes(fields.get(name, b""))
-        if whole:
+        if name == "response":
             changed = with_figures(told, figures)
         else:
             usage = _fields.decode(told)
